@@ -1,0 +1,90 @@
+# Everything a developer, a newcomer and CI do. `make demo` and `make test` need only Python >= 3.10, a
+# C++17 compiler and a package registry.
+PYTHON ?= python3
+# Where to get the CPU build of torch, when the registry's own torch is a CUDA build:
+#   make demo PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+PIP_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt $(PIP_ARGS)
+DATA := data/ml-100k
+CHECKPOINT := artifacts/checkpoint
+BUNDLE := artifacts/bundle
+REPOSITORY := model_repository
+CXX_FILES = $(shell find csrc bench -name '*.h' -o -name '*.cc' -o -name '*.cu')
+
+.PHONY: setup demo test check sanitize stubs format bench-serving bench-overload clean
+.DELETE_ON_ERROR:
+
+setup: $(VENV)/installed
+
+# ---- set-up -------------------------------------------------------------------------------------
+
+$(VENV)/requirements: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) cmake ninja scikit-build-core pybind11 nlohmann-json openvino
+	# The wheel that carries a tritonserver pins numpy < 2 for a Python layer that is not used here.
+	$(PIP) --no-deps nvidia-pytriton==0.7.0
+	touch $@
+
+$(VENV)/installed: $(VENV)/requirements CMakeLists.txt $(shell find csrc -type f)
+	CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) $(PIP) --no-build-isolation -e '.[dev]' -C cmake.define.RECENGINE_WERROR=ON
+	touch $@
+
+$(VENV)/perf_analyzer/perf_analyzer: bench/serving/setup_perf_analyzer.py | $(VENV)/installed
+	$(BIN)/python $< $(VENV)/perf_analyzer
+
+# ---- the demo: MovieLens-100K from ratings to recommendations -----------------------------------
+
+$(DATA)/ml-100k.inter: | $(VENV)/installed
+	$(BIN)/python -m recengine.data.movielens $(DATA)
+
+$(CHECKPOINT)/recommender.json: $(DATA)/ml-100k.inter | $(VENV)/installed
+	$(BIN)/recengine train $(DATA) --out $(CHECKPOINT)
+
+$(BUNDLE)/manifest.json: $(CHECKPOINT)/recommender.json | $(VENV)/installed
+	$(BIN)/recengine export $(CHECKPOINT) --out $(BUNDLE)
+
+$(REPOSITORY)/.compiled: $(BUNDLE)/manifest.json | $(VENV)/installed
+	$(BIN)/recengine compile $(BUNDLE) --target cpu --out $(REPOSITORY)
+	touch $@
+
+demo: $(REPOSITORY)/.compiled $(VENV)/perf_analyzer/perf_analyzer
+	$(BIN)/python examples/demo.py --repository $(REPOSITORY) --bundle $(BUNDLE) --data $(DATA)
+
+# ---- checks -------------------------------------------------------------------------------------
+
+test: $(REPOSITORY)/.compiled $(VENV)/perf_analyzer/perf_analyzer
+	$(BIN)/python -m pytest tests
+	git diff --exit-code -- $(REPOSITORY)
+
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/python tools/stubs.py --check
+	bash tools/check_cuda.sh
+
+sanitize: $(VENV)/installed
+	bash tools/sanitize.sh $(VENV)
+
+stubs: $(VENV)/installed
+	$(BIN)/python tools/stubs.py
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+# ---- benches: not in CI; results go to bench/results ---------------------------------------------
+
+bench-serving: $(REPOSITORY)/.compiled $(VENV)/perf_analyzer/perf_analyzer
+	$(BIN)/recengine bench serving --repository $(REPOSITORY) --bundle $(BUNDLE) --peer
+
+bench-overload: $(VENV)/perf_analyzer/perf_analyzer
+	$(BIN)/recengine bench overload
+
+clean:
+	rm -rf build $(VENV) artifacts $(DATA) $(REPOSITORY)/.compiled $(REPOSITORY)/*/[0-9]* $(REPOSITORY)/*/warmup

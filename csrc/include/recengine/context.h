@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace recengine {
+
+class ThreadPool;  // cpu/thread_pool.h
+
+// Instruction sets that kernels are written for, weakest first.
+enum class Isa : uint8_t { kPortable, kAvx2, kAvx512, kAvx512Vnni };
+
+// What an operation runs on: its threads and its instruction set.
+struct Context {
+  ThreadPool* pool = nullptr;  // null: the calling thread alone
+  Isa isa = Isa::kPortable;
+};
+
+// The best instruction set of this CPU, or the one that RECENGINE_ISA names
+// (portable, avx2, avx512, avx512_vnni). Throws DeviceError when the CPU lacks the one named.
+Isa default_isa();
+
+// True when this CPU can run kernels of `isa`.
+bool isa_supported(Isa isa);
+
+std::string isa_name(Isa isa);
+Isa isa_from_name(const std::string& name);
+
+// Cores this process may use: the affinity mask, capped by the cgroup's CPU quota.
+int usable_cores();
+
+}  // namespace recengine

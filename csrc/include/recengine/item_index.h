@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "recengine/tensor.h"
+
+namespace recengine {
+
+// Unit-length item vectors packed for exact search. Immutable and shared by all queries.
+class ItemIndex {
+ public:
+  // Normalises and packs `vectors` [rows, dim]; rows of norm 0 stay 0 and score 0. Throws
+  // InputError naming the row when a value is not finite. `vectors` is not kept.
+  static ItemIndex build(Matrix<const float> vectors);
+
+  // Packs unit vectors as build() would leave them, without copying rows that may stay
+  // memory-mapped: `unit_vectors` must outlive the index.
+  static ItemIndex from_unit_vectors(Matrix<const float> unit_vectors);
+
+  int64_t rows() const { return unit_vectors_.rows; }
+  int64_t dim() const { return unit_vectors_.cols; }
+  Matrix<const float> unit_vectors() const { return unit_vectors_; }
+
+ private:
+  std::shared_ptr<const float> owned_;  // null when the vectors are borrowed
+  Matrix<const float> unit_vectors_;
+};
+
+// out = in / ||in||, the norm summed in fp64; zero stays zero. False when a value is not finite.
+bool normalise(const float* in, int64_t dim, float* out);
+
+}  // namespace recengine

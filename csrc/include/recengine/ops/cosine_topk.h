@@ -1,0 +1,31 @@
+#pragma once
+
+#include <cstdint>
+
+#include "recengine/context.h"
+#include "recengine/item_index.h"
+#include "recengine/tensor.h"
+
+namespace recengine {
+
+// What one batched search asks for.
+struct TopKQuery {
+  Matrix<const float> queries;           // [batch, dim], any length; normalised inside
+  Span<const int64_t> exclude_rows;      // ragged, concatenated query by query; may repeat
+  Span<const int32_t> exclude_lengths;   // [batch], or empty for none
+  const uint64_t* allow_bitmap = nullptr;  // [ceil(rows / 64)], bit r % 64 of word r / 64; null: all
+};
+
+// The exact K best rows of each query by cosine, best first, ties by lower row.
+// K = out_rows.cols; slots beyond what is allowed hold row -1 and score -inf.
+//
+// The score of (query, item) is fixed to the bit on every instruction set: both are normalised
+// with an fp64 norm and rounded to fp32, products are rounded to fp32 and added into 16 lanes
+// (lane j takes dimensions j, j + 16, ...), and the lanes are added as a tree 8, 4, 2, 1.
+//
+// Throws InputError when shapes disagree, a query is not finite (naming its row) or an excluded
+// row is outside the index.
+void cosine_topk(const Context& context, const ItemIndex& index, const TopKQuery& query,
+                 Matrix<int64_t> out_rows, Matrix<float> out_scores);
+
+}  // namespace recengine

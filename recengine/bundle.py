@@ -1,0 +1,409 @@
+"""The bundle: manifest.json, safetensors and graphs in one directory. The waist of recengine.
+
+Export writes a bundle, compile reads one and writes version directories of the same format, the
+C++ engine loads those. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors.numpy import load_file, save_file
+
+from recengine.errors import BundleError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+CHUNK_BYTES = 64 * 1024 * 1024
+
+RowType = Literal["fp32", "fp16", "int8"]
+Pooling = Literal["sum", "mean"]
+Target = Literal["cpu", "gpu", "onnxruntime"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class FileEntry(_Model):
+    """One file of the bundle: its size and the SHA-256 of each chunk of `chunk_bytes`."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    chunk_bytes: Annotated[int, Field(gt=0)] = CHUNK_BYTES
+    sha256: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
+
+
+class Tensor(_Model):
+    """A tensor by its safetensors file and name."""
+
+    file: str
+    tensor: str
+
+
+class Vocabulary(_Model):
+    """Raw int64 id to table row: row 0 is out-of-vocabulary, the i-th key has row i + 1.
+
+    `range` holds the ids first .. first + count - 1 and needs no file. `hashed` borrows the slots
+    that `recengine.ops.build_slots` laid out: keys int64 and rows int32, [capacity] each.
+    """
+
+    kind: Literal["range", "hashed"]
+    count: Annotated[int, Field(ge=0)]
+    first: int = 0
+    keys: Tensor | None = None
+    rows: Tensor | None = None
+
+    @model_validator(mode="after")
+    def _slots_belong_to_hashed(self) -> Vocabulary:
+        if (self.kind == "hashed") != (self.keys is not None and self.rows is not None):
+            raise ValueError("a hashed vocabulary has keys and rows, a range has neither")
+        return self
+
+
+class Feature(_Model):
+    """A sparse user feature on the wire: a list of raw ids, of which the last `max_length` count.
+
+    `hashed` says that the raw keys are strings, hashed by `recengine.keys.hash_key`.
+    """
+
+    name: str
+    vocabulary: str
+    max_length: Annotated[int, Field(gt=0)]
+    hashed: bool = False
+
+
+class Table(_Model):
+    """Embedding rows [rows, dim], row 0 out-of-vocabulary; int8 rows have scales [rows]."""
+
+    rows: Annotated[int, Field(gt=0)]
+    dim: Annotated[int, Field(gt=0)]
+    row_type: RowType
+    data: Tensor
+    scales: Tensor | None = None
+
+
+class Bag(_Model):
+    """One pooled lookup: the last `max_length` ids of a feature, in a table, sum or mean."""
+
+    feature: str
+    table: str
+    pooling: Pooling
+    max_length: Annotated[int, Field(gt=0)]
+
+
+class GraphTensor(_Model):
+    """An input or output of a graph; a dim is a number or the name of a dynamic axis."""
+
+    name: str
+    dims: list[int | str]
+
+
+class Graph(_Model):
+    """A dense graph over fp32 tensors: ONNX in a bundle, OpenVINO IR once compiled for a CPU."""
+
+    file: str
+    weights: str | None = None
+    format: Literal["onnx", "openvino"]
+    precision: Literal["fp32", "bf16"] = "fp32"
+    inputs: list[GraphTensor]
+    outputs: list[GraphTensor]
+
+
+class Index(_Model):
+    """Unit item vectors [rows, dim] and raw keys [rows]; row r is vocabulary row r + 1."""
+
+    rows: Annotated[int, Field(gt=0)]
+    dim: Annotated[int, Field(gt=0)]
+    vectors: Tensor
+    keys: Tensor
+
+
+class Fallback(_Model):
+    """Index rows int64 and scores fp32 [n], best first: the answer for a user with nothing known."""
+
+    rows: Tensor
+    scores: Tensor
+
+
+class Retrieval(_Model):
+    """Graph: sparse [batch, bags' dims concatenated] (, dense [batch, n]) -> user [batch, dim]."""
+
+    family: str
+    bags: list[Bag]
+    graph: str
+    index: Index
+    fallback: Fallback
+    num_candidates: Annotated[int, Field(gt=0)]
+    max_candidates: Annotated[int, Field(gt=0)]
+
+
+class Ranking(_Model):
+    """Graph: sparse (, dense), items [batch, n, dim], candidate_scores [batch, n] -> scores.
+
+    `item_table` has one row per item: everything the ranker knows of it, pooled at export.
+    """
+
+    family: str
+    bags: list[Bag]
+    item_table: str
+    graph: str
+    k: Annotated[int, Field(gt=0)]
+
+
+class Reference(_Model):
+    """What eager PyTorch answered for held-out users; the fidelity gate compares with it.
+
+    Tensors of `file`: ids int64 [users, width], lengths int32 [users, features + 1],
+    dense fp32 [users, n] (if any), target int64 [users] (the held-out item's key),
+    candidates int64 [users, num_candidates] and candidate_scores fp32, items int64 [users, k] and
+    scores fp32: the eager retrieval and the eager end-to-end answer.
+    """
+
+    file: str
+    users: Annotated[int, Field(gt=0)]
+
+
+class FidelityBounds(_Model):
+    """How far an engine may be from eager PyTorch before compile refuses it."""
+
+    score_error: float = 1e-3
+    identical_top_k: float = 0.98
+    metric_delta: float = 0.002
+
+
+class FidelityRow(_Model):
+    """One comparison with the reference over its held-out users.
+
+    score_error: largest |score - eager score| over items in both answers. identical_top_k: share of
+    users whose ordered item list is the eager one, swaps of equal scores within the bound aside.
+    """
+
+    stage: Literal["retrieval", "recommend"]
+    path: Literal["engine", "served"]
+    users: int
+    k: int
+    score_error: float
+    identical_top_k: float
+    recall: float
+    recall_eager: float
+    ndcg: float
+    ndcg_eager: float
+
+
+class Provenance(_Model):
+    """Where a bundle comes from."""
+
+    created: str
+    recengine: str
+    checkpoint_sha256: str | None = None
+    dataset: dict[str, str] = {}
+    versions: dict[str, str] = {}
+    quality: dict[str, dict[str, float]] = {}
+
+
+class Manifest(_Model):
+    """Everything about a bundle or a version directory."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str
+    target: Target | None = None
+    features: list[Feature]
+    dense_features: list[str] = []
+    item_vocabulary: str
+    vocabularies: dict[str, Vocabulary]
+    tables: dict[str, Table]
+    graphs: dict[str, Graph]
+    retrieval: Retrieval | None = None
+    ranking: Ranking | None = None
+    reference: Reference | None = None
+    fidelity: list[FidelityRow] = []
+    provenance: Provenance
+    files: dict[str, FileEntry]
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> Manifest:
+        features = {feature.name for feature in self.features}
+        for feature in self.features:
+            _known("vocabulary", feature.vocabulary, self.vocabularies, f"feature {feature.name!r}")
+        _known("vocabulary", self.item_vocabulary, self.vocabularies, "item_vocabulary")
+        for stage in (self.retrieval, self.ranking):
+            if stage is None:
+                continue
+            _known("graph", stage.graph, self.graphs, stage.family)
+            for bag in stage.bags:
+                _known("feature", bag.feature, features, stage.family)
+                _known("table", bag.table, self.tables, stage.family)
+        if self.ranking is not None:
+            _known("table", self.ranking.item_table, self.tables, self.ranking.family)
+        for path in self.referenced_files():
+            _known("file", path, self.files, "manifest")
+        for path in self.files:
+            parts = PurePosixPath(path).parts
+            if not parts or path.startswith("/") or ".." in parts or "\\" in path:
+                raise ValueError(f"file {path!r} is not a relative path inside the bundle")
+        return self
+
+    def referenced_files(self) -> set[str]:
+        """Every file that some part of the manifest names."""
+        tensors: list[Tensor | None] = []
+        files: set[str] = set()
+        for vocabulary in self.vocabularies.values():
+            tensors += [vocabulary.keys, vocabulary.rows]
+        for table in self.tables.values():
+            tensors += [table.data, table.scales]
+        if self.retrieval is not None:
+            index, fallback = self.retrieval.index, self.retrieval.fallback
+            tensors += [index.vectors, index.keys, fallback.rows, fallback.scores]
+        for graph in self.graphs.values():
+            files.add(graph.file)
+            if graph.weights is not None:
+                files.add(graph.weights)
+        if self.reference is not None:
+            files.add(self.reference.file)
+        return files | {tensor.file for tensor in tensors if tensor is not None}
+
+
+def _known(kind: str, name: str, names: Iterable[str], owner: str) -> None:
+    if name not in names:
+        raise ValueError(f"{owner} names {kind} {name!r}, which the manifest does not have")
+
+
+def hash_file(path: Path, chunk_bytes: int = CHUNK_BYTES) -> FileEntry:
+    """Size and chunk-wise SHA-256 of a file; chunks are hashed in parallel."""
+    size = path.stat().st_size
+
+    def digest(offset: int) -> str:
+        with path.open("rb") as file:
+            file.seek(offset)
+            return hashlib.sha256(file.read(chunk_bytes)).hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        chunks = list(pool.map(digest, range(0, max(size, 1), chunk_bytes)))
+    return FileEntry(bytes=size, chunk_bytes=chunk_bytes, sha256=chunks)
+
+
+def read_manifest(directory: Path | str) -> Manifest:
+    """Reads and validates `directory`/manifest.json; files are not opened.
+
+    Raises:
+        BundleError: the manifest is missing, is not JSON, has an unknown format version or is not
+            valid; the message names the field.
+    """
+    path = Path(directory) / MANIFEST
+    try:
+        raw = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BundleError(f"{path}: no such file; is this a bundle?") from None
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: not JSON: {error}") from None
+    version = raw.get("format_version") if isinstance(raw, dict) else None
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: format_version is {version!r}, this recengine reads {FORMAT_VERSION}"
+        )
+    try:
+        return Manifest.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "manifest"
+        raise BundleError(f"{path}: {where}: {first['msg']}") from None
+
+
+def verify(directory: Path | str) -> Manifest:
+    """read_manifest(), then every file's size and SHA-256.
+
+    Raises:
+        BundleError: naming the file that is missing, truncated or changed.
+    """
+    manifest = read_manifest(directory)
+    for name, expected in manifest.files.items():
+        path = Path(directory) / name
+        if not path.is_file():
+            raise BundleError(f"{path}: missing; the manifest lists it")
+        size = path.stat().st_size
+        if size != expected.bytes:
+            raise BundleError(f"{path}: expected {expected.bytes} bytes, found {size}")
+        found = hash_file(path, expected.chunk_bytes)
+        for chunk, (want, have) in enumerate(zip(expected.sha256, found.sha256, strict=True)):
+            if want != have:
+                raise BundleError(f"{path}: chunk {chunk}: expected SHA-256 {want}, found {have}")
+    return manifest
+
+
+def load_tensor(directory: Path | str, tensor: Tensor) -> np.ndarray[Any, Any]:
+    """One tensor of a bundle as a NumPy array."""
+    return load_file(Path(directory) / tensor.file)[tensor.tensor]
+
+
+def write_tensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
+    """Writes a safetensors file and syncs it to disk."""
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, path)
+    path.chmod(0o644)  # safetensors leaves it unreadable to a server that is another user
+    sync(path)
+
+
+def write_bundle(staging: Path, manifest: Manifest, destination: Path) -> Manifest:
+    """Hashes `manifest`'s files in `staging`, writes manifest.json there and renames the directory.
+
+    `manifest.files` need only have the right keys. The destination appears whole or not at all; a
+    directory that stands there is replaced.
+    """
+    files = {name: hash_file(staging / name) for name in sorted(manifest.files)}
+    complete = manifest.model_copy(update={"files": files})
+    write_manifest(staging, complete)
+    for name in files:
+        sync(staging / name)
+    sync(staging)
+    if destination.exists():
+        retired = destination.with_name(f".{destination.name}.retired.{os.getpid()}")
+        destination.rename(retired)
+        staging.rename(destination)
+        shutil.rmtree(retired)
+    else:
+        staging.rename(destination)
+    sync(destination.parent)
+    return complete
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> None:
+    """Replaces `directory`/manifest.json in one step."""
+    temporary = directory / f".{MANIFEST}.{os.getpid()}"
+    temporary.write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n")
+    sync(temporary)
+    temporary.rename(directory / MANIFEST)
+
+
+def versions(model: Path) -> list[int]:
+    """Numbers of the version directories of a model in a repository, oldest first."""
+    names = (path.name for path in model.iterdir() if path.is_dir()) if model.is_dir() else ()
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+def latest_version(model: Path) -> Path:
+    """The version directory that Triton serves.
+
+    Raises:
+        BundleError: the model has none.
+    """
+    numbers = versions(model)
+    if not numbers:
+        raise BundleError(f"{model}: no version directory; was it compiled?")
+    return model / str(numbers[-1])
+
+
+def sync(path: Path) -> None:
+    """Flushes a file or directory to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
