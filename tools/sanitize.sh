@@ -1,11 +1,30 @@
 #!/usr/bin/env bash
 # Builds the C++ core with AddressSanitizer and UndefinedBehaviorSanitizer and runs its tests on it:
-# the ops and the engine through the native module, the backend inside a real tritonserver.
+# ops and engine through the native module, the backend inside a real tritonserver.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$(realpath "${1:-.venv}")
+site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+python=$("$venv/bin/python" -c 'import sys; print(sys._base_executable)')
 build=build/sanitize
-"$venv/bin/cmake" -S . -B "$build" -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
+package=$PWD/$build/package
+
+"$venv/bin/cmake" -S . -B $build -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
   -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRECENGINE_SANITIZE=ON -DRECENGINE_WERROR=ON \
   -DPython_EXECUTABLE="$venv/bin/python" >/dev/null
-"$venv/bin/ninja" -C "$build"
+"$venv/bin/ninja" -C $build --quiet
+
+# A copy of the installed layout with the sanitised libraries in it. The interpreter is the one under
+# the virtual environment, so that the editable install of the ordinary build does not shadow it.
+rm -rf "$package" && mkdir -p "$package/recengine/backends/recengine"
+cp -rs "$PWD"/recengine/. "$package/recengine/"
+ln -s "$site/openvino" "$package/openvino"
+cp $build/_native*.so "$package/recengine/"
+cp $build/libtriton_recengine.so "$package/recengine/backends/recengine/"
+
+export PYTHONPATH=$package:$site PYTHONDONTWRITEBYTECODE=1
+# Leaks are not looked for: the interpreter and OpenVINO keep what they allocate until the end.
+export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:detect_odr_violation=0
+export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so.6)" \
+  "$python" -m pytest -q -p no:cacheprovider tests/ops tests/engine

@@ -15,6 +15,7 @@ struct Schema {
   struct Feature {
     std::string name;
     int64_t max_length = 0;  // ids kept, the last ones
+    bool hashed = false;     // the caller hashes string keys to ids
   };
   std::string name;                         // of the recommender
   std::vector<Feature> features;            // sparse user features, in wire order
@@ -49,7 +50,7 @@ struct Recommendations {
 struct EngineOptions {
   ThreadPool* pool = nullptr;  // shared with other engines; null: the calling thread alone
   Isa isa = default_isa();
-  int num_streams = 1;         // calls that the dense graphs serve at once
+  int num_streams = 1;  // calls that the dense graphs serve at once
   int threads_per_stream = 1;
 };
 

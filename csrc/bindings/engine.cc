@@ -1,0 +1,143 @@
+#include "recengine/engine.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "bindings/arrays.h"
+#include "bindings/shared_pool.h"
+#include "engine/sha256.h"
+#include "recengine/context.h"
+
+namespace py = pybind11;
+
+namespace recengine {
+namespace {
+
+// Runs call(out) without the GIL and gives (item ids, scores), [batch, k] each.
+template <typename Call>
+py::tuple answer(int64_t batch, int64_t k, const Call& call) {
+  Array<int64_t> item_ids({batch, k});
+  Array<float> scores({batch, k});
+  const Recommendations out = {as_output(item_ids), as_output(scores)};
+  {
+    const py::gil_scoped_release release;
+    call(out);
+  }
+  return py::make_tuple(std::move(item_ids), std::move(scores));
+}
+
+WireUsers as_users(const Array<int64_t>& ids, const Array<int32_t>& lengths,
+                   const Array<float>& dense) {
+  return {as_matrix("[engine] ids", ids), as_matrix("[engine] lengths", lengths),
+          as_matrix("[engine] dense", dense)};
+}
+
+// The view that the engine takes of users that passed check().
+struct Rows {
+  explicit Rows(const WireUsers& users) : wire(users) {
+    for (int64_t b = 0; b < wire.ids.rows; ++b) ids.push_back(wire.ids.row(b));
+  }
+  UserBatch batch() const { return {ids, wire.lengths, wire.dense}; }
+
+  WireUsers wire;
+  std::vector<const int64_t*> ids;
+};
+
+class PyEngine {
+ public:
+  PyEngine(const std::string& directory, std::optional<int> threads) {
+    const int count = threads ? *threads : usable_cores();
+    EngineOptions options;
+    options.pool = shared_pool(count);
+    options.threads_per_stream = count;
+    const py::gil_scoped_release release;
+    engine_ = Engine::load(directory, options);
+  }
+
+  py::dict schema() const {
+    const Schema& schema = engine_->schema();
+    py::list features;
+    for (const Schema::Feature& feature : schema.features) {
+      features.append(py::dict(py::arg("name") = feature.name,
+                               py::arg("max_length") = feature.max_length,
+                               py::arg("hashed") = feature.hashed));
+    }
+    return py::dict(py::arg("name") = schema.name, py::arg("features") = features,
+                    py::arg("dense_features") = schema.dense_features,
+                    py::arg("num_items") = schema.num_items,
+                    py::arg("num_candidates") = schema.num_candidates,
+                    py::arg("max_candidates") = schema.max_candidates, py::arg("k") = schema.k);
+  }
+
+  bool has_retrieval() const { return engine_->has_retrieval(); }
+  bool has_ranking() const { return engine_->has_ranking(); }
+
+  py::tuple retrieve(const Array<int64_t>& ids, const Array<int32_t>& lengths,
+                     const Array<float>& dense, int64_t k) const {
+    const WireUsers users = as_users(ids, lengths, dense);
+    return answer(users.ids.rows, k, [&](Recommendations out) {
+      check(engine_->schema(), users);
+      engine_->retrieve(Rows(users).batch(), out);
+    });
+  }
+
+  py::tuple rank(const Array<int64_t>& ids, const Array<int32_t>& lengths,
+                 const Array<float>& dense, const Array<int64_t>& candidates,
+                 const Array<float>& candidate_scores, int64_t k) const {
+    const WireUsers users = as_users(ids, lengths, dense);
+    const CandidateBatch items = {as_matrix("[engine] candidates", candidates),
+                                  as_matrix("[engine] candidate_scores", candidate_scores)};
+    return answer(users.ids.rows, k, [&](Recommendations out) {
+      check(engine_->schema(), users, items);
+      engine_->rank(Rows(users).batch(), items, out);
+    });
+  }
+
+  py::tuple recommend(const Array<int64_t>& ids, const Array<int32_t>& lengths,
+                      const Array<float>& dense, int64_t k, int64_t num_candidates) const {
+    const WireUsers users = as_users(ids, lengths, dense);
+    return answer(users.ids.rows, k, [&](Recommendations out) {
+      check(engine_->schema(), users);
+      engine_->recommend(Rows(users).batch(), num_candidates, out);
+    });
+  }
+
+ private:
+  std::unique_ptr<Engine> engine_;
+};
+
+py::bytes sha256_of(const std::string& bytes, bool portable) {
+  const Span<const uint8_t> span(reinterpret_cast<const uint8_t*>(bytes.data()),
+                                 static_cast<int64_t>(bytes.size()));
+  const Sha256Digest digest = portable ? sha256_portable(span) : sha256(span);
+  return {reinterpret_cast<const char*>(digest.data()), digest.size()};
+}
+
+}  // namespace
+
+void bind_engine(py::module_& m) {
+  py::class_<PyEngine>(m, "Engine")
+      .def(py::init<const std::string&, std::optional<int>>(), py::arg("directory"),
+           py::arg("threads") = py::none())
+      .def_property_readonly("schema", &PyEngine::schema)
+      .def_property_readonly("has_retrieval", &PyEngine::has_retrieval)
+      .def_property_readonly("has_ranking", &PyEngine::has_ranking)
+      .def("retrieve", &PyEngine::retrieve, py::arg("ids").noconvert(),
+           py::arg("lengths").noconvert(), py::arg("dense").noconvert(), py::arg("k"))
+      .def("rank", &PyEngine::rank, py::arg("ids").noconvert(), py::arg("lengths").noconvert(),
+           py::arg("dense").noconvert(), py::arg("candidates").noconvert(),
+           py::arg("candidate_scores").noconvert(), py::arg("k"))
+      .def("recommend", &PyEngine::recommend, py::arg("ids").noconvert(),
+           py::arg("lengths").noconvert(), py::arg("dense").noconvert(), py::arg("k"),
+           py::arg("num_candidates"));
+  m.def("sha256", &sha256_of, py::arg("data"), py::arg("portable") = false,
+        "SHA-256 of bytes as the loader computes it.");
+}
+
+}  // namespace recengine

@@ -1,0 +1,15 @@
+#include <pybind11/pybind11.h>
+
+namespace recengine {
+
+void bind_errors(pybind11::module_& module);
+void bind_ops(pybind11::module_& module);
+void bind_engine(pybind11::module_& module);
+
+}  // namespace recengine
+
+PYBIND11_MODULE(_native, module) {
+  recengine::bind_errors(module);
+  recengine::bind_ops(module);
+  recengine::bind_engine(module);
+}

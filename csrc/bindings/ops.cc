@@ -1,0 +1,301 @@
+#include <pybind11/native_enum.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bindings/arrays.h"
+#include "bindings/shared_pool.h"
+#include "recengine/context.h"
+#include "recengine/error.h"
+#include "recengine/item_index.h"
+#include "recengine/ops/cosine_topk.h"
+#include "recengine/ops/embedding_bag.h"
+#include "recengine/ops/order.h"
+#include "recengine/table.h"
+#include "recengine/vocabulary.h"
+
+namespace py = pybind11;
+using namespace pybind11::literals;
+
+namespace recengine {
+namespace {
+
+// A view of NumPy arrays together with what keeps them alive.
+struct BoundTable {
+  EmbeddingTable view;
+  py::array data;
+  std::optional<Array<float>> scales;
+};
+
+struct BoundIndex {
+  ItemIndex index;
+  std::optional<Array<float>> borrowed;
+};
+
+struct BoundVocabulary {
+  Vocabulary vocabulary;
+  std::optional<Array<int64_t>> slot_keys;
+  std::optional<Array<int32_t>> slot_rows;
+};
+
+// None means every core that the process may use, and the default instruction set.
+Context make_context(std::optional<int> threads, const std::optional<std::string>& isa) {
+  Context context;
+  context.isa = isa ? isa_from_name(*isa) : default_isa();
+  if (!isa_supported(context.isa)) {
+    throw DeviceError("[isa] this CPU lacks " + isa_name(context.isa));
+  }
+  static const int cores = usable_cores();  // reads files, too slow for every call
+  context.pool = shared_pool(threads ? *threads : cores);
+  return context;
+}
+
+std::vector<std::string> supported_isas() {
+  std::vector<std::string> names;
+  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni}) {
+    if (isa_supported(isa)) names.push_back(isa_name(isa));
+  }
+  return names;
+}
+
+RowType row_type_of(const py::array& data) {
+  const char kind = data.dtype().kind();
+  const py::ssize_t bytes = data.itemsize();
+  if (kind == 'f' && bytes == 4) return RowType::kFloat32;
+  if (kind == 'f' && bytes == 2) return RowType::kFloat16;
+  if (kind == 'i' && bytes == 1) return RowType::kInt8;
+  throw InputError("[embedding_table] data: expected float32, float16 or int8, found " +
+                   std::string(py::str(data.dtype())));
+}
+
+BoundTable make_table(std::string name, py::array data, std::optional<Array<float>> scales) {
+  expect_rank("[embedding_table] data", data, 2);
+  const bool plain = (data.flags() & py::array::c_style) != 0 &&
+                     data.dtype().byteorder() != (PY_BIG_ENDIAN ? '<' : '>');
+  if (!plain || data.shape(1) < 1 || data.shape(1) > INT32_MAX) {
+    throw InputError("[embedding_table] data: expected native [rows, dim] in C order, dim >= 1");
+  }
+  BoundTable table;
+  table.view.name = std::move(name);
+  table.view.data = data.data();
+  table.view.rows = data.shape(0);
+  table.view.dim = static_cast<int32_t>(data.shape(1));
+  table.view.row_type = row_type_of(data);
+  const bool needs_scales = table.view.row_type == RowType::kInt8;
+  if (needs_scales != scales.has_value()) {
+    throw InputError(std::string("[embedding_table] scales: expected ") +
+                     (needs_scales ? "one per int8 row, found none" : "none, found some"));
+  }
+  if (scales) {
+    const Span<const float> values = as_span("[embedding_table] scales", *scales);
+    if (values.size != table.view.rows) {
+      throw InputError("[embedding_table] scales: expected " + std::to_string(table.view.rows) +
+                       ", found " + std::to_string(values.size));
+    }
+    table.view.scales = values.data;
+  }
+  table.data = std::move(data);
+  table.scales = std::move(scales);
+  return table;
+}
+
+std::string row_type_name(const BoundTable& table) {
+  switch (table.view.row_type) {
+    case RowType::kFloat32:
+      return "fp32";
+    case RowType::kFloat16:
+      return "fp16";
+    case RowType::kInt8:
+      return "int8";
+  }
+  return "unknown";
+}
+
+Array<float> call_embedding_bag(const std::vector<const BoundTable*>& tables,
+                                const std::vector<Pooling>& poolings,
+                                const std::vector<int32_t>& max_lengths, const Array<int64_t>& rows,
+                                const Array<int32_t>& lengths,
+                                const std::optional<Array<float>>& weights,
+                                std::optional<int> threads, const std::optional<std::string>& isa) {
+  if (poolings.size() != tables.size() || max_lengths.size() != tables.size()) {
+    throw InputError("[embedding_bag] pooling: expected one per table");
+  }
+  std::vector<BagColumn> columns(tables.size());
+  int64_t width = 0;
+  for (size_t c = 0; c < tables.size(); ++c) {
+    if (tables[c] == nullptr) throw InputError("[embedding_bag] tables: found None");
+    const bool sequence = poolings[c] == Pooling::kNone;
+    columns[c] = {&tables[c]->view, poolings[c], max_lengths[c], width};
+    width += tables[c]->view.dim * (sequence ? int64_t{max_lengths[c]} : 1);
+  }
+  BagInput input;
+  input.rows = as_span("[embedding_bag] rows", rows);
+  input.lengths = as_matrix("[embedding_bag] lengths", lengths);
+  if (weights) {
+    const Span<const float> values = as_span("[embedding_bag] weights", *weights);
+    if (values.size != input.rows.size) {
+      throw InputError("[embedding_bag] weights: expected " + std::to_string(input.rows.size) +
+                       ", found " + std::to_string(values.size));
+    }
+    input.weights = values.data;
+  }
+  const Context context = make_context(threads, isa);
+  Array<float> out({input.lengths.rows, width});
+  const Matrix<float> result = as_output(out);
+  py::gil_scoped_release release;
+  embedding_bag(context, columns, input, result);
+  return out;
+}
+
+std::pair<Array<int64_t>, Array<float>> call_cosine_topk(
+    const BoundIndex& index, const Array<float>& queries, int64_t k,
+    const std::optional<Array<int64_t>>& exclude_rows,
+    const std::optional<Array<int32_t>>& exclude_lengths,
+    const std::optional<Array<uint64_t>>& allow_bitmap, std::optional<int> threads,
+    const std::optional<std::string>& isa) {
+  if (k < 1) throw InputError("[cosine_topk] k: expected at least 1, found " + std::to_string(k));
+  TopKQuery query;
+  query.queries = as_matrix("[cosine_topk] queries", queries);
+  if (exclude_rows) query.exclude_rows = as_span("[cosine_topk] exclude_rows", *exclude_rows);
+  if (exclude_lengths) {
+    query.exclude_lengths = as_span("[cosine_topk] exclude_lengths", *exclude_lengths);
+  }
+  if (allow_bitmap) {
+    const Span<const uint64_t> words = as_span("[cosine_topk] allow", *allow_bitmap);
+    const int64_t expected = (index.index.rows() + 63) / 64;
+    if (words.size != expected) {
+      throw InputError("[cosine_topk] allow: expected " + std::to_string(expected) +
+                       " words, found " + std::to_string(words.size));
+    }
+    query.allow_bitmap = words.data;
+  }
+  const Context context = make_context(threads, isa);
+  Array<int64_t> rows({query.queries.rows, k});
+  Array<float> scores({query.queries.rows, k});
+  const Matrix<int64_t> out_rows = as_output(rows);
+  const Matrix<float> out_scores = as_output(scores);
+  {
+    py::gil_scoped_release release;
+    cosine_topk(context, index.index, query, out_rows, out_scores);
+  }
+  return {std::move(rows), std::move(scores)};
+}
+
+std::pair<Array<int64_t>, Array<float>> call_order(const Array<int64_t>& candidate_ids,
+                                                   const Array<float>& scores, int64_t k) {
+  if (k < 1) throw InputError("[order] k: expected at least 1, found " + std::to_string(k));
+  const Matrix<const int64_t> ids = as_matrix("[order] candidate_ids", candidate_ids);
+  const Matrix<const float> values = as_matrix("[order] scores", scores);
+  Array<int64_t> best_ids({ids.rows, k});
+  Array<float> best_scores({ids.rows, k});
+  const Matrix<int64_t> out_ids = as_output(best_ids);
+  const Matrix<float> out_scores = as_output(best_scores);
+  {
+    py::gil_scoped_release release;
+    order(ids, values, out_ids, out_scores);
+  }
+  return {std::move(best_ids), std::move(best_scores)};
+}
+
+BoundIndex build_index(const Array<float>& vectors) {
+  const Matrix<const float> matrix = as_matrix("[item_index] vectors", vectors);
+  py::gil_scoped_release release;
+  return {ItemIndex::build(matrix), std::nullopt};
+}
+
+BoundIndex borrow_index(Array<float> unit_vectors) {
+  const Matrix<const float> matrix = as_matrix("[item_index] unit_vectors", unit_vectors);
+  return {ItemIndex::from_unit_vectors(matrix), std::move(unit_vectors)};
+}
+
+Array<float> unit_vectors(const py::object& self) {
+  const Matrix<const float> units = self.cast<const BoundIndex&>().index.unit_vectors();
+  Array<float> view({units.rows, units.cols}, units.data, self);
+  view.attr("setflags")("write"_a = false);
+  return view;
+}
+
+BoundVocabulary hashed_vocabulary(Array<int64_t> slot_keys, Array<int32_t> slot_rows,
+                                  int64_t count) {
+  return {Vocabulary::hashed(as_span("[vocabulary] slot_keys", slot_keys),
+                             as_span("[vocabulary] slot_rows", slot_rows), count),
+          std::move(slot_keys), std::move(slot_rows)};
+}
+
+Array<int64_t> lookup(const BoundVocabulary& self, const Array<int64_t>& ids) {
+  const Span<const int64_t> keys = as_span("[vocabulary] ids", ids);
+  Array<int64_t> rows(keys.size);
+  const Span<int64_t> out(rows.mutable_data(), keys.size);
+  py::gil_scoped_release release;
+  self.vocabulary.lookup(keys, out);
+  return rows;
+}
+
+std::pair<Array<int64_t>, Array<int32_t>> call_build_slots(const Array<int64_t>& keys) {
+  const Span<const int64_t> span = as_span("[build_slots] keys", keys);
+  VocabularySlots slots;
+  {
+    py::gil_scoped_release release;
+    slots = build_slots(span);
+  }
+  const auto capacity = static_cast<py::ssize_t>(slots.keys.size());
+  return {Array<int64_t>(capacity, slots.keys.data()), Array<int32_t>(capacity, slots.rows.data())};
+}
+
+void bind_classes(py::module_& module) {
+  py::native_enum<Pooling>(module, "Pooling", "enum.Enum")
+      .value("SUM", Pooling::kSum)
+      .value("MEAN", Pooling::kMean)
+      .value("NONE", Pooling::kNone)
+      .finalize();
+  py::class_<BoundTable>(module, "EmbeddingTable")
+      .def(py::init(&make_table), "name"_a, py::arg("data").noconvert(),
+           py::arg("scales").noconvert())
+      .def_property_readonly("name", [](const BoundTable& self) { return self.view.name; })
+      .def_property_readonly("data", [](const BoundTable& self) { return self.data; })
+      .def_property_readonly("scales", [](const BoundTable& self) { return self.scales; })
+      .def_property_readonly("row_type", &row_type_name);
+  py::class_<BoundIndex>(module, "ItemIndex")
+      .def_static("build", &build_index, py::arg("vectors").noconvert())
+      .def_static("from_unit_vectors", &borrow_index, py::arg("unit_vectors").noconvert())
+      .def_property_readonly("rows", [](const BoundIndex& self) { return self.index.rows(); })
+      .def_property_readonly("dim", [](const BoundIndex& self) { return self.index.dim(); })
+      .def_property_readonly("unit_vectors", &unit_vectors);
+  py::class_<BoundVocabulary>(module, "Vocabulary")
+      .def_static(
+          "range",
+          [](int64_t first, int64_t count) {
+            return BoundVocabulary{Vocabulary::range(first, count), std::nullopt, std::nullopt};
+          },
+          "first"_a, "count"_a)
+      .def_static("hashed", &hashed_vocabulary, py::arg("slot_keys").noconvert(),
+                  py::arg("slot_rows").noconvert(), "count"_a)
+      .def_property_readonly("size",
+                             [](const BoundVocabulary& self) { return self.vocabulary.size(); })
+      .def("lookup", &lookup, py::arg("ids").noconvert());
+}
+
+}  // namespace
+
+void bind_ops(py::module_& module) {
+  bind_classes(module);
+  module.def("default_isa", [] { return isa_name(default_isa()); });
+  module.def("supported_isas", &supported_isas);
+  module.def("usable_cores", &usable_cores);
+  module.def("embedding_bag", &call_embedding_bag, "tables"_a, "poolings"_a, "max_lengths"_a,
+             py::arg("rows").noconvert(), py::arg("lengths").noconvert(),
+             py::arg("weights").noconvert(), "threads"_a, "isa"_a);
+  module.def("cosine_topk", &call_cosine_topk, "index"_a, py::arg("queries").noconvert(), "k"_a,
+             py::arg("exclude_rows").noconvert(), py::arg("exclude_lengths").noconvert(),
+             py::arg("allow_bitmap").noconvert(), "threads"_a, "isa"_a);
+  module.def("order", &call_order, py::arg("candidate_ids").noconvert(),
+             py::arg("scores").noconvert(), "k"_a);
+  module.def("build_slots", &call_build_slots, py::arg("keys").noconvert());
+}
+
+}  // namespace recengine

@@ -1,0 +1,26 @@
+#include "bindings/shared_pool.h"
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "recengine/error.h"
+
+namespace recengine {
+
+ThreadPool* shared_pool(int threads) {
+  if (threads < 1 || threads > 1024) {
+    throw InputError("[threads] expected 1 to 1024, found " + std::to_string(threads));
+  }
+  if (threads == 1) return nullptr;
+  // Never destroyed: joining at exit would hang in a forked child, which has no workers.
+  static auto& mutex = *new std::mutex;
+  static auto& pools = *new std::map<int, std::unique_ptr<ThreadPool>>;
+  std::lock_guard<std::mutex> lock(mutex);
+  std::unique_ptr<ThreadPool>& pool = pools[threads];
+  if (pool == nullptr) pool = std::make_unique<ThreadPool>(threads - 1);
+  return pool.get();
+}
+
+}  // namespace recengine

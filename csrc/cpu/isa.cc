@@ -1,0 +1,75 @@
+#include <cstdlib>
+#include <string>
+
+#include "recengine/context.h"
+#include "recengine/error.h"
+
+namespace recengine {
+namespace {
+
+constexpr Isa kWeakestFirst[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni};
+
+Isa best_isa() {
+  Isa best = Isa::kPortable;
+  for (Isa isa : kWeakestFirst) {
+    if (isa_supported(isa)) best = isa;
+  }
+  return best;
+}
+
+}  // namespace
+
+bool isa_supported(Isa isa) {
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq");
+  switch (isa) {
+    case Isa::kPortable:
+      return true;
+    case Isa::kAvx2:
+      return avx2;
+    case Isa::kAvx512:
+      return avx512;
+    case Isa::kAvx512Vnni:
+      return avx512 && __builtin_cpu_supports("avx512vnni");
+  }
+  return false;
+}
+
+std::string isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::kPortable:
+      return "portable";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAvx512Vnni:
+      return "avx512_vnni";
+  }
+  return "unknown";
+}
+
+Isa isa_from_name(const std::string& name) {
+  std::string names;
+  for (Isa isa : kWeakestFirst) {
+    if (name == isa_name(isa)) return isa;
+    names += (names.empty() ? "" : ", ") + isa_name(isa);
+  }
+  throw DeviceError("[isa] expected one of " + names + "; found \"" + name + "\"");
+}
+
+Isa default_isa() {
+  const char* forced = std::getenv("RECENGINE_ISA");
+  if (forced == nullptr || *forced == '\0') return best_isa();
+  const Isa isa = isa_from_name(forced);
+  if (!isa_supported(isa)) {
+    throw DeviceError("[isa] RECENGINE_ISA asks for " + isa_name(isa) +
+                      ", which this CPU lacks; its best is " + isa_name(best_isa()));
+  }
+  return isa;
+}
+
+}  // namespace recengine

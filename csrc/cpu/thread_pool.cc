@@ -1,0 +1,125 @@
+#include "cpu/thread_pool.h"
+
+#include <algorithm>
+#include <atomic>
+#include <exception>
+#include <string>
+#include <utility>
+
+#include "recengine/error.h"
+
+namespace recengine {
+
+struct ThreadPool::Loop {
+  void* callable;
+  void (*call)(void*, int64_t);
+  int64_t num_chunks;
+  std::atomic<int64_t> next{0};
+  int helpers = 0;           // workers inside; guarded by mutex_
+  std::exception_ptr error;  // the first; guarded by mutex_
+  std::condition_variable left;
+  Loop* link = nullptr;
+};
+
+ThreadPool::ThreadPool(int num_workers) {
+  if (num_workers < 0) {
+    throw InputError("[thread_pool] num_workers: expected at least 0, found " +
+                     std::to_string(num_workers));
+  }
+  workers_.reserve(static_cast<size_t>(num_workers));
+  for (int i = 0; i < num_workers; ++i) workers_.emplace_back([this] { work(); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+  }
+  wake_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::submit(std::function<void()> task) {
+  if (workers_.empty()) throw InputError("[thread_pool] submit: the pool has no worker");
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    tasks_.push_back(std::move(task));
+  }
+  wake_.notify_one();
+}
+
+void ThreadPool::run_loop(int64_t num_chunks, void* callable, void (*call)(void*, int64_t)) {
+  if (num_chunks <= 1 || workers_.empty()) {
+    for (int64_t chunk = 0; chunk < num_chunks; ++chunk) call(callable, chunk);
+    return;
+  }
+  Loop loop;
+  loop.callable = callable;
+  loop.call = call;
+  loop.num_chunks = num_chunks;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    loop.link = loops_;
+    loops_ = &loop;
+  }
+  const int64_t wanted = std::min<int64_t>(num_chunks - 1, num_workers());
+  for (int64_t i = 0; i < wanted; ++i) wake_.notify_one();
+
+  help(loop);
+  std::unique_lock<std::mutex> lock(mutex_);
+  Loop** place = &loops_;
+  while (*place != &loop) place = &(*place)->link;
+  *place = loop.link;
+  loop.left.wait(lock, [&loop] { return loop.helpers == 0; });
+  if (loop.error) std::rethrow_exception(loop.error);
+}
+
+void ThreadPool::help(Loop& loop) {
+  for (;;) {
+    const int64_t chunk = loop.next.fetch_add(1, std::memory_order_relaxed);
+    if (chunk >= loop.num_chunks) return;
+    try {
+      loop.call(loop.callable, chunk);
+    } catch (...) {
+      loop.next.store(loop.num_chunks, std::memory_order_relaxed);
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (!loop.error) loop.error = std::current_exception();
+      return;
+    }
+  }
+}
+
+ThreadPool::Loop* ThreadPool::open_loop() const {
+  Loop* loop = loops_;
+  while (loop != nullptr && loop->next.load(std::memory_order_relaxed) >= loop->num_chunks) {
+    loop = loop->link;
+  }
+  return loop;
+}
+
+void ThreadPool::work() {
+  std::unique_lock<std::mutex> lock(mutex_);
+  for (;;) {
+    // Loops first: what has begun ends sooner than what only waits.
+    if (Loop* loop = open_loop()) {
+      ++loop->helpers;
+      lock.unlock();
+      help(*loop);
+      lock.lock();
+      if (--loop->helpers == 0) loop->left.notify_all();
+    } else if (!tasks_.empty()) {
+      std::function<void()> task = std::move(tasks_.front());
+      tasks_.pop_front();
+      lock.unlock();
+      task();
+      task = nullptr;
+      lock.lock();
+    } else if (stopping_) {
+      return;
+    } else {
+      wake_.wait(lock);
+    }
+  }
+}
+
+}  // namespace recengine

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace recengine {
+
+// Worker threads that run submitted tasks and help callers with their loops. A loop's caller works
+// on it itself, so no more threads compute than workers + callers and nothing waits for a free one.
+class ThreadPool {
+ public:
+  explicit ThreadPool(int num_workers);
+
+  // Joins after what was submitted is finished.
+  ~ThreadPool();
+
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int num_workers() const { return static_cast<int>(workers_.size()); }
+
+  // Runs `task` on a worker, in order of submission. The task must not throw. Throws InputError
+  // when the pool has no worker.
+  void submit(std::function<void()> task);
+
+  // Calls body(chunk) once for every chunk in [0, num_chunks) on the caller and on workers that are
+  // idle, and returns when all are done. May be called inside a task or another loop. After a chunk
+  // throws, those not begun are skipped and the first exception leaves here.
+  template <typename Body>
+  void parallel_for(int64_t num_chunks, Body&& body) {
+    using Callable = std::remove_reference_t<Body>;
+    run_loop(num_chunks, const_cast<void*>(static_cast<const void*>(&body)),
+             [](void* callable, int64_t chunk) { (*static_cast<Callable*>(callable))(chunk); });
+  }
+
+ private:
+  struct Loop;
+
+  void run_loop(int64_t num_chunks, void* callable, void (*call)(void*, int64_t));
+  void help(Loop& loop);
+  Loop* open_loop() const;  // a loop with chunks left; needs mutex_
+  void work();
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<std::function<void()>> tasks_;
+  Loop* loops_ = nullptr;  // those running now, linked through the callers' stacks
+  bool stopping_ = false;
+  std::vector<std::thread> workers_;
+};
+
+}  // namespace recengine

@@ -1,0 +1,153 @@
+#include "recengine/ops/embedding_bag.h"
+
+#include <algorithm>
+#include <string>
+
+#include "cpu/thread_pool.h"
+#include "ops/embedding_bag_kernel.h"
+#include "recengine/error.h"
+
+namespace recengine {
+namespace {
+
+constexpr int64_t kMaxChunks = 64;
+constexpr int64_t kRowsPerChunk = 4096;  // below, waking a thread costs more than it saves
+
+EmbeddingBagKernel kernel_for(Isa isa) {
+  switch (isa) {
+    case Isa::kPortable:
+      return embedding_bag_portable;
+    case Isa::kAvx2:
+      return embedding_bag_avx2;
+    case Isa::kAvx512:
+    case Isa::kAvx512Vnni:
+      return embedding_bag_avx512;
+  }
+  return embedding_bag_portable;
+}
+
+[[noreturn]] void fail(const std::string& what) { throw InputError("[embedding_bag] " + what); }
+
+void check_shapes(Span<const BagColumn> columns, const BagInput& input, Matrix<float> out) {
+  if (input.lengths.cols != columns.size) {
+    fail("lengths: expected " + std::to_string(columns.size) + " columns, found " +
+         std::to_string(input.lengths.cols));
+  }
+  if (input.lengths.rows != out.rows) {
+    fail("out: expected " + std::to_string(input.lengths.rows) + " rows, found " +
+         std::to_string(out.rows));
+  }
+  for (const BagColumn& column : columns) {
+    const EmbeddingTable& table = *column.table;
+    if (table.row_type == RowType::kInt8 && table.scales == nullptr) {
+      fail("table \"" + table.name + "\": expected scales with int8 rows, found none");
+    }
+    const int64_t slots = column.pooling == Pooling::kNone ? column.max_length : 1;
+    const int64_t width = slots * table.dim;
+    if (slots < 0 || column.offset < 0 || column.offset > out.cols - width) {
+      fail("table \"" + table.name + "\": expected its slice within " + std::to_string(out.cols) +
+           " columns, found " + std::to_string(column.offset) + " to " +
+           std::to_string(column.offset + width));
+    }
+  }
+}
+
+// Where the users of a chunk begin.
+struct ChunkStart {
+  int64_t user;
+  int64_t position;  // in rows
+};
+
+struct Split {
+  ChunkStart starts[kMaxChunks + 1];
+  int64_t num_chunks = 0;
+};
+
+// Checks the lengths and cuts the users into at most `wanted` runs of about as many rows each.
+void split_users(Span<const BagColumn> columns, const BagInput& input, int64_t wanted,
+                 Split& split) {
+  const int64_t total = input.rows.size;
+  int64_t position = 0;
+  for (int64_t user = 0; user < input.lengths.rows; ++user) {
+    if (split.num_chunks < wanted && position >= split.num_chunks * (total / wanted)) {
+      split.starts[split.num_chunks++] = {user, position};
+    }
+    for (int64_t c = 0; c < columns.size; ++c) {
+      const int64_t length = input.lengths.row(user)[c];
+      if (length < 0 || length > total - position) {
+        fail("lengths[" + std::to_string(user) + ", " + std::to_string(c) + "]: expected 0 to " +
+             std::to_string(total - position) + ", the rows left; found " + std::to_string(length));
+      }
+      if (columns[c].pooling == Pooling::kNone && length > columns[c].max_length) {
+        fail("lengths[" + std::to_string(user) + ", " + std::to_string(c) +
+             "]: expected at most max_length " + std::to_string(columns[c].max_length) +
+             ", found " + std::to_string(length));
+      }
+      position += length;
+    }
+  }
+  if (position != total) {
+    fail("lengths: expected to sum to " + std::to_string(total) + ", the rows; found " +
+         std::to_string(position));
+  }
+  split.starts[split.num_chunks] = {input.lengths.rows, total};
+}
+
+[[noreturn]] void fail_row(const EmbeddingTable& table, const BagInput& input, int64_t position) {
+  fail("table \"" + table.name + "\": rows[" + std::to_string(position) + "]: expected 0 to " +
+       std::to_string(table.rows - 1) + ", found " + std::to_string(input.rows[position]));
+}
+
+void check_rows(Span<const BagColumn> columns, const BagInput& input, ChunkStart begin,
+                int64_t end_user) {
+  int64_t position = begin.position;
+  for (int64_t user = begin.user; user < end_user; ++user) {
+    for (int64_t c = 0; c < columns.size; ++c) {
+      const EmbeddingTable& table = *columns[c].table;
+      const int64_t end = position + input.lengths.row(user)[c];
+      bool outside = false;
+      for (int64_t i = position; i < end; ++i) {
+        outside |= static_cast<uint64_t>(input.rows[i]) >= static_cast<uint64_t>(table.rows);
+      }
+      if (outside) {
+        while (static_cast<uint64_t>(input.rows[position]) < static_cast<uint64_t>(table.rows)) {
+          ++position;
+        }
+        fail_row(table, input, position);
+      }
+      position = end;
+    }
+  }
+}
+
+}  // namespace
+
+void embedding_bag(const Context& context, Span<const BagColumn> columns, const BagInput& input,
+                   Matrix<float> out) {
+  check_shapes(columns, input, out);
+  const int64_t threads = context.pool == nullptr ? 1 : context.pool->num_workers() + 1;
+  // Four chunks a thread even out rows that hit and rows that miss the cache.
+  const int64_t wanted = threads == 1 ? 1
+                                      : std::clamp<int64_t>(input.rows.size / kRowsPerChunk, 1,
+                                                            std::min(kMaxChunks, 4 * threads));
+  Split split;
+  split_users(columns, input, wanted, split);
+
+  const EmbeddingBagKernel kernel = kernel_for(context.isa);
+  const auto run_chunk = [&](int64_t i) {
+    const ChunkStart begin = split.starts[i];
+    const int64_t end_user = split.starts[i + 1].user;
+    check_rows(columns, input, begin, end_user);
+    kernel({columns.data, columns.size, input.rows.data + begin.position,
+            input.lengths.row(begin.user),
+            input.weights == nullptr ? nullptr : input.weights + begin.position,
+            end_user - begin.user, out.row(begin.user), out.cols});
+  };
+  if (split.num_chunks > 1) {
+    context.pool->parallel_for(split.num_chunks, run_chunk);
+  } else if (split.num_chunks == 1) {
+    run_chunk(0);
+  }
+}
+
+}  // namespace recengine

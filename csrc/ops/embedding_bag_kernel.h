@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+
+#include "recengine/ops/embedding_bag.h"
+
+namespace recengine {
+
+// Consecutive users of one call, checked: every row is inside its table. Plain pointers: an inline
+// function of a shared header must not be compiled for one instruction set and run on another.
+struct BagChunk {
+  const BagColumn* columns;
+  int64_t num_columns;
+  const int64_t* rows;     // of the first user's first bag on
+  const int32_t* lengths;  // [batch, columns]
+  const float* weights;    // beside rows, or null
+  int64_t batch;
+  float* out;  // [batch, out_cols]
+  int64_t out_cols;
+};
+
+using EmbeddingBagKernel = void (*)(const BagChunk& chunk);
+
+void embedding_bag_portable(const BagChunk& chunk);
+void embedding_bag_avx2(const BagChunk& chunk);
+void embedding_bag_avx512(const BagChunk& chunk);
+
+}  // namespace recengine

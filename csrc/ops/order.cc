@@ -1,0 +1,68 @@
+#include "recengine/ops/order.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "ops/sort_key.h"
+#include "recengine/error.h"
+#include "recengine/vocabulary.h"
+
+namespace recengine {
+namespace {
+
+template <typename A, typename B>
+void check_same_shape(const char* name, const Matrix<A>& expected, const Matrix<B>& found) {
+  if (expected.rows == found.rows && expected.cols == found.cols) return;
+  throw InputError(std::string("[order] ") + name + ": expected shape [" +
+                   std::to_string(expected.rows) + ", " + std::to_string(expected.cols) +
+                   "], found [" + std::to_string(found.rows) + ", " + std::to_string(found.cols) +
+                   "]");
+}
+
+void sort_best_first(std::vector<uint64_t>& keys, int64_t k) {
+  const auto end = keys.begin() + std::min(k, static_cast<int64_t>(keys.size()));
+  if (end != keys.end()) {
+    std::nth_element(keys.begin(), end, keys.end(), std::greater<>());
+  }
+  std::sort(keys.begin(), end, std::greater<>());
+}
+
+}  // namespace
+
+void order(Matrix<const int64_t> candidate_ids, Matrix<const float> scores, Matrix<int64_t> out_ids,
+           Matrix<float> out_scores) {
+  check_same_shape("scores", candidate_ids, scores);
+  check_same_shape("out_scores", out_ids, out_scores);
+  if (out_ids.rows != candidate_ids.rows) {
+    throw InputError("[order] out_ids: expected " + std::to_string(candidate_ids.rows) +
+                     " rows, found " + std::to_string(out_ids.rows));
+  }
+  std::vector<uint64_t> keys;
+  keys.reserve(static_cast<size_t>(candidate_ids.cols));
+  for (int64_t row = 0; row < candidate_ids.rows; ++row) {
+    const int64_t* ids = candidate_ids.row(row);
+    const float* values = scores.row(row);
+    keys.clear();
+    for (int64_t col = 0; col < candidate_ids.cols; ++col) {
+      if (ids[col] == kNoItem) continue;
+      if (!std::isfinite(values[col])) {
+        throw InputError("[order] scores[" + std::to_string(row) + ", " + std::to_string(col) +
+                         "]: expected a finite score, found " + std::to_string(values[col]));
+      }
+      keys.push_back(sort_key(values[col], static_cast<uint32_t>(col)));
+    }
+    sort_best_first(keys, out_ids.cols);
+    for (int64_t i = 0; i < out_ids.cols; ++i) {
+      const bool found = i < static_cast<int64_t>(keys.size());
+      const uint32_t col = found ? key_position(keys[static_cast<size_t>(i)]) : 0;
+      out_ids.row(row)[i] = found ? ids[col] : kNoItem;
+      out_scores.row(row)[i] = found ? values[col] : -std::numeric_limits<float>::infinity();
+    }
+  }
+}
+
+}  // namespace recengine

@@ -1,0 +1,33 @@
+"""The native module. Nothing else imports `recengine._native`."""
+
+from recengine._native import (
+    EmbeddingTable,
+    Engine,
+    ItemIndex,
+    Pooling,
+    Vocabulary,
+    build_slots,
+    cosine_topk,
+    default_isa,
+    embedding_bag,
+    order,
+    sha256,
+    supported_isas,
+    usable_cores,
+)
+
+__all__ = [
+    "EmbeddingTable",
+    "Engine",
+    "ItemIndex",
+    "Pooling",
+    "Vocabulary",
+    "build_slots",
+    "cosine_topk",
+    "default_isa",
+    "embedding_bag",
+    "order",
+    "sha256",
+    "supported_isas",
+    "usable_cores",
+]

@@ -1,0 +1,442 @@
+"""The core operations over NumPy arrays, and over DLPack arrays on the CPU.
+
+Arrays that already have the dtype named and C order are not copied. The GIL is released while an
+operation runs, and every operation may be called from many threads at once.
+
+`threads` is how many threads one call may use, None for every core that the process may use.
+`isa` is one of `supported_isas()`, None for `default_isa()`. Neither changes a bit of the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from recengine import _ops
+from recengine.errors import InputError
+
+__all__ = [
+    "EmbeddingTable",
+    "ItemIndex",
+    "Pooling",
+    "RowType",
+    "Vocabulary",
+    "build_slots",
+    "cosine_topk",
+    "default_isa",
+    "embedding_bag",
+    "order",
+    "quantize_rows",
+    "supported_isas",
+    "usable_cores",
+]
+
+Pooling = Literal["sum", "mean", "none"]
+RowType = Literal["fp32", "fp16", "int8"]
+
+_POOLINGS = {"sum": _ops.Pooling.SUM, "mean": _ops.Pooling.MEAN, "none": _ops.Pooling.NONE}
+
+
+class EmbeddingTable:
+    """Embedding rows [rows, dim] as they are stored: fp32, fp16, or int8 with a scale per row.
+
+    The arrays are borrowed, not copied; do not change them while an operation runs.
+
+    Args:
+        data: float32, float16 or int8 [rows, dim] in C order.
+        scales: float32 [rows], for int8 only: value = scale * code.
+        name: what messages call the table.
+
+    Raises:
+        InputError: the dtype, the shape or the presence of scales is not as said above.
+    """
+
+    def __init__(
+        self, data: npt.ArrayLike, scales: npt.ArrayLike | None = None, *, name: str = "table"
+    ) -> None:
+        self._native = _ops.EmbeddingTable(
+            name,
+            np.require(_as_numpy("[embedding_table] data", data), requirements=["C", "A"]),
+            None if scales is None else _cast("[embedding_table] scales", scales, np.float32),
+        )
+
+    @classmethod
+    def from_array(
+        cls, values: npt.ArrayLike, row_type: RowType = "fp32", *, name: str = "table"
+    ) -> EmbeddingTable:
+        """Stores float values [rows, dim] as rows of `row_type`.
+
+        Raises:
+            InputError: a value is not finite, or beyond fp16 where that was asked for.
+        """
+        array = _cast("[embedding_table] values", values, np.float32)
+        _check_finite("[embedding_table] values", array)
+        if row_type == "fp32":
+            return cls(array, name=name)
+        if row_type == "int8":
+            return cls(*quantize_rows(array), name=name)
+        if row_type != "fp16":
+            raise InputError(
+                f"[embedding_table] row_type: expected fp32, fp16 or int8, found {row_type!r}"
+            )
+        with np.errstate(over="ignore"):
+            halves = array.astype(np.float16)
+        _check_finite("[embedding_table] values as fp16", halves)
+        return cls(halves, name=name)
+
+    @property
+    def data(self) -> npt.NDArray[Any]:
+        """The stored rows [rows, dim]."""
+        return self._native.data
+
+    @property
+    def scales(self) -> npt.NDArray[np.float32] | None:
+        """The scale of each int8 row [rows], else None."""
+        return self._native.scales
+
+    @property
+    def name(self) -> str:
+        """What messages call the table."""
+        return self._native.name
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self.data.shape[0])
+
+    @property
+    def dim(self) -> int:
+        """Values in a row."""
+        return int(self.data.shape[1])
+
+    @property
+    def row_type(self) -> RowType:
+        """How a row is stored."""
+        return cast(RowType, self._native.row_type)
+
+    def to_array(self) -> npt.NDArray[np.float32]:
+        """The values that the rows stand for, float32 [rows, dim]."""
+        values = self.data.astype(np.float32)
+        return values if self.scales is None else values * self.scales[:, None]
+
+
+def quantize_rows(
+    values: npt.ArrayLike,
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Symmetric int8 codes with one scale a row: scale = max|x| / 127, code = round(x / scale).
+
+    Args:
+        values: float [rows, dim], finite.
+
+    Returns:
+        Codes int8 [rows, dim] and scales float32 [rows]; a row of zeros has scale 0.
+    """
+    array = _cast("[quantize_rows] values", values, np.float32)
+    if array.ndim != 2:
+        raise InputError(f"[quantize_rows] values: expected rank 2, found {array.ndim}")
+    scales = np.abs(array).max(axis=1, initial=0) / np.float32(127)
+    divisors = np.where(scales > 0, scales, np.float32(1))
+    codes = np.clip(np.rint(array / divisors[:, None]), -127, 127)
+    return codes.astype(np.int8), scales
+
+
+class ItemIndex:
+    """Item vectors packed for exact search: immutable, shared by all queries.
+
+    Args:
+        vectors: float [rows, dim], normalised here; a row of zeros stays so and scores 0.
+
+    Raises:
+        InputError: a value is not finite; the message names the row.
+    """
+
+    def __init__(self, vectors: npt.ArrayLike) -> None:
+        self._native = _ops.ItemIndex.build(_cast("[item_index] vectors", vectors, np.float32))
+
+    @classmethod
+    def from_unit_vectors(cls, unit_vectors: npt.ArrayLike) -> ItemIndex:
+        """An index over float32 vectors that are of unit length already; they are not copied."""
+        index = cls.__new__(cls)
+        index._native = _ops.ItemIndex.from_unit_vectors(
+            _cast("[item_index] unit_vectors", unit_vectors, np.float32)
+        )
+        return index
+
+    @property
+    def rows(self) -> int:
+        """Number of items."""
+        return self._native.rows
+
+    @property
+    def dim(self) -> int:
+        """Values in a vector."""
+        return self._native.dim
+
+    @property
+    def unit_vectors(self) -> npt.NDArray[np.float32]:
+        """A read-only view [rows, dim]."""
+        return self._native.unit_vectors
+
+
+class Vocabulary:
+    """Maps int64 ids to table rows: row 0 is out-of-vocabulary, the i-th key has row i + 1.
+
+    Make one with `range` or `from_keys`, or from the slots of `build_slots`.
+    """
+
+    def __init__(self, slot_keys: npt.ArrayLike, slot_rows: npt.ArrayLike, count: int) -> None:
+        self._native = _ops.Vocabulary.hashed(
+            _cast("[vocabulary] slot_keys", slot_keys, np.int64),
+            _cast("[vocabulary] slot_rows", slot_rows, np.int32),
+            count,
+        )
+
+    @classmethod
+    def range(cls, first: int, count: int) -> Vocabulary:
+        """Ids first .. first + count - 1 have rows 1 .. count.
+
+        Raises:
+            InputError: the ids leave int64 or hold -1, which means "no item".
+        """
+        vocabulary = cls.__new__(cls)
+        vocabulary._native = _ops.Vocabulary.range(first, count)
+        return vocabulary
+
+    @classmethod
+    def from_keys(cls, keys: npt.ArrayLike) -> Vocabulary:
+        """The i-th of int64 [count] distinct keys has row i + 1; order does not matter.
+
+        Raises:
+            InputError: a key repeats or is -1; the message names its position.
+        """
+        array = _cast("[vocabulary] keys", keys, np.int64)
+        return cls(*build_slots(array), array.size)
+
+    @property
+    def size(self) -> int:
+        """Number of keys, the out-of-vocabulary row not counted."""
+        return self._native.size
+
+    def lookup(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
+        """The table row of every id, in the shape of `ids`; 0 where unknown."""
+        array = _cast("[vocabulary] ids", ids, np.int64)
+        return self._native.lookup(array.reshape(-1)).reshape(array.shape)
+
+
+def build_slots(
+    keys: npt.ArrayLike,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    """Lays keys out as the open-addressing table that a hashed vocabulary borrows.
+
+    Args:
+        keys: int64 [count], distinct, none of them -1.
+
+    Returns:
+        slot_keys int64 [capacity] and slot_rows int32 [capacity], row -1 in an empty slot; at most
+        16 bytes a key.
+
+    Raises:
+        InputError: a key repeats or is -1; the message names its position.
+    """
+    return _ops.build_slots(_cast("[build_slots] keys", keys, np.int64))
+
+
+def embedding_bag(
+    tables: Sequence[EmbeddingTable],
+    rows: npt.ArrayLike,
+    lengths: npt.ArrayLike,
+    *,
+    pooling: Pooling | Sequence[Pooling],
+    weights: npt.ArrayLike | None = None,
+    max_length: int | Sequence[int] = 0,
+    threads: int | None = None,
+    isa: str | None = None,
+) -> npt.NDArray[np.float32]:
+    """Looks up and pools rows of many tables in one call.
+
+    Bag (b, c) reads tables[c]; its rows follow those of the bag before it, user by user and column
+    by column. Values are added in row order in fp32. An empty bag gives zeros.
+
+    Args:
+        tables: one per column; the same table may stand in several.
+        rows: int64 [total], rows of the tables, all bags concatenated.
+        lengths: int32 [batch, columns], rows of each bag.
+        pooling: "sum", "mean" (the sum over the count, weighted or not) or "none" (the rows
+            themselves one after the other, zeros behind them); one for all columns, or one each.
+        weights: float32 [total], multiplied into each row.
+        max_length: longest sequence of "none" columns; one for all, or one each.
+        threads: see the module.
+        isa: see the module.
+
+    Returns:
+        float32 [batch, width]: the columns side by side, each dim wide or max_length * dim for
+        "none".
+
+    Raises:
+        InputError: a row is outside its table, or lengths are negative, do not sum to the rows or
+            exceed max_length; the message names table, position and value.
+    """
+    columns = len(tables)
+    poolings = [pooling] * columns if isinstance(pooling, str) else list(pooling)
+    unknown = [name for name in poolings if name not in _POOLINGS]
+    if unknown:
+        raise InputError(
+            f"[embedding_bag] pooling: expected sum, mean or none, found {unknown[0]!r}"
+        )
+    max_lengths = [max_length] * columns if isinstance(max_length, int) else list(max_length)
+    return _ops.embedding_bag(
+        [table._native for table in tables],
+        [_POOLINGS[name] for name in poolings],
+        max_lengths,
+        _cast("[embedding_bag] rows", rows, np.int64),
+        _cast("[embedding_bag] lengths", lengths, np.int32),
+        None if weights is None else _cast("[embedding_bag] weights", weights, np.float32),
+        threads,
+        isa,
+    )
+
+
+def cosine_topk(
+    index: ItemIndex | npt.ArrayLike,
+    queries: npt.ArrayLike,
+    k: int,
+    *,
+    exclude: Sequence[npt.ArrayLike] | tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    allow: npt.ArrayLike | None = None,
+    threads: int | None = None,
+    isa: str | None = None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The exact k best items of each query by cosine, best first, ties by lower row.
+
+    Args:
+        index: the items, or their vectors float [rows, dim], which are then packed in this call.
+        queries: float [batch, dim], of any length, finite.
+        k: items wanted, at least 1; may exceed the number of items.
+        exclude: rows that a query must not be answered with: a list of one int64 array per query,
+            or the tuple (rows int64 [total], lengths int32 [batch]). Rows may repeat.
+        allow: the only rows to answer with, for all queries: bool [rows], or packed uint64
+            [ceil(rows / 64)] with row r at bit r % 64 of word r // 64.
+        threads: see the module.
+        isa: see the module.
+
+    Returns:
+        Rows int64 [batch, k] and scores float32 [batch, k]; what is missing is -1 and -inf.
+
+    Raises:
+        InputError: shapes disagree, a query is not finite or a row is outside the index.
+    """
+    items = index if isinstance(index, ItemIndex) else ItemIndex(index)
+    exclude_rows, exclude_lengths = (None, None) if exclude is None else _pack_exclude(exclude)
+    return _ops.cosine_topk(
+        items._native,
+        _cast("[cosine_topk] queries", queries, np.float32),
+        k,
+        exclude_rows,
+        exclude_lengths,
+        None if allow is None else _pack_allow(allow, items.rows),
+        threads,
+        isa,
+    )
+
+
+def order(
+    candidate_ids: npt.ArrayLike, scores: npt.ArrayLike, k: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """The k best candidates of each row, best first, ties by earlier position.
+
+    Args:
+        candidate_ids: int64 [batch, n]; id -1 is an empty slot and is dropped.
+        scores: float32 [batch, n].
+        k: candidates wanted, at least 1; may exceed n.
+
+    Returns:
+        Ids int64 [batch, k] and scores float32 [batch, k]; what is missing is -1 and -inf.
+
+    Raises:
+        InputError: the score of a candidate is not finite; the message names row and column.
+    """
+    return _ops.order(
+        _cast("[order] candidate_ids", candidate_ids, np.int64),
+        _cast("[order] scores", scores, np.float32),
+        k,
+    )
+
+
+def default_isa() -> str:
+    """The best instruction set of this CPU, or the one that RECENGINE_ISA names.
+
+    Raises:
+        DeviceError: RECENGINE_ISA names one that does not exist or that this CPU lacks.
+    """
+    return _ops.default_isa()
+
+
+def supported_isas() -> list[str]:
+    """The instruction sets that this CPU has kernels for, weakest first."""
+    return _ops.supported_isas()
+
+
+def usable_cores() -> int:
+    """Cores this process may use: the affinity mask, capped by the cgroup's CPU quota."""
+    return _ops.usable_cores()
+
+
+def _as_numpy(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
+    if isinstance(value, np.ndarray):
+        return value
+    if not hasattr(value, "__dlpack__"):
+        return np.asarray(value)
+    try:
+        return np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise InputError(f"{name}: expected an array on the CPU: {error}") from None
+
+
+def _cast(name: str, value: npt.ArrayLike, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """The array as `dtype` in C order; integers stay integers and keep their value."""
+    array = _as_numpy(name, value)
+    wanted = np.dtype(dtype)
+    kinds = "f" if wanted.kind == "f" else "iu"
+    if array.size > 0 and array.dtype.kind not in kinds:
+        raise InputError(f"{name}: expected {wanted}, found {array.dtype}")
+    if array.size > 0 and wanted.kind != "f" and not np.can_cast(array.dtype, wanted):
+        limits = np.iinfo(wanted)
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+            raise InputError(f"{name}: expected values within {wanted}, found {array.dtype} beyond")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused by the operation
+        return np.require(array, wanted, ["C", "A"])
+
+
+def _check_finite(name: str, array: npt.NDArray[Any]) -> None:
+    bad = np.argwhere(~np.isfinite(array))
+    if bad.size > 0:
+        raise InputError(f"{name}: row {bad[0, 0]}: expected finite values")
+
+
+def _pack_exclude(
+    exclude: Sequence[npt.ArrayLike] | tuple[npt.ArrayLike, npt.ArrayLike],
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+    name = "[cosine_topk] exclude"
+    if isinstance(exclude, tuple):
+        if len(exclude) != 2:
+            raise InputError(f"{name}: expected the tuple (rows, lengths), found {len(exclude)}")
+        return _cast(name, exclude[0], np.int64), _cast(name, exclude[1], np.int32)
+    lists = [_cast(name, rows, np.int64) for rows in exclude]
+    lengths = np.array([rows.size for rows in lists], np.int32)
+    return np.concatenate([np.empty(0, np.int64), *lists]), lengths
+
+
+def _pack_allow(allow: npt.ArrayLike, rows: int) -> npt.NDArray[np.uint64]:
+    name = "[cosine_topk] allow"
+    array = _as_numpy(name, allow)
+    if array.dtype != np.bool_:
+        return _cast(name, array, np.uint64)
+    if array.shape != (rows,):
+        raise InputError(f"{name}: expected shape ({rows},), found {array.shape}")
+    bits = np.zeros((rows + 63) // 64 * 8, np.uint8)
+    packed = np.packbits(array, bitorder="little")
+    bits[: packed.size] = packed
+    return bits.view("<u8").astype(np.uint64, copy=False)

@@ -1,0 +1,209 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recengine import ops
+from recengine.errors import InputError
+
+
+def unit(vectors):
+    """fp64 norm, summed in order; the quotient rounded to fp32."""
+    wide = np.asarray(vectors, np.float32).astype(np.float64)
+    norms = np.sqrt(np.cumsum(wide * wide, axis=1)[:, -1:])
+    return (wide / np.where(norms > 0, norms, 1)).astype(np.float32)
+
+
+def exact_scores(queries, vectors):
+    """16 lanes of rounded products added in order, then the tree 8, 4, 2, 1: [batch, rows]."""
+    pad = ((0, 0), (0, -queries.shape[1] % 16))
+    queries, vectors = np.pad(unit(queries), pad), np.pad(unit(vectors), pad)
+    scores = np.empty((len(queries), len(vectors)), np.float32)
+    for row, query in enumerate(queries):
+        lanes = np.cumsum((vectors * query).reshape(len(vectors), -1, 16), axis=1)[:, -1]
+        for half in (8, 4, 2, 1):
+            lanes = lanes[:, :half] + lanes[:, half:]
+        scores[row] = lanes[:, 0]
+    return scores
+
+
+def reference(vectors, queries, k, exclude=None, allow=None):
+    scores = exact_scores(queries, vectors)
+    rows = np.full((len(queries), k), -1)
+    best = np.full((len(queries), k), -np.inf, np.float32)
+    for q, row_scores in enumerate(scores):
+        allowed = np.ones(len(vectors), bool) if allow is None else allow.copy()
+        if exclude is not None:
+            allowed[exclude[q]] = False
+        order = [row for row in np.argsort(-row_scores, kind="stable") if allowed[row]][:k]
+        rows[q, : len(order)] = order
+        best[q, : len(order)] = row_scores[order]
+    return rows, best
+
+
+def assert_same(found, expected):
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+@st.composite
+def searches(draw):
+    """Small integer vectors, so that equal scores are common; exclude lists may repeat rows."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows, dim, batch = draw(st.integers(1, 200)), draw(st.integers(1, 130)), draw(st.integers(1, 4))
+    spread = draw(st.sampled_from([1, 2, 100]))
+    vectors = rng.integers(-spread, spread + 1, (rows, dim)).astype(np.float32)
+    queries = rng.integers(-spread, spread + 1, (batch, dim)).astype(np.float32)
+    k = draw(st.integers(1, 2 * rows))
+    exclude = None
+    if draw(st.booleans()):
+        exclude = [rng.integers(0, rows, draw(st.integers(0, 2 * rows))) for _ in range(batch)]
+    allow = rng.random(rows) < draw(st.sampled_from([0, 0.1, 0.9])) if draw(st.booleans()) else None
+    return vectors, queries, k, exclude, allow
+
+
+@settings(max_examples=100, deadline=None)
+@given(search=searches())
+def test_rows_and_scores_equal_the_reference_to_the_bit(isa, search):
+    vectors, queries, k, exclude, allow = search
+    found = ops.cosine_topk(vectors, queries, k, exclude=exclude, allow=allow, isa=isa)
+    assert_same(found, reference(*search))
+
+
+@pytest.mark.parametrize("dim", [1, 15, 16, 17, 31, 48, 64, 100, 130])
+def test_scores_are_the_same_on_every_instruction_set(isa, dim):
+    rng = np.random.default_rng(dim)
+    vectors, queries = rng.standard_normal((333, dim)), rng.standard_normal((5, dim))
+    assert_same(ops.cosine_topk(vectors, queries, 333, isa=isa), reference(vectors, queries, 333))
+
+
+@pytest.fixture(scope="module")
+def large():
+    rng = np.random.default_rng(2)
+    vectors = rng.integers(-3, 4, (30_011, 64)).astype(np.float32)
+    queries = rng.integers(-3, 4, (3, 64)).astype(np.float32)
+    return vectors, ops.ItemIndex(vectors), queries
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("k", [1, 100, 30_011])
+def test_the_answer_does_not_depend_on_the_threads(isa, large, threads, k):
+    vectors, index, queries = large
+    exclude = [np.arange(0, 30_011, 3), np.empty(0, int), np.arange(15_000)]
+    allow = np.ones(30_011, bool)
+    allow[1000:9000] = False
+    found = ops.cosine_topk(
+        index, queries, k, exclude=exclude, allow=allow, threads=threads, isa=isa
+    )
+    assert_same(found, reference(vectors, queries, k, exclude, allow))
+
+
+def test_more_queries_than_one_pass_takes(isa):
+    rng = np.random.default_rng(3)
+    vectors, queries = rng.standard_normal((2000, 40)), rng.standard_normal((150, 40))
+    exclude = [rng.integers(0, 2000, 20) for _ in queries]
+    found = ops.cosine_topk(vectors, queries, 10, exclude=exclude, threads=2, isa=isa)
+    assert_same(found, reference(vectors, queries, 10, exclude))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_equal_items_are_answered_by_lower_row(isa, threads):
+    index = ops.ItemIndex(np.ones((70_000, 32)))
+    rows, scores = ops.cosine_topk(index, np.ones((2, 32)), 300, threads=threads, isa=isa)
+    assert (rows == np.arange(300)).all()
+    assert (scores == scores[0, 0]).all()
+
+
+def test_topk_pads_when_fewer_items_than_k(isa):
+    rows, scores = ops.cosine_topk(np.eye(2), [[1.0, 0.5]], 5, isa=isa)
+    assert rows.tolist() == [[0, 1, -1, -1, -1]]
+    assert np.isneginf(scores[0, 2:]).all()
+
+
+def test_everything_excluded_or_nothing_allowed_is_all_padding(isa):
+    rng = np.random.default_rng(4)
+    vectors, queries = rng.standard_normal((700, 16)), rng.standard_normal((2, 16))
+    everything = (np.tile(np.arange(700), 2), [700, 700])
+    for limits in ({"exclude": everything}, {"allow": np.zeros(700, bool)}):
+        rows, scores = ops.cosine_topk(vectors, queries, 3, isa=isa, **limits)
+        assert (rows == -1).all()
+        assert np.isneginf(scores).all()
+
+
+def test_vectors_and_queries_of_zeros_score_zero(isa):
+    vectors = np.array([[1.0, 0], [0, 0], [-1, 0]])
+    rows, scores = ops.cosine_topk(vectors, [[2.0, 0], [0, 0]], 3, isa=isa)
+    assert rows.tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert scores.tolist() == [[1, 0, -1], [0, 0, 0]]
+
+
+def test_no_items_and_no_queries_are_fine(isa):
+    rows, _ = ops.cosine_topk(np.empty((0, 4)), np.ones((2, 4)), 3, isa=isa)
+    assert (rows == -1).all()
+    rows, _ = ops.cosine_topk(np.ones((2, 4)), np.empty((0, 4)), 3, isa=isa)
+    assert rows.shape == (0, 3)
+
+
+def test_the_length_of_vectors_does_not_matter(isa):
+    rng = np.random.default_rng(5)
+    vectors, queries = rng.standard_normal((50, 8)), rng.standard_normal((2, 8))
+    expected = ops.cosine_topk(vectors, queries, 50, isa=isa)
+    assert_same(ops.cosine_topk(vectors * 2.0**60, queries * 2.0**-60, 50, isa=isa), expected)
+    assert_same(ops.cosine_topk(vectors * 2.0**-70, queries * 2.0**90, 50, isa=isa), expected)
+
+
+def test_a_packed_bitmap_means_the_same_as_a_mask():
+    rng = np.random.default_rng(6)
+    vectors, queries = rng.standard_normal((130, 8)), rng.standard_normal((2, 8))
+    allow = rng.random(130) < 0.5
+    words = np.zeros(3, np.uint64)
+    for row in np.flatnonzero(allow):
+        words[row // 64] |= np.uint64(1 << int(row) % 64)
+    found = ops.cosine_topk(vectors, queries, 130, allow=words)
+    assert_same(found, ops.cosine_topk(vectors, queries, 130, allow=allow))
+    with pytest.raises(InputError, match="allow: expected 3 words, found 2"):
+        ops.cosine_topk(vectors, queries, 1, allow=words[:2])
+    with pytest.raises(InputError, match="allow: expected shape"):
+        ops.cosine_topk(vectors, queries, 1, allow=allow[:2])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300])
+def test_queries_and_vectors_that_are_not_finite_are_refused_by_row(value):
+    vectors = np.ones((4, 3))
+    bad = vectors.copy()
+    bad[2, 1] = value
+    with pytest.raises(InputError, match="queries: row 2"):
+        ops.cosine_topk(vectors, bad, 1)
+    with pytest.raises(InputError, match="vectors: row 2"):
+        ops.cosine_topk(bad, vectors, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"queries": np.ones((1, 32))}, "queries: expected dim 4, found 32"),
+        ({"queries": np.ones(4)}, "queries: expected rank 2, found 1"),
+        ({"k": 0}, "k: expected at least 1, found 0"),
+        ({"exclude": [[3], [0]]}, r"exclude_rows\[0\]: expected 0 to 2, found 3"),
+        ({"exclude": [[0], [-1]]}, r"exclude_rows\[1\]: expected 0 to 2, found -1"),
+        ({"exclude": [[0]]}, "exclude_lengths: expected batch 2, found 1"),
+        ({"exclude": ([0, 1], [1, 2])}, r"exclude_lengths\[1\]: expected 0 to 1"),
+        ({"exclude": ([0, 1], [1, -1])}, r"exclude_lengths\[1\].*found -1"),
+        ({"exclude": ([0, 1], [1, 0])}, "expected to sum to 2, found 1"),
+    ],
+)
+def test_arguments_that_disagree_are_named(arguments, message):
+    call = {"queries": np.ones((2, 4)), "k": 1, **arguments}
+    with pytest.raises(InputError, match=message):
+        ops.cosine_topk(np.ones((3, 4)), call.pop("queries"), call.pop("k"), **call)
+
+
+def test_many_python_threads_may_call_at_once(large):
+    vectors, index, queries = large
+    expected = reference(vectors, queries, 50)
+    with ThreadPoolExecutor(8) as pool:
+        calls = [pool.submit(ops.cosine_topk, index, queries, 50, threads=3) for _ in range(64)]
+        for call in calls:
+            assert_same(call.result(), expected)

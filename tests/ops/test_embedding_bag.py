@@ -1,0 +1,215 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from recengine import ops
+from recengine.errors import DeviceError, InputError
+
+ROW_TYPES = ["fp32", "fp16", "int8"]
+
+
+def reference(tables, rows, lengths, poolings, weights, max_lengths):
+    """Bag by bag, row by row, each operation rounded to fp32: the op equals it to the bit."""
+    users, position = [], 0
+    for user in lengths:
+        parts = []
+        for table, length, pooling, longest in zip(
+            tables, user, poolings, max_lengths, strict=True
+        ):
+            bag = rows[position : position + length]
+            factors = np.ones(length, np.float32) if table.scales is None else table.scales[bag]
+            if weights is not None:
+                factors = factors * weights[position : position + length]
+            values = table.data[bag].astype(np.float32) * factors[:, None]
+            if pooling == "none":
+                part = np.zeros((longest, table.dim), np.float32)
+                part[:length] = values
+            else:
+                part = np.zeros(table.dim, np.float32)
+                for value in values:
+                    part = part + value
+                if pooling == "mean" and length > 0:
+                    part = part / np.float32(length)
+            parts.append(part.reshape(-1))
+            position += length
+        users.append(np.concatenate(parts))
+    return np.stack(users)
+
+
+def make_table(rng, row_type, rows, dim, name="table"):
+    values = rng.standard_normal((rows, dim)).astype(np.float32)
+    return ops.EmbeddingTable.from_array(values, row_type, name=name)
+
+
+def make_rows(rng, tables, lengths):
+    bags = [
+        rng.integers(0, t.rows, n) for user in lengths for t, n in zip(tables, user, strict=True)
+    ]
+    return np.concatenate([np.empty(0, np.int64), *bags])
+
+
+@st.composite
+def calls(draw):
+    """Tables of every row type and width, ragged lengths with zeros; few rows: ids repeat."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    columns = draw(st.integers(1, 4))
+    tables = [
+        make_table(
+            rng,
+            draw(st.sampled_from(ROW_TYPES)),
+            draw(st.integers(1, 9)),
+            draw(st.integers(1, 300)),
+        )
+        for _ in range(columns)
+    ]
+    batch = draw(st.integers(1, 4))
+    shape = (batch, columns)
+    lengths = np.array(
+        draw(st.lists(st.integers(0, 20), min_size=batch * columns, max_size=batch * columns)),
+        np.int32,
+    ).reshape(shape)
+    rows = make_rows(rng, tables, lengths)
+    pooling = st.sampled_from(["sum", "mean", "none"])
+    poolings = draw(st.lists(pooling, min_size=columns, max_size=columns))
+    weights = rng.standard_normal(rows.size).astype(np.float32) if draw(st.booleans()) else None
+    return tables, rows, lengths, poolings, weights, [20] * columns
+
+
+@settings(max_examples=60, deadline=None)
+@given(call=calls())
+def test_equals_the_reference_to_the_bit(isa, call):
+    tables, rows, lengths, poolings, weights, max_lengths = call
+    found = ops.embedding_bag(
+        tables,
+        rows,
+        lengths,
+        pooling=poolings,
+        weights=weights,
+        max_length=max_lengths,
+        isa=isa,
+    )
+    np.testing.assert_array_equal(found, reference(*call))
+
+
+@pytest.mark.parametrize("row_type", ROW_TYPES)
+@pytest.mark.parametrize("pooling", ["sum", "mean", "none"])
+@pytest.mark.parametrize("dim", [1, 7, 16, 64, 100, 129])
+def test_every_row_type_pooling_and_tail(isa, row_type, pooling, dim):
+    rng = np.random.default_rng(dim)
+    tables = [make_table(rng, row_type, 50, dim), make_table(rng, row_type, 7, 16)]
+    lengths = np.array([[0, 3], [5, 0], [40, 1]], np.int32)
+    rows = make_rows(rng, tables, lengths)
+    found = ops.embedding_bag(tables, rows, lengths, pooling=pooling, max_length=40, isa=isa)
+    expected = reference(tables, rows, lengths, [pooling] * 2, None, [40] * 2)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_large_calls_are_the_same_on_any_number_of_threads(isa, threads):
+    rng = np.random.default_rng(0)
+    tables = [make_table(rng, row_type, 1000, 24) for row_type in ROW_TYPES]
+    lengths = rng.integers(0, 60, (300, 3)).astype(np.int32)
+    lengths[100:110] = 0
+    rows = make_rows(rng, tables, lengths)
+    found = ops.embedding_bag(tables, rows, lengths, pooling="sum", threads=threads, isa=isa)
+    expected = reference(tables, rows, lengths, ["sum"] * 3, None, [0] * 3)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_every_fp16_value_converts_as_numpy_does(isa):
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)].reshape(-1, 8)
+    table = ops.EmbeddingTable(halves)
+    rows = np.arange(table.rows)
+    lengths = np.ones((table.rows, 1), np.int32)
+    found = ops.embedding_bag([table], rows, lengths, pooling="sum", isa=isa)
+    np.testing.assert_array_equal(found, halves.astype(np.float32))
+
+
+def test_an_empty_batch_gives_an_empty_answer(isa):
+    table = ops.EmbeddingTable(np.ones((2, 3), np.float32))
+    found = ops.embedding_bag([table], [], np.empty((0, 1), np.int32), pooling="sum", isa=isa)
+    assert found.shape == (0, 3)
+
+
+def test_a_call_of_only_empty_bags_gives_zeros(isa):
+    table = ops.EmbeddingTable(np.ones((2, 3), np.float32))
+    for pooling in ("sum", "mean", "none"):
+        found = ops.embedding_bag(
+            [table], [], np.zeros((2, 1), np.int32), pooling=pooling, max_length=2, isa=isa
+        )
+        assert found.size > 0
+        assert not found.any()
+
+
+@pytest.mark.parametrize("row", [-1, 5, 2**63 - 1, -(2**63)])
+def test_a_row_outside_its_table_is_named(isa, row):
+    tables = [ops.EmbeddingTable(np.ones((n, 4), np.float32), name=f"t{n}") for n in (9, 5)]
+    lengths = np.array([[2, 1], [1, 2]], np.int32)
+    rows = np.array([8, 8, 4, 8, 4, row])
+    message = rf'table "t5": rows\[5\]: expected 0 to 4, found {row}'
+    with pytest.raises(InputError, match=message):
+        ops.embedding_bag(tables, rows, lengths, pooling="sum", isa=isa)
+
+
+def test_a_bad_row_of_a_call_on_many_threads_is_an_error():
+    table = ops.EmbeddingTable(np.ones((9, 4), np.float32), name="t")
+    rows = np.zeros(100_000, np.int64)
+    rows[77_777] = 9
+    with pytest.raises(InputError, match=r"rows\[77777\].*found 9"):
+        ops.embedding_bag([table], rows, np.full((1000, 1), 100), pooling="sum", threads=4)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ([[2, -1]], r"lengths\[0, 1\].*found -1"),
+        ([[2, 2]], r"lengths\[0, 1\]: expected 0 to 1, the rows left; found 2"),
+        ([[1, 1]], "expected to sum to 3, the rows; found 2"),
+        ([[2**31 - 1, 2**31 - 1]], r"lengths\[0, 0\]"),
+        ([[3]], "lengths: expected 2 columns, found 1"),
+        ([1, 2], "lengths: expected rank 2, found 1"),
+        ([[2**31, 0]], "lengths: expected values within int32"),
+        ([[1.0, 2.0]], "lengths: expected int32, found float64"),
+    ],
+)
+def test_lengths_that_do_not_fit_the_rows_are_named(lengths, message):
+    table = ops.EmbeddingTable(np.ones((4, 4), np.float32))
+    with pytest.raises(InputError, match=message):
+        ops.embedding_bag([table, table], [0, 1, 2], lengths, pooling="sum")
+
+
+def test_a_sequence_longer_than_its_column_is_refused():
+    table = ops.EmbeddingTable(np.ones((4, 4), np.float32))
+    with pytest.raises(InputError, match="expected at most max_length 2, found 3"):
+        ops.embedding_bag([table], [0, 1, 2], [[3]], pooling="none", max_length=2)
+
+
+def test_wrong_weights_pooling_and_isa_are_refused():
+    table = ops.EmbeddingTable(np.ones((4, 4), np.float32))
+    with pytest.raises(InputError, match="weights: expected 2, found 3"):
+        ops.embedding_bag([table], [0, 1], [[2]], pooling="sum", weights=np.ones(3))
+    with pytest.raises(InputError, match="expected sum, mean or none, found 'max'"):
+        ops.embedding_bag([table], [0, 1], [[2]], pooling="max")
+    with pytest.raises(DeviceError, match='found "sse9"'):
+        ops.embedding_bag([table], [0, 1], [[2]], pooling="sum", isa="sse9")
+    with pytest.raises(InputError, match="expected 1 to 1024, found 0"):
+        ops.embedding_bag([table], [0, 1], [[2]], pooling="sum", threads=0)
+
+
+def test_many_python_threads_may_call_at_once():
+    rng = np.random.default_rng(1)
+    tables = [make_table(rng, row_type, 500, 32) for row_type in ROW_TYPES]
+    lengths = rng.integers(0, 40, (300, 3)).astype(np.int32)
+    rows = make_rows(rng, tables, lengths)
+    expected = reference(tables, rows, lengths, ["mean"] * 3, None, [0] * 3)
+
+    def call(_):
+        return ops.embedding_bag(tables, rows, lengths, pooling="mean", threads=3)
+
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(call, range(64)):
+            np.testing.assert_array_equal(found, expected)

@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from recengine import ops
+from recengine.errors import InputError
+
+
+def test_vectors_are_normalised_once_at_build():
+    vectors = np.random.default_rng(0).standard_normal((20, 5)) * 1e3
+    index = ops.ItemIndex(vectors)
+    assert (index.rows, index.dim) == (20, 5)
+    np.testing.assert_allclose(np.linalg.norm(index.unit_vectors, axis=1), 1, rtol=1e-6)
+    assert not index.unit_vectors.flags.writeable
+
+
+def test_unit_vectors_are_borrowed_and_give_the_same_answers():
+    vectors = np.random.default_rng(1).standard_normal((200, 24))
+    built = ops.ItemIndex(vectors)
+    borrowed = ops.ItemIndex.from_unit_vectors(built.unit_vectors)
+    assert np.shares_memory(borrowed.unit_vectors, built.unit_vectors)
+    for found, expected in zip(
+        ops.cosine_topk(borrowed, vectors[:3], 9),
+        ops.cosine_topk(built, vectors[:3], 9),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_an_index_outlives_the_name_of_its_vectors():
+    index = ops.ItemIndex.from_unit_vectors(np.eye(64, dtype=np.float32))
+    view = index.unit_vectors
+    del index
+    assert (view == np.eye(64)).all()
+
+
+def test_vectors_without_dimensions_are_refused():
+    with pytest.raises(InputError, match="expected dim at least 1, found 0"):
+        ops.ItemIndex(np.empty((3, 0)))
