@@ -21,7 +21,7 @@ from safetensors.numpy import load_file, save_file
 
 from recengine.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 64 * 1024 * 1024
 
@@ -40,6 +40,10 @@ class FileEntry(_Model):
     bytes: Annotated[int, Field(ge=0)]
     chunk_bytes: Annotated[int, Field(gt=0)] = CHUNK_BYTES
     sha256: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
+
+
+UNHASHED = FileEntry(bytes=0, sha256=[])
+"""Stands in for a file until write_bundle() hashes it."""
 
 
 class Tensor(_Model):
@@ -128,7 +132,7 @@ class Index(_Model):
 
 
 class Fallback(_Model):
-    """Index rows int64 and scores fp32 [n], best first: the answer for a user with nothing known."""
+    """Index rows int64 and scores fp32 [n], best first: the answer when nothing is known."""
 
     rows: Tensor
     scores: Tensor
@@ -354,8 +358,8 @@ def write_tensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
 def write_bundle(staging: Path, manifest: Manifest, destination: Path) -> Manifest:
     """Hashes `manifest`'s files in `staging`, writes manifest.json there and renames the directory.
 
-    `manifest.files` need only have the right keys. The destination appears whole or not at all; a
-    directory that stands there is replaced.
+    `manifest.files` need only have the right keys (UNHASHED). The destination appears whole or
+    not at all; a directory that stands there is replaced.
     """
     files = {name: hash_file(staging / name) for name in sorted(manifest.files)}
     complete = manifest.model_copy(update={"files": files})

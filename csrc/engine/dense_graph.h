@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/bundle_files.h"
+#include "engine/manifest.h"
+#include "recengine/engine.h"
+
+namespace recengine {
+
+// What a stage hands to its graph and takes from it; dims are fixed or kDynamicDim.
+struct GraphSignature {
+  std::vector<GraphTensor> inputs;
+  GraphTensor output;
+};
+
+// One fp32 argument of a run; borrowed.
+struct GraphArgument {
+  const float* data;
+  std::vector<int64_t> shape;
+};
+
+// A dense graph compiled by OpenVINO for this CPU. Immutable; run() may be called by many threads.
+class DenseGraph {
+ public:
+  // Reads the graph from verified memory, which must outlive it. Throws BundleError when the
+  // manifest does not describe `signature`, CompileError when OpenVINO refuses the graph or its
+  // tensors are not those of the signature.
+  DenseGraph(const std::string& name, const GraphSpec& spec, const GraphSignature& signature,
+             const BundleFiles& files, const EngineOptions& options);
+  ~DenseGraph();
+
+  // `inputs` in the order of the signature, read and written in place.
+  void run(const std::vector<GraphArgument>& inputs, Matrix<float> output) const;
+
+ private:
+  struct Compiled;
+  std::unique_ptr<Compiled> compiled_;
+};
+
+}  // namespace recengine

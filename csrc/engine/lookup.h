@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "engine/assets.h"
+#include "engine/dense_graph.h"
+#include "engine/manifest.h"
+#include "recengine/context.h"
+#include "recengine/engine.h"
+#include "recengine/ops/embedding_bag.h"
+
+namespace recengine {
+
+// What a dense graph reads of the users of whom anything is known. A thread keeps one for all its
+// calls, so that a call allocates only when it is the largest yet.
+struct KnownUsers {
+  std::vector<int64_t> users;  // their rows in the batch, ascending
+  std::vector<float> sparse;   // [users, width]
+  std::vector<float> dense;    // [users, dense features]
+
+  // Between mapping and pooling: the bags of all users, and one user's features.
+  std::vector<int64_t> bag_rows;
+  std::vector<int32_t> bag_lengths;  // [users, bags]
+  std::vector<int64_t> feature_rows;
+  std::vector<int64_t> feature_ends;  // [features], positions in feature_rows
+
+  int64_t size() const { return static_cast<int64_t>(users.size()); }
+};
+
+// The stage `lookup`: raw ids -> vocabulary rows -> pooled embeddings.
+class Lookup {
+ public:
+  // Throws BundleError when a table has not one row for each key of its feature's vocabulary and
+  // one for unknown ids.
+  Lookup(const std::string& stage, const Manifest& manifest, const std::vector<BagSpec>& bags,
+         const Assets& assets);
+
+  // Fills `known` from the users of whom at least one id is in a vocabulary.
+  void run(const Context& context, const UserBatch& users, KnownUsers& known) const;
+
+  // The graph inputs that run() fills: sparse, and dense when the model has dense features.
+  std::vector<GraphTensor> graph_inputs() const;
+  std::vector<GraphArgument> graph_arguments(const KnownUsers& known) const;
+
+ private:
+  struct Feature {
+    const Vocabulary* vocabulary;
+    int64_t keep;  // the last ids that any bag reads; 0 when none does
+  };
+  struct Bag {
+    size_t feature;
+    int64_t max_length;
+  };
+
+  bool map_features(const int64_t* ids, const int32_t* lengths, KnownUsers& known) const;
+  void append_bags(const int32_t* lengths, KnownUsers& known) const;
+
+  std::vector<Feature> features_;  // in wire order
+  std::vector<Bag> bags_;
+  std::vector<BagColumn> columns_;
+  int64_t width_ = 0;
+  int64_t num_dense_ = 0;
+};
+
+}  // namespace recengine
