@@ -1,0 +1,184 @@
+// The entry points that Triton calls. Backend, model and instance state live as long as Triton's
+// objects of the same names.
+#include <memory>
+#include <new>
+#include <string>
+#include <utility>
+
+#include "cpu/thread_pool.h"
+#include "recengine/context.h"
+#include "triton/api.h"
+#include "triton/config.h"
+#include "triton/metrics.h"
+#include "triton/model.h"
+#include "triton/request.h"
+#include "triton/scheduler.h"
+#include "triton/status.h"
+
+#define RECENGINE_ENTRY extern "C" __attribute__((visibility("default")))
+
+namespace recengine::triton {
+namespace {
+
+// What all models share: as many threads as the process has cores.
+class Backend {
+ public:
+  explicit Backend(int num_threads) : pool_(num_threads), scheduler_(pool_) {}
+
+  Scheduler& scheduler() { return scheduler_; }
+  const ShedFamily& shed_family() const { return shed_family_; }
+
+  EngineOptions engine_options() {
+    EngineOptions options;
+    options.pool = &pool_;
+    options.num_streams = pool_.num_workers();
+    return options;
+  }
+
+ private:
+  ThreadPool pool_;
+  ShedFamily shed_family_;
+  Scheduler scheduler_;
+};
+
+void check_api_version() {
+  uint32_t major = 0;
+  uint32_t minor = 0;
+  require(TRITONBACKEND_ApiVersion(&major, &minor));
+  if (major != TRITONBACKEND_API_VERSION_MAJOR || minor < TRITONBACKEND_API_VERSION_MINOR) {
+    throw StatusError(TRITONSERVER_ERROR_UNSUPPORTED,
+                      "recengine: expected a server with backend API " +
+                          std::to_string(TRITONBACKEND_API_VERSION_MAJOR) + "." +
+                          std::to_string(TRITONBACKEND_API_VERSION_MINOR) +
+                          " or later of the same major, found " + std::to_string(major) + "." +
+                          std::to_string(minor));
+  }
+}
+
+int num_threads(TRITONBACKEND_Backend* backend) {
+  TRITONSERVER_Message* message = nullptr;  // stays the server's
+  require(TRITONBACKEND_BackendConfig(backend, &message));
+  const char* base = nullptr;
+  size_t bytes = 0;
+  require(TRITONSERVER_MessageSerializeToJson(message, &base, &bytes));
+  const int configured = configured_threads(std::string(base, bytes));
+  return configured > 0 ? configured : usable_cores();
+}
+
+Backend& backend_of(TRITONBACKEND_Model* model) {
+  TRITONBACKEND_Backend* backend = nullptr;
+  void* state = nullptr;
+  require(TRITONBACKEND_ModelBackend(model, &backend));
+  require(TRITONBACKEND_BackendState(backend, &state));
+  return *static_cast<Backend*>(state);
+}
+
+Backend& backend_of(TRITONBACKEND_ModelInstance* instance) {
+  TRITONBACKEND_Model* model = nullptr;
+  require(TRITONBACKEND_ModelInstanceModel(instance, &model));
+  return backend_of(model);
+}
+
+Instance& state_of(TRITONBACKEND_ModelInstance* instance) {
+  void* state = nullptr;
+  require(TRITONBACKEND_ModelInstanceState(instance, &state));
+  return *static_cast<Instance*>(state);
+}
+
+void execute(Scheduler& scheduler, Instance& instance, TRITONBACKEND_Request* handle) noexcept {
+  const ModelConfig& config = instance.model->config();
+  std::unique_ptr<Request> request(new (std::nothrow) Request(instance, handle, config));
+  if (request == nullptr) {
+    Request(instance, handle, config).fail(TRITONSERVER_ERROR_UNAVAILABLE, "out of memory", {});
+    return;
+  }
+  try {
+    scheduler.submit(std::move(request));
+  } catch (...) {
+    // Out of memory: the request's destructor has answered.
+  }
+}
+
+}  // namespace
+}  // namespace recengine::triton
+
+using recengine::triton::Backend;
+using recengine::triton::guarded;
+using recengine::triton::Instance;
+using recengine::triton::Model;
+using recengine::triton::require;
+
+RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend* backend) {
+  return guarded([backend] {
+    recengine::triton::check_api_version();
+    auto state = std::make_unique<Backend>(recengine::triton::num_threads(backend));
+    recengine::triton::log_info("recengine: " + recengine::isa_name(recengine::default_isa()) +
+                                ", " + std::to_string(state->engine_options().num_streams) +
+                                " threads");
+    require(TRITONBACKEND_BackendSetState(backend, state.get()));
+    state.release();
+  });
+}
+
+RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_Finalize(TRITONBACKEND_Backend* backend) {
+  return guarded([backend] {
+    void* state = nullptr;
+    require(TRITONBACKEND_BackendState(backend, &state));
+    delete static_cast<Backend*>(state);
+  });
+}
+
+RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* handle) {
+  return guarded([handle] {
+    Backend& backend = recengine::triton::backend_of(handle);
+    auto model = std::make_unique<Model>(handle, backend.engine_options(), backend.shed_family());
+    require(TRITONBACKEND_ModelSetState(handle, model.get()));
+    backend.scheduler().add(*model);
+    model.release();
+  });
+}
+
+RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelFinalize(TRITONBACKEND_Model* handle) {
+  return guarded([handle] {
+    void* state = nullptr;
+    require(TRITONBACKEND_ModelState(handle, &state));
+    const std::unique_ptr<Model> model(static_cast<Model*>(state));
+    if (model != nullptr) recengine::triton::backend_of(handle).scheduler().remove(*model);
+  });
+}
+
+RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(
+    TRITONBACKEND_ModelInstance* handle) {
+  return guarded([handle] {
+    TRITONBACKEND_Model* model = nullptr;
+    void* state = nullptr;
+    require(TRITONBACKEND_ModelInstanceModel(handle, &model));
+    require(TRITONBACKEND_ModelState(model, &state));
+    auto instance = std::make_unique<Instance>();
+    instance->handle = handle;
+    instance->model = static_cast<Model*>(state);
+    require(TRITONBACKEND_ModelInstanceSetState(handle, instance.get()));
+    instance.release();
+  });
+}
+
+RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(
+    TRITONBACKEND_ModelInstance* handle) {
+  return guarded([handle] {
+    const std::unique_ptr<Instance> instance(&recengine::triton::state_of(handle));
+    recengine::triton::backend_of(handle).scheduler().drain(*instance);
+  });
+}
+
+// Takes the requests and returns; the scheduler's threads answer them.
+RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
+    TRITONBACKEND_ModelInstance* handle, TRITONBACKEND_Request** requests,
+    const uint32_t request_count) {
+  return guarded([=] {
+    Instance& instance = recengine::triton::state_of(handle);
+    recengine::triton::Scheduler& scheduler = recengine::triton::backend_of(handle).scheduler();
+    for (uint32_t i = 0; i < request_count; ++i) {
+      recengine::triton::execute(scheduler, instance, requests[i]);
+    }
+  });
+}

@@ -1,0 +1,165 @@
+#include "triton/config.h"
+
+#include <algorithm>
+#include <charconv>
+#include <nlohmann/json.hpp>
+
+#include "triton/status.h"
+
+namespace recengine::triton {
+namespace {
+
+using nlohmann::json;
+
+constexpr int64_t kAnyDim = -1;
+constexpr int64_t kMostThreads = 1024;
+
+[[noreturn]] void refuse(const ModelConfig& config, const std::string& message) {
+  throw StatusError(TRITONSERVER_ERROR_INVALID_ARG,
+                    "[" + config.name + "] config.pbtxt: " + message);
+}
+
+int64_t parse_int(const std::string& text, int64_t minimum, const std::string& what) {
+  int64_t value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  if (error != std::errc() || stop != end || value < minimum) {
+    throw StatusError(
+        TRITONSERVER_ERROR_INVALID_ARG,
+        what + ": expected an integer >= " + std::to_string(minimum) + ", found '" + text + "'");
+  }
+  return value;
+}
+
+// protobuf's JSON writes an int64 as text, Triton turns some of them back into numbers.
+int64_t dim_of(const json& dim) {
+  return dim.is_string() ? parse_int(dim.get<std::string>(), kAnyDim, "dims") : dim.get<int64_t>();
+}
+
+std::vector<ModelConfig::Tensor> read_tensors(const json& config, const char* key) {
+  std::vector<ModelConfig::Tensor> tensors;
+  for (const json& item : config.value(key, json::array())) {
+    ModelConfig::Tensor tensor{item.at("name"), item.at("data_type"), {}};
+    for (const json& dim : item.at("dims")) tensor.dims.push_back(dim_of(dim));
+    tensors.push_back(std::move(tensor));
+  }
+  return tensors;
+}
+
+void read_parameter(const ModelConfig& config, const json& parameters, const std::string& key,
+                    int64_t& value) {
+  if (!parameters.contains(key)) return;
+  const std::string text = parameters.at(key).value("string_value", std::string());
+  value = parse_int(text, 1, "[" + config.name + "] config.pbtxt: parameter " + key);
+}
+
+void read_schema(const ModelConfig& config, const json& parameters, int64_t& max_candidates) {
+  if (!parameters.contains("recengine.schema")) return;
+  const std::string text = parameters.at("recengine.schema").value("string_value", std::string());
+  const json schema = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!schema.is_object() || !schema.contains("max_candidates") ||
+      !schema.at("max_candidates").is_number_integer() || schema.at("max_candidates") < 1) {
+    refuse(config, "parameter recengine.schema: expected a JSON object with max_candidates >= 1");
+  }
+  max_candidates = schema.at("max_candidates");
+}
+
+const ModelConfig::Tensor* find(const std::vector<ModelConfig::Tensor>& tensors,
+                                const std::string& name) {
+  for (const ModelConfig::Tensor& tensor : tensors) {
+    if (tensor.name == name) return &tensor;
+  }
+  return nullptr;
+}
+
+struct Expected {
+  const char* name;
+  const char* data_type;
+  int64_t dim;
+};
+
+void check_tensors(const ModelConfig& config, const char* side,
+                   const std::vector<ModelConfig::Tensor>& found,
+                   const std::vector<Expected>& expected) {
+  for (const Expected& want : expected) {
+    const std::string what = std::string(side) + " " + want.name;
+    const ModelConfig::Tensor* have = find(found, want.name);
+    if (have == nullptr) refuse(config, what + " is missing");
+    if (have->data_type != want.data_type) {
+      refuse(config, what + ": expected " + want.data_type + ", found " + have->data_type);
+    }
+    if (have->dims.size() != 1) {
+      refuse(config, what + ": expected 1 dim, found " + std::to_string(have->dims.size()));
+    }
+    if (have->dims[0] != kAnyDim && have->dims[0] != want.dim) {
+      refuse(config, what + ": expected dims " + std::to_string(want.dim) + ", found " +
+                         std::to_string(have->dims[0]));
+    }
+  }
+  for (const ModelConfig::Tensor& have : found) {
+    bool known = false;
+    for (const Expected& want : expected) known = known || have.name == want.name;
+    if (!known) refuse(config, std::string(side) + " " + have.name + " is not one the model has");
+  }
+}
+
+json parse(const std::string& text, const char* what) {
+  json document = json::parse(text, nullptr, /*allow_exceptions=*/false);
+  if (!document.is_object()) {
+    throw StatusError(TRITONSERVER_ERROR_INVALID_ARG, std::string(what) + ": not a JSON object");
+  }
+  return document;
+}
+
+}  // namespace
+
+ModelConfig parse_config(const std::string& text) {
+  const json document = parse(text, "model configuration");
+  ModelConfig config;
+  config.name = document.value("name", std::string());
+  config.inputs = read_tensors(document, "input");
+  config.outputs = read_tensors(document, "output");
+  config.max_batch_rows = document.value("max_batch_size", int64_t{0});
+  if (config.max_batch_rows < 1) {
+    refuse(config,
+           "max_batch_size: expected at least 1, found " + std::to_string(config.max_batch_rows));
+  }
+  const json parameters = document.value("parameters", json::object());
+  read_parameter(config, parameters, "recengine.max_queue_rows", config.max_queue_rows);
+  read_parameter(config, parameters, "recengine.default_timeout_us", config.default_timeout_us);
+  read_schema(config, parameters, config.max_candidates);
+  if (find(config.inputs, "candidates") != nullptr) config.stage = Stage::kRanking;
+  return config;
+}
+
+void check_config(const ModelConfig& config, const Engine& engine) {
+  const bool ranking = config.stage == Stage::kRanking;
+  if (!(ranking ? engine.has_ranking() : engine.has_retrieval())) {
+    refuse(config, ranking ? "has the input candidates, but the version has no ranking stage"
+                           : "has no input candidates, but the version has no retrieval stage");
+  }
+  const Schema& schema = engine.schema();
+  std::vector<Expected> inputs = {
+      {"ids", "TYPE_INT64", kAnyDim},
+      {"lengths", "TYPE_INT32", static_cast<int64_t>(schema.features.size()) + 1}};
+  if (!schema.dense_features.empty()) {
+    inputs.push_back({"dense", "TYPE_FP32", static_cast<int64_t>(schema.dense_features.size())});
+  }
+  if (ranking) {
+    inputs.push_back({"candidates", "TYPE_INT64", kAnyDim});
+    inputs.push_back({"candidate_scores", "TYPE_FP32", kAnyDim});
+  }
+  check_tensors(config, "input", config.inputs, inputs);
+  check_tensors(config, "output", config.outputs,
+                {{"item_ids", "TYPE_INT64", kAnyDim}, {"scores", "TYPE_FP32", kAnyDim}});
+}
+
+int configured_threads(const std::string& text) {
+  const json cmdline = parse(text, "backend configuration").value("cmdline", json::object());
+  if (!cmdline.contains("threads")) return 0;
+  const std::string threads = cmdline.at("threads").get<std::string>();
+  const int64_t wanted = parse_int(threads, 1, "--backend-config=recengine,threads");
+  return static_cast<int>(std::min(wanted, kMostThreads));
+}
+
+}  // namespace recengine::triton

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "recengine/engine.h"
+#include "triton/api.h"
+
+namespace recengine::triton {
+
+enum class Stage : uint8_t { kRetrieval, kRanking };  // in the order a request passes them
+
+// What a model's config.pbtxt says.
+struct ModelConfig {
+  struct Tensor {
+    std::string name;
+    std::string data_type;      // "TYPE_INT64"
+    std::vector<int64_t> dims;  // without the batch
+  };
+  std::string name;
+  std::vector<Tensor> inputs;
+  std::vector<Tensor> outputs;
+  int64_t max_batch_rows = 0;
+  int64_t max_queue_rows = 4096;           // parameter recengine.max_queue_rows
+  int64_t default_timeout_us = 1'000'000;  // parameter recengine.default_timeout_us
+  int64_t max_candidates = 0;  // of parameter recengine.schema, what clients are told; 0: not said
+  Stage stage = Stage::kRetrieval;  // ranking when it has the input `candidates`
+};
+
+// Reads the JSON that the server gives. Throws StatusError naming the field.
+ModelConfig parse_config(const std::string& json);
+
+// Throws StatusError naming the tensor when the config does not fit the engine that was loaded.
+void check_config(const ModelConfig& config, const Engine& engine);
+
+// Threads that `--backend-config=recengine,threads=N` asks for; 0 when it does not say.
+int configured_threads(const std::string& backend_config_json);
+
+}  // namespace recengine::triton

@@ -1,0 +1,76 @@
+#include "triton/model.h"
+
+#include <string>
+#include <utility>
+
+#include "triton/status.h"
+
+namespace recengine::triton {
+namespace {
+
+// What the client's side recognises a shed request by.
+constexpr const char* kShedToken = "recengine: shed: ";
+
+ModelConfig read_config(TRITONBACKEND_Model* handle) {
+  TRITONSERVER_Message* message = nullptr;
+  require(TRITONBACKEND_ModelConfig(handle, /*config_version=*/1, &message));
+  const auto destroy = [](TRITONSERVER_Message* owned) { warn(TRITONSERVER_MessageDelete(owned)); };
+  const std::unique_ptr<TRITONSERVER_Message, decltype(destroy)> owner(message, destroy);
+  const char* base = nullptr;
+  size_t bytes = 0;
+  require(TRITONSERVER_MessageSerializeToJson(message, &base, &bytes));
+  return parse_config(std::string(base, bytes));
+}
+
+std::string model_version(TRITONBACKEND_Model* handle) {
+  uint64_t version = 0;
+  require(TRITONBACKEND_ModelVersion(handle, &version));
+  return std::to_string(version);
+}
+
+std::string version_directory(TRITONBACKEND_Model* handle, const std::string& version) {
+  TRITONBACKEND_ArtifactType type = TRITONBACKEND_ARTIFACT_FILESYSTEM;
+  const char* location = nullptr;
+  require(TRITONBACKEND_ModelRepository(handle, &type, &location));
+  return std::string(location) + "/" + version;
+}
+
+}  // namespace
+
+Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options,
+             const ShedFamily& shed_family)
+    : config_(read_config(handle)) {
+  const std::string version = model_version(handle);
+  engine_ = Engine::load(version_directory(handle, version), options);
+  check_config(config_, *engine_);
+  schema_ = engine_->schema();
+  if (config_.max_candidates > 0) schema_.max_candidates = config_.max_candidates;
+  const auto counter = [&](const char* reason) {
+    return std::make_unique<ShedCounter>(shed_family, config_.name, version, reason);
+  };
+  shed_queue_full_ = counter("queue_full");
+  shed_deadline_ = counter("deadline");
+}
+
+void Model::run(Requests requests) const noexcept {
+  try {
+    run_batch(config_, schema_, *engine_, std::move(requests));
+  } catch (...) {
+    // Out of memory: the requests' destructors have answered.
+  }
+}
+
+void Model::shed(Request& request, ShedReason reason) const noexcept {
+  std::string message = kShedToken;
+  if (reason == ShedReason::kQueueFull) {
+    shed_queue_full_->increment();
+    message += "queue full (" + std::to_string(config_.max_queue_rows) + " rows)";
+  } else {
+    shed_deadline_->increment();
+    const uint64_t timeout_us = (request.deadline_ns() - request.arrival_ns()) / 1000;
+    message += "deadline of " + std::to_string(timeout_us) + " us cannot be met";
+  }
+  request.fail(TRITONSERVER_ERROR_UNAVAILABLE, message, {});
+}
+
+}  // namespace recengine::triton

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+
+#include "recengine/engine.h"
+#include "triton/batch.h"
+#include "triton/config.h"
+#include "triton/metrics.h"
+
+namespace recengine::triton {
+
+enum class ShedReason : uint8_t { kQueueFull, kDeadline };
+
+// One version of a served model: immutable, shared by its instances.
+class Model {
+ public:
+  // Loads and checks the version directory. Throws BundleError or StatusError.
+  Model(TRITONBACKEND_Model* handle, const EngineOptions& options, const ShedFamily& shed_family);
+
+  const ModelConfig& config() const { return config_; }
+
+  // Answers every one of the requests.
+  void run(Requests requests) const noexcept;
+
+  // Refuses a request that the server has no time or room for, and counts it.
+  void shed(Request& request, ShedReason reason) const noexcept;
+
+ private:
+  ModelConfig config_;
+  std::unique_ptr<Engine> engine_;
+  Schema schema_;  // the engine's, with the limit that clients are told
+  std::unique_ptr<ShedCounter> shed_queue_full_;
+  std::unique_ptr<ShedCounter> shed_deadline_;
+};
+
+}  // namespace recengine::triton

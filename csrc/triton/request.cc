@@ -1,0 +1,307 @@
+#include "triton/request.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <memory>
+
+namespace recengine::triton {
+namespace {
+
+constexpr uint32_t kRank = 2;  // every tensor is [batch, width]
+constexpr uint64_t kNsPerUs = 1000;
+
+template <typename T>
+constexpr TRITONSERVER_DataType kTypeOf = TRITONSERVER_TYPE_INVALID;
+template <>
+constexpr TRITONSERVER_DataType kTypeOf<int64_t> = TRITONSERVER_TYPE_INT64;
+template <>
+constexpr TRITONSERVER_DataType kTypeOf<int32_t> = TRITONSERVER_TYPE_INT32;
+template <>
+constexpr TRITONSERVER_DataType kTypeOf<float> = TRITONSERVER_TYPE_FP32;
+
+struct ResponseDeleter {
+  void operator()(TRITONBACKEND_Response* response) const {
+    warn(TRITONBACKEND_ResponseDelete(response));
+  }
+};
+using ResponsePtr = std::unique_ptr<TRITONBACKEND_Response, ResponseDeleter>;
+
+struct InputInfo {
+  TRITONSERVER_DataType type = TRITONSERVER_TYPE_INVALID;
+  const int64_t* shape = nullptr;
+  uint32_t rank = 0;
+  uint64_t bytes = 0;
+  uint32_t buffers = 0;
+};
+
+InputInfo info_of(TRITONBACKEND_Input* input) {
+  InputInfo info;
+  const char* name = nullptr;
+  require(TRITONBACKEND_InputProperties(input, &name, &info.type, &info.shape, &info.rank,
+                                        &info.bytes, &info.buffers));
+  return info;
+}
+
+std::string shape_text(const InputInfo& info) {
+  std::string text = "[";
+  for (uint32_t i = 0; i < info.rank; ++i) {
+    text += (i == 0 ? "" : ", ") + std::to_string(info.shape[i]);
+  }
+  return text + "]";
+}
+
+// Type, rank and size, the last by checked multiplication: a shape is never trusted against bytes.
+template <typename T>
+void check_input(const InputInfo& info, const std::string& what) {
+  if (info.type != kTypeOf<T>) {
+    throw InputError(what + ": expected " + TRITONSERVER_DataTypeString(kTypeOf<T>) + ", found " +
+                     TRITONSERVER_DataTypeString(info.type));
+  }
+  if (info.rank != kRank) {
+    throw InputError(what + ": expected shape [batch, width], found " + shape_text(info));
+  }
+  if (info.shape[0] < 1 || info.shape[1] < 0) {
+    throw InputError(what + ": expected at least 1 row and no negative width, found shape " +
+                     shape_text(info));
+  }
+  uint64_t values = 0;
+  uint64_t bytes = 0;
+  if (__builtin_mul_overflow(static_cast<uint64_t>(info.shape[0]),
+                             static_cast<uint64_t>(info.shape[1]), &values) ||
+      __builtin_mul_overflow(values, uint64_t{sizeof(T)}, &bytes) || bytes != info.bytes) {
+    throw InputError(what + ": expected the bytes of shape " + shape_text(info) + ", found " +
+                     std::to_string(info.bytes) + " bytes");
+  }
+}
+
+struct Buffer {
+  const char* data = nullptr;
+  uint64_t bytes = 0;
+};
+
+Buffer buffer_of(TRITONBACKEND_Input* input, uint32_t index, const std::string& what) {
+  const void* data = nullptr;
+  uint64_t bytes = 0;
+  TRITONSERVER_MemoryType memory = TRITONSERVER_MEMORY_CPU;
+  int64_t memory_id = 0;
+  require(TRITONBACKEND_InputBuffer(input, index, &data, &bytes, &memory, &memory_id));
+  if (memory == TRITONSERVER_MEMORY_GPU) {
+    throw StatusError(TRITONSERVER_ERROR_UNSUPPORTED,
+                      what + ": expected CPU memory, found GPU memory");
+  }
+  return {static_cast<const char*>(data), bytes};
+}
+
+template <typename T>
+const T* gather(TRITONBACKEND_Input* input, const InputInfo& info, const std::string& what,
+                std::vector<T>& storage) {
+  storage.resize(info.bytes / sizeof(T));
+  char* const begin = reinterpret_cast<char*>(storage.data());
+  uint64_t filled = 0;
+  for (uint32_t i = 0; i < info.buffers; ++i) {
+    const Buffer buffer = buffer_of(input, i, what);
+    if (buffer.bytes > info.bytes - filled) break;
+    if (buffer.bytes > 0) std::memcpy(begin + filled, buffer.data, buffer.bytes);
+    filled += buffer.bytes;
+  }
+  if (filled != info.bytes) {
+    throw InputError(what + ": expected " + std::to_string(info.bytes) +
+                     " bytes in its buffers, found another count");
+  }
+  return storage.data();
+}
+
+template <typename T>
+InputTensor<T> read_input(TRITONBACKEND_Request* request, const std::string& model,
+                          const char* name) {
+  const std::string what = "[" + model + "] " + name;
+  TRITONBACKEND_Input* input = nullptr;
+  require(TRITONBACKEND_RequestInput(request, name, &input));
+  const InputInfo info = info_of(input);
+  check_input<T>(info, what);
+
+  InputTensor<T> tensor;
+  const T* data = nullptr;
+  if (info.buffers == 1) {
+    const Buffer buffer = buffer_of(input, 0, what);
+    const bool aligned = reinterpret_cast<uintptr_t>(buffer.data) % alignof(T) == 0;
+    if (aligned && buffer.bytes == info.bytes) data = reinterpret_cast<const T*>(buffer.data);
+  }
+  if (data == nullptr) data = gather(input, info, what, tensor.gathered);
+  tensor.view = {data, info.shape[0], info.shape[1]};
+  return tensor;
+}
+
+// The batch size that a request claims; read() checks it.
+int64_t claimed_rows(TRITONBACKEND_Request* request) {
+  TRITONBACKEND_Input* input = nullptr;
+  require(TRITONBACKEND_RequestInput(request, "ids", &input));
+  const InputInfo info = info_of(input);
+  return info.rank == 0 ? 1 : info.shape[0];
+}
+
+const char* type_name(TRITONSERVER_ParameterType type) {
+  switch (type) {
+    case TRITONSERVER_PARAMETER_STRING:
+      return "a string";
+    case TRITONSERVER_PARAMETER_BOOL:
+      return "a bool";
+    case TRITONSERVER_PARAMETER_DOUBLE:
+      return "a double";
+    default:
+      return "another type";
+  }
+}
+
+int64_t read_int_parameter(TRITONSERVER_ParameterType type, const void* value,
+                           const std::string& what, int64_t maximum) {
+  const std::string expected = what + ": expected 1 to " + std::to_string(maximum) + ", found ";
+  if (type != TRITONSERVER_PARAMETER_INT) throw InputError(expected + type_name(type));
+  const int64_t number = *static_cast<const int64_t*>(value);
+  if (number < 1 || number > maximum) throw InputError(expected + std::to_string(number));
+  return number;
+}
+
+template <typename T>
+void put_output(TRITONBACKEND_Response* response, const char* name, const Matrix<T>& batch,
+                int64_t first_row, int64_t rows, int64_t k) {
+  const int64_t shape[kRank] = {rows, k};
+  TRITONBACKEND_Output* output = nullptr;
+  require(TRITONBACKEND_ResponseOutput(response, &output, name, kTypeOf<T>, shape, kRank));
+  const auto row_bytes = static_cast<uint64_t>(k) * sizeof(T);
+  void* buffer = nullptr;
+  TRITONSERVER_MemoryType memory = TRITONSERVER_MEMORY_CPU;
+  int64_t memory_id = 0;
+  require(TRITONBACKEND_OutputBuffer(output, &buffer, static_cast<uint64_t>(rows) * row_bytes,
+                                     &memory, &memory_id));
+  if (memory == TRITONSERVER_MEMORY_GPU) {
+    throw StatusError(TRITONSERVER_ERROR_UNSUPPORTED,
+                      std::string(name) + ": expected a CPU buffer, found GPU memory");
+  }
+  for (int64_t row = 0; row < rows; ++row) {
+    std::memcpy(static_cast<char*>(buffer) + static_cast<uint64_t>(row) * row_bytes,
+                batch.row(first_row + row), row_bytes);
+  }
+}
+
+}  // namespace
+
+Request::Request(Instance& instance, TRITONBACKEND_Request* handle,
+                 const ModelConfig& config) noexcept
+    : instance_(instance), handle_(handle), arrival_ns_(now_ns()) {
+  instance_.pending.fetch_add(1);
+  uint64_t timeout_us = 0;
+  warn(TRITONBACKEND_InferenceRequestTimeoutMicroseconds(handle, &timeout_us));
+  if (timeout_us == 0) timeout_us = static_cast<uint64_t>(config.default_timeout_us);
+  const uint64_t longest_us = (std::numeric_limits<uint64_t>::max() - arrival_ns_) / kNsPerUs;
+  deadline_ns_ = arrival_ns_ + std::min(timeout_us, longest_us) * kNsPerUs;
+  try {
+    rows_ = std::clamp<int64_t>(claimed_rows(handle), 1, config.max_batch_rows);
+  } catch (...) {
+    rows_ = 1;  // read() will say what is wrong
+  }
+}
+
+Request::~Request() {
+  if (handle_ != nullptr) fail(TRITONSERVER_ERROR_INTERNAL, "request was dropped", {});
+  instance_.pending.fetch_sub(1);
+}
+
+bool Request::is_cancelled() const noexcept {
+  bool cancelled = false;
+  warn(TRITONBACKEND_RequestIsCancelled(handle_, &cancelled));
+  return cancelled;
+}
+
+void Request::read(const ModelConfig& config, const Schema& schema) {
+  read_parameters(config, schema);
+  ids_ = read_input<int64_t>(handle_, config.name, "ids");
+  lengths_ = read_input<int32_t>(handle_, config.name, "lengths");
+  rows_ = ids_.view.rows;
+  dense_.view = {nullptr, rows_, 0};
+  if (!schema.dense_features.empty()) {
+    dense_ = read_input<float>(handle_, config.name, "dense");
+  }
+  if (config.stage == Stage::kRetrieval) {
+    check(schema, users());
+    return;
+  }
+  candidates_ = read_input<int64_t>(handle_, config.name, "candidates");
+  candidate_scores_ = read_input<float>(handle_, config.name, "candidate_scores");
+  check(schema, users(), candidates());
+}
+
+void Request::read_parameters(const ModelConfig& config, const Schema& schema) {
+  const bool ranking = config.stage == Stage::kRanking;
+  const std::string wanted = ranking ? "k" : "num_candidates";
+  k_ = ranking ? schema.k : schema.num_candidates;
+  uint32_t count = 0;
+  require(TRITONBACKEND_RequestParameterCount(handle_, &count));
+  for (uint32_t i = 0; i < count; ++i) {
+    const char* key = nullptr;
+    TRITONSERVER_ParameterType type = TRITONSERVER_PARAMETER_INT;
+    const void* value = nullptr;
+    require(TRITONBACKEND_RequestParameter(handle_, i, &key, &type, &value));
+    if (key != wanted) continue;
+    k_ = read_int_parameter(type, value, "[" + config.name + "] parameter " + wanted,
+                            schema.max_candidates);
+  }
+}
+
+void Request::answer(const Recommendations& batch, int64_t first_row, const Times& times) noexcept {
+  try {
+    send(batch, first_row);
+  } catch (...) {
+    fail(current_error(TRITONSERVER_ERROR_INTERNAL), times);
+    return;
+  }
+  finish(true, times);
+}
+
+void Request::send(const Recommendations& batch, int64_t first_row) {
+  TRITONBACKEND_Response* created = nullptr;
+  require(TRITONBACKEND_ResponseNew(&created, handle_));
+  ResponsePtr response(created);
+  uint32_t count = 0;
+  require(TRITONBACKEND_RequestOutputCount(handle_, &count));
+  for (uint32_t i = 0; i < count; ++i) {
+    const char* name = nullptr;
+    require(TRITONBACKEND_RequestOutputName(handle_, i, &name));
+    if (std::strcmp(name, "item_ids") == 0) {
+      put_output(created, name, batch.item_ids, first_row, rows_, k_);
+    } else {
+      put_output(created, name, batch.scores, first_row, rows_, k_);
+    }
+  }
+  warn(TRITONBACKEND_ResponseSend(response.release(), TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+                                  nullptr));
+}
+
+void Request::fail(TRITONSERVER_Error_Code code, const std::string& message,
+                   const Times& times) noexcept {
+  fail(ErrorPtr(TRITONSERVER_ErrorNew(code, message.c_str())), times);
+}
+
+void Request::fail(ErrorPtr error, const Times& times) noexcept {
+  TRITONBACKEND_Response* response = nullptr;
+  warn(TRITONBACKEND_ResponseNew(&response, handle_));
+  if (response != nullptr) {
+    warn(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, error.get()));
+  }
+  finish(false, times);
+}
+
+void Request::finish(bool success, const Times& times) noexcept {
+  const uint64_t end_ns = now_ns();
+  const uint64_t start_ns = times.start_ns == 0 ? end_ns : times.start_ns;
+  const uint64_t compute_start_ns = times.compute_start_ns == 0 ? start_ns : times.compute_start_ns;
+  const uint64_t compute_end_ns =
+      times.compute_end_ns == 0 ? compute_start_ns : times.compute_end_ns;
+  warn(TRITONBACKEND_ModelInstanceReportStatistics(instance_.handle, handle_, success, start_ns,
+                                                   compute_start_ns, compute_end_ns, end_ns));
+  warn(TRITONBACKEND_RequestRelease(handle_, TRITONSERVER_REQUEST_RELEASE_ALL));
+  handle_ = nullptr;
+}
+
+}  // namespace recengine::triton

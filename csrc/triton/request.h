@@ -1,0 +1,86 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "recengine/engine.h"
+#include "triton/api.h"
+#include "triton/config.h"
+#include "triton/status.h"
+
+namespace recengine::triton {
+
+class Model;
+
+// What the server runs requests on. Thin: a model computes, an instance is what statistics name.
+struct Instance {
+  TRITONBACKEND_ModelInstance* handle = nullptr;
+  Model* model = nullptr;
+  std::atomic<int64_t> pending{0};  // requests taken and not yet released
+};
+
+// Start of the work on a batch and of its computation, and the end of that; steady_clock ns.
+struct Times {
+  uint64_t start_ns = 0;
+  uint64_t compute_start_ns = 0;
+  uint64_t compute_end_ns = 0;
+};
+
+// One input, read where Triton holds it; copied only when it comes in pieces or unaligned.
+template <typename T>
+struct InputTensor {
+  Matrix<const T> view;
+  std::vector<T> gathered;
+};
+
+// A request that the backend owns. It is answered, counted and released exactly once, by answer(),
+// by fail() or, should both be missed, by the destructor.
+class Request {
+ public:
+  // Takes `handle`. Cheap: the inputs stay unread.
+  Request(Instance& instance, TRITONBACKEND_Request* handle, const ModelConfig& config) noexcept;
+  ~Request();
+  Request(const Request&) = delete;
+  Request& operator=(const Request&) = delete;
+
+  Instance& instance() const { return instance_; }
+  uint64_t arrival_ns() const { return arrival_ns_; }
+  uint64_t deadline_ns() const { return deadline_ns_; }
+  int64_t rows() const { return rows_; }  // as the shape of `ids` says, within 1 .. max_batch_rows
+  bool is_cancelled() const noexcept;
+
+  // Reads and checks everything. Throws InputError or StatusError; then only fail() may follow.
+  void read(const ModelConfig& config, const Schema& schema);
+
+  // Valid after read().
+  WireUsers users() const { return {ids_.view, lengths_.view, dense_.view}; }
+  CandidateBatch candidates() const { return {candidates_.view, candidate_scores_.view}; }
+  int64_t k() const { return k_; }  // columns of the answer
+
+  // Answers with rows first_row .. first_row + rows() - 1 and the first k() columns of `batch`.
+  void answer(const Recommendations& batch, int64_t first_row, const Times& times) noexcept;
+
+  void fail(ErrorPtr error, const Times& times) noexcept;
+  void fail(TRITONSERVER_Error_Code code, const std::string& message, const Times& times) noexcept;
+
+ private:
+  void read_parameters(const ModelConfig& config, const Schema& schema);
+  void send(const Recommendations& batch, int64_t first_row);
+  void finish(bool success, const Times& times) noexcept;
+
+  Instance& instance_;
+  TRITONBACKEND_Request* handle_;  // null once released
+  uint64_t arrival_ns_;
+  uint64_t deadline_ns_ = 0;
+  int64_t rows_ = 1;
+  int64_t k_ = 0;
+  InputTensor<int64_t> ids_;
+  InputTensor<int32_t> lengths_;
+  InputTensor<float> dense_;
+  InputTensor<int64_t> candidates_;
+  InputTensor<float> candidate_scores_;
+};
+
+}  // namespace recengine::triton

@@ -1,0 +1,214 @@
+"""Overload: what a server still answers in time when more arrives than it can do."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from recengine.errors import ServerError
+from recengine.serving.bench.open_loop import (
+    Answers,
+    poisson_arrivals,
+    send,
+    send_one_by_one,
+    serialize,
+)
+from recengine.serving.bench.report import Bar
+from recengine.serving.bench.requests import Request
+
+_SHED_METRIC = re.compile(r"^recengine_shed_total\{(.*?)\} ([0-9.e+]+)$", re.MULTILINE)
+_IDLE_REQUESTS = 200
+_NEXT_REQUESTS = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class OverloadPlan:
+    """What to offer.
+
+    Attributes:
+        loads: offered rates as multiples of capacity.
+        seconds: length of each burst, and of the capacity measurement.
+        deadline_ms: an answer within it is a good one; the server is told.
+        in_flight: requests kept in flight to find the capacity.
+    """
+
+    loads: Sequence[float] = (1, 2, 4, 10)
+    seconds: float = 12.0
+    deadline_ms: float = 50.0
+    in_flight: int = 4
+
+
+def split_cores() -> tuple[set[int], set[int]]:
+    """Cores of the server and of the load generator; the same ones where there is only one."""
+    cores = sorted(os.sched_getaffinity(0))
+    half = len(cores) // 2
+    return (set(cores[half:]), set(cores[:half])) if half else (set(cores), set(cores))
+
+
+@contextmanager
+def on_cores(cores: set[int]) -> Iterator[None]:
+    """Inside, this thread, and the processes and threads it starts, use these cores only."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def count_sheds(metrics_url: str) -> float:
+    """The server's own count of shed requests, over all models and reasons."""
+    with urllib.request.urlopen(f"http://{metrics_url}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return sum(float(value) for _, value in _SHED_METRIC.findall(text))
+
+
+def measure_overload(
+    url: str,
+    metrics_url: str,
+    model: str,
+    requests: Sequence[Request],
+    plan: OverloadPlan,
+    progress: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Idle latency, capacity, then one burst per load with the next requests after it.
+
+    Args:
+        url: gRPC address of the server.
+        metrics_url: `host:port` of its metrics.
+        model: the model asked.
+        requests: taken in a circle.
+        plan: what to offer.
+        progress: told each number as it comes.
+
+    Returns:
+        `idle_p50_ms`, `idle_p99_ms`, `capacity` [1/s] and `bursts`, one per load.
+
+    Raises:
+        ServerError: a request failed for another reason than load.
+    """
+    plain = serialize(model, requests, None)
+    timed = serialize(model, requests, plan.deadline_ms)
+    _checked(send_one_by_one(url, plain[:_NEXT_REQUESTS]))
+    idle = _checked(send_one_by_one(url, [plain[i % len(plain)] for i in range(_IDLE_REQUESTS)]))
+    capacity = measure_capacity(url, plain, plan)
+    idle_p50, idle_p99 = np.percentile(idle.latency_ms, [50, 99])
+    progress(f"idle p50 {idle_p50:.1f} ms, p99 {idle_p99:.1f} ms; capacity {capacity:.1f}/s")
+    bursts = []
+    for load in plan.loads:
+        before = count_sheds(metrics_url)
+        answers = send(url, timed, poisson_arrivals(load * capacity, plan.seconds))
+        after_burst = _checked(send_one_by_one(url, timed[:_NEXT_REQUESTS]))
+        counted = count_sheds(metrics_url) - before
+        burst = describe_burst(load, _checked(answers), after_burst, counted, plan)
+        bursts.append(burst)
+        progress(
+            f"{load:g}x: offered {burst['offered_per_s']:.0f}/s, good {burst['good_per_s']:.1f}/s "
+            f"({burst['good_per_s'] / capacity:.1%} of capacity), "
+            f"answered p99 {burst['answered_p99_ms']:.1f} ms, shed {burst['shed']} "
+            f"(server counted {counted:.0f}), next {burst['next_ms']:.1f} ms"
+        )
+    return {
+        "deadline_ms": plan.deadline_ms,
+        "seconds": plan.seconds,
+        "idle_p50_ms": float(idle_p50),
+        "idle_p99_ms": float(idle_p99),
+        "capacity": capacity,
+        "bursts": bursts,
+    }
+
+
+def measure_capacity(url: str, messages: Sequence[bytes], plan: OverloadPlan) -> float:
+    """Answers per second with `in_flight` requests always waiting and no deadline."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(plan.in_flight) as pool:
+        start = [messages[i :: plan.in_flight] for i in range(plan.in_flight)]
+        probe = list(pool.map(lambda part: send_one_by_one(url, (part * 8)[:8]), start))
+        per_thread = max(8, int(plan.seconds / max(answers.seconds / 8 for answers in probe)))
+        parts = [(part * (per_thread // len(part) + 1))[:per_thread] for part in start]
+        runs = list(pool.map(lambda part: _checked(send_one_by_one(url, part)), parts))
+    return plan.in_flight * per_thread / max(run.seconds for run in runs)
+
+
+def describe_burst(
+    load: float, answers: Answers, after: Answers, counted: float, plan: OverloadPlan
+) -> dict[str, Any]:
+    """What came of one burst; rates are per second of the burst."""
+    answered, shed = answers.latencies_ms("ok"), answers.latencies_ms("shed")
+    good = int((answered <= plan.deadline_ms).sum())
+    return {
+        "load": load,
+        "offered_per_s": len(answers.due_s) / plan.seconds,
+        "good_per_s": good / plan.seconds,
+        "late_per_s": (len(answered) - good) / plan.seconds,
+        "shed": len(shed),
+        "shed_counted_by_server": counted - int((after.outcome == "shed").sum()),
+        "answered_p50_ms": _percentile(answered, 50),
+        "answered_p99_ms": _percentile(answered, 99),
+        "shed_p50_ms": _percentile(shed, 50),
+        "shed_p99_ms": _percentile(shed, 99),
+        "next_ms": float(after.latency_ms[0]),
+        "next_outcome": str(after.outcome[0]),
+        "next_20_max_ms": float(after.latency_ms.max()),
+        "generator_cpu_share": answers.cpu_s / answers.seconds,
+    }
+
+
+def overload_bars(result: dict[str, Any]) -> list[Bar]:
+    """The bars of DESIGN's failure rules that the measured loads allow."""
+    bursts = {burst["load"]: burst for burst in result["bursts"]}
+    bars = []
+    for load, share in ((4, 0.95), (10, 0.90)):
+        if load in bursts:
+            found = bursts[load]["good_per_s"] / result["capacity"]
+            bars.append(Bar(f"good answers at {load}×, share of capacity", share, found, True))
+    worst = max(burst["answered_p99_ms"] for burst in result["bursts"])
+    bars.append(Bar("p99 of answered requests [ms]", result["deadline_ms"], worst, False))
+    missed = max(abs(b["shed"] - b["shed_counted_by_server"]) for b in result["bursts"])
+    bars.append(Bar("sheds that client and server count differently", 0, missed, False))
+    shed = [burst for burst in result["bursts"] if burst["shed"]]
+    if shed:
+        bars.append(Bar("shed p50 [ms]", 2, max(b["shed_p50_ms"] for b in shed), False))
+        bars.append(Bar("shed p99 [ms]", 10, max(b["shed_p99_ms"] for b in shed), False))
+    following = max(burst["next_ms"] for burst in result["bursts"])
+    bars.append(
+        Bar("next request over idle p99", 2, following / result["idle_p99_ms"], False)
+    )
+    return bars
+
+
+def overload_table(result: dict[str, Any]) -> str:
+    """One row per burst, as markdown."""
+    lines = [
+        "| load | offered/s | good/s | of capacity | late/s | answered p50 ms | p99 ms | shed "
+        "| counted by the server | shed p50 ms | p99 ms | next request ms | generator, cores |",
+        "|---:" * 13 + "|",
+    ]
+    for b in result["bursts"]:
+        lines.append(
+            f"| {b['load']:g}× | {b['offered_per_s']:.0f} | {b['good_per_s']:.1f} | "
+            f"{b['good_per_s'] / result['capacity']:.1%} | {b['late_per_s']:.2f} | "
+            f"{b['answered_p50_ms']:.1f} | {b['answered_p99_ms']:.1f} | {b['shed']} | "
+            f"{b['shed_counted_by_server']:.0f} | {b['shed_p50_ms']:.2f} | {b['shed_p99_ms']:.2f} | "
+            f"{b['next_ms']:.1f} | {b['generator_cpu_share']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _checked(answers: Answers) -> Answers:
+    if answers.first_failure:
+        failed = int((answers.outcome == "failed").sum())
+        raise ServerError(f"[bench] {failed} requests failed, the first: {answers.first_failure}")
+    return answers
+
+
+def _percentile(values: np.ndarray[Any, Any], percent: float) -> float:
+    return float(np.percentile(values, percent)) if len(values) else 0.0

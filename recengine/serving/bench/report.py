@@ -1,0 +1,159 @@
+"""Results of serving benches as JSON, a table and a plot."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recengine.serving.bench.closed_loop import Series
+
+
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """A number that was promised beside the number that was measured.
+
+    Attributes:
+        name: what is compared.
+        wanted: smallest (`at_least`) or largest value that meets the bar.
+        found: the value measured.
+        at_least: which of the two `wanted` is.
+    """
+
+    name: str
+    wanted: float
+    found: float
+    at_least: bool
+
+    @property
+    def met(self) -> bool:
+        return self.found >= self.wanted if self.at_least else self.found <= self.wanted
+
+    def __str__(self) -> str:
+        sign = "≥" if self.at_least else "≤"
+        verdict = "met" if self.met else "missed"
+        return f"{self.name}: {self.found:.3g}, bar {sign} {self.wanted:g}: {verdict}"
+
+
+def bars_table(bars: Sequence[Bar]) -> str:
+    """The bars as a markdown table."""
+    lines = ["| | measured | bar | |", "|---|---:|---:|---|"]
+    for bar in bars:
+        sign = "≥" if bar.at_least else "≤"
+        verdict = "met" if bar.met else "**missed**"
+        lines.append(f"| {bar.name} | {bar.found:.3g} | {sign} {bar.wanted:g} | {verdict} |")
+    return "\n".join(lines)
+
+
+def bars_json(bars: Sequence[Bar]) -> list[dict[str, Any]]:
+    """The bars as JSON values."""
+    return [{**dataclasses.asdict(bar), "met": bar.met} for bar in bars]
+
+
+def serving_table(series: Series) -> str:
+    """Every measured point as a markdown table; latencies in milliseconds."""
+    lines = [
+        "| model | concurrency | requests/s | p50 ms | p90 ms | p95 ms | p99 ms "
+        "| queue ms | compute ms |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for label, points in series.items():
+        for point in points:
+            compute = point.compute_input_us + point.compute_infer_us + point.compute_output_us
+            latencies = (point.p50_us, point.p90_us, point.p95_us, point.p99_us)
+            cells = [f"{us / 1e3:.2f}" for us in (*latencies, point.queue_us, compute)]
+            lines.append(
+                f"| {label} | {point.concurrency} | {point.throughput:,.0f} | "
+                + " | ".join(cells)
+                + " |"
+            )
+    return "\n".join(lines)
+
+
+def provenance_lines(result: dict[str, Any]) -> str:
+    """Machine, versions and command of a result, as markdown."""
+    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
+    versions = ", ".join(f"{key} {value}" for key, value in result["versions"].items())
+    return f"Machine: {machine}.\nVersions: {versions}.\nCommand: `{result['command']}`."
+
+
+def series_json(series: Series) -> dict[str, list[dict[str, float]]]:
+    """Measured points as JSON values, by label."""
+    return {label: [dataclasses.asdict(p) for p in points] for label, points in series.items()}
+
+
+def write_result(path: Path, result: dict[str, Any], markdown: str) -> None:
+    """Writes `path`.json and `path`.md."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    path.with_suffix(".md").write_text(markdown.rstrip() + "\n")
+
+
+def plot_serving(path: Path, series: Series, title: str) -> None:
+    """Latency against throughput, p50 solid and p99 dashed; the numbers are concurrencies."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    for i, (label, points) in enumerate(series.items()):
+        rates = [point.throughput for point in points]
+        color = f"C{i}"
+        p50 = [point.p50_us / 1e3 for point in points]
+        p99 = [point.p99_us / 1e3 for point in points]
+        axes.plot(rates, p50, "o-", color=color, label=f"{label}, p50")
+        axes.plot(rates, p99, "^--", color=color, alpha=0.6, label=f"{label}, p99")
+        for point, x, y in zip(points, rates, p50, strict=True):
+            axes.annotate(
+                str(point.concurrency), (x, y), xytext=(4, -10), textcoords="offset points", size=8
+            )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="answered requests per second",
+        ylabel="latency [ms]",
+        title=title,
+    )
+    axes.grid(visible=True, which="both", alpha=0.25)
+    axes.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def plot_overload(path: Path, bursts: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:
+    """Above: what came of the requests at each offered load. Below: latency of the answered."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (above, below) = pyplot.subplots(
+        2, 1, figsize=(8, 7), sharex=True, layout="constrained"
+    )
+    names = [f"{burst['load']:g}×" for burst in bursts]
+    capacity = result["capacity"]
+    above.bar(names, [b["good_per_s"] for b in bursts], color="C0", label="good answers")
+    bottom = [b["good_per_s"] for b in bursts]
+    above.bar(
+        names,
+        [b["late_per_s"] for b in bursts],
+        bottom=bottom,
+        color="C1",
+        label="answered after the deadline",
+    )
+    above.axhline(capacity, color="black", lw=1, label=f"capacity, {capacity:.0f}/s")
+    above.axhline(0.9 * capacity, color="black", lw=1, ls=":", label="90 % of it")
+    above.set(ylabel="answers per second", title=f"Overload on {result['machine']['cpu']}")
+    above.legend(fontsize=8, loc="lower right")
+    below.plot(names, [b["answered_p50_ms"] for b in bursts], "o-", label="answered, p50")
+    below.plot(names, [b["answered_p99_ms"] for b in bursts], "^--", label="answered, p99")
+    below.plot(names, [b["shed_p50_ms"] for b in bursts], "s-", color="C3", label="shed, p50")
+    below.axhline(result["deadline_ms"], color="black", lw=1, label="deadline")
+    below.set(xlabel="offered load as a multiple of capacity", ylabel="latency [ms]", yscale="log")
+    below.grid(visible=True, which="both", alpha=0.25)
+    below.legend(fontsize=8)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)

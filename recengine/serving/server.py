@@ -1,0 +1,351 @@
+"""Starts a real tritonserver over a model repository, for the command line, tests and benches."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from importlib import metadata
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Literal, TextIO
+
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from recengine.errors import ServerError
+
+BACKEND_DIRECTORY = "RECENGINE_BACKEND_DIRECTORY"
+"""Environment variable that names a directory with recengine/libtriton_recengine.so to use."""
+
+_LIBRARY = Path("recengine", "libtriton_recengine.so")
+_WHEEL_BINARY = Path("tritonserver", "bin", "tritonserver")
+_POLL_S = 0.02
+_TAIL_LINES = 200
+_SHOWN_LINES = 20
+
+# Asks the kernel to end the server with its parent, then becomes the server.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoints:
+    """Where a server listens: `host:port` of each protocol."""
+
+    grpc: str
+    http: str
+    metrics: str
+
+    def __str__(self) -> str:
+        return f"grpc {self.grpc}, http {self.http}, metrics http://{self.metrics}/metrics"
+
+
+def find_tritonserver(path: Path | None = None) -> Path:
+    """The server to run: `path`, else PATH, else the binary in the wheel nvidia-pytriton.
+
+    Raises:
+        ServerError: there is none; the message says what to install.
+    """
+    if path is not None:
+        if not path.is_file():
+            raise ServerError(f"[serve] {path}: no such file")
+        return path
+    on_path = shutil.which("tritonserver")
+    if on_path is not None:
+        return Path(on_path)
+    # Found without importing it: the wheel's own dependencies need not be there.
+    spec = importlib.util.find_spec("pytriton")
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        binary = Path(location) / _WHEEL_BINARY
+        if binary.is_file():
+            return binary
+    raise ServerError(
+        "[serve] tritonserver: not on PATH and not in this environment; give --tritonserver, or "
+        "for development run `pip install --no-deps nvidia-pytriton==0.7.0`"
+    )
+
+
+def find_backends(directory: Path | None = None) -> Path:
+    """The directory to hand to `--backend-directory`: it holds recengine/libtriton_recengine.so.
+
+    Args:
+        directory: use this one; None: $RECENGINE_BACKEND_DIRECTORY, else what pip installed.
+
+    Raises:
+        ServerError: the backend is not there.
+    """
+    if directory is None and BACKEND_DIRECTORY in os.environ:
+        directory = Path(os.environ[BACKEND_DIRECTORY])
+    if directory is not None:
+        if not (directory / _LIBRARY).is_file():
+            raise ServerError(f"[serve] {directory}: expected {_LIBRARY} in it")
+        return directory.resolve()
+    try:
+        files = metadata.files("recengine") or []
+    except metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        if file.name == _LIBRARY.name:
+            return Path(str(file.locate())).resolve().parent.parent
+    raise ServerError(
+        f"[serve] {_LIBRARY.name}: the recengine that is installed has no backend; "
+        "build it with `pip install .`"
+    )
+
+
+class TritonServer:
+    """A tritonserver process that is ready on entry and gone on exit.
+
+    It ends with the process that started it, whatever ends that.
+
+    Args:
+        model_repository: the directory of models.
+        tritonserver: the binary; None: see `find_tritonserver`.
+        backend_directory: see `find_backends`.
+        address: what the endpoints bind to.
+        grpc_port, http_port, metrics_port: 0 takes a free port.
+        model_control: "explicit" loads only `load_models` and lets clients load and unload.
+        load_models: names to load at start, with "explicit" only.
+        arguments: passed to tritonserver as they are.
+        log: file that the server's log is appended to; None: standard error.
+        ready_timeout: seconds that start may take.
+    """
+
+    def __init__(
+        self,
+        model_repository: Path | str,
+        *,
+        tritonserver: Path | None = None,
+        backend_directory: Path | None = None,
+        address: str = "127.0.0.1",
+        grpc_port: int = 0,
+        http_port: int = 0,
+        metrics_port: int = 0,
+        model_control: Literal["none", "explicit"] = "none",
+        load_models: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+        log: Path | None = None,
+        ready_timeout: float = 60.0,
+    ) -> None:
+        self._repository = Path(model_repository)
+        self._binary = find_tritonserver(tritonserver)
+        self._backends = find_backends(backend_directory)
+        self._address = address
+        self._ports = (grpc_port, http_port, metrics_port)
+        self._load_models = list(load_models)
+        self._arguments = [
+            f"--model-control-mode={model_control}",
+            *(f"--load-model={name}" for name in load_models),
+            *arguments,
+        ]
+        self._log = log
+        self._ready_timeout = ready_timeout
+        self._endpoints: Endpoints | None = None
+        self._process: _Process | None = None
+
+    def __enter__(self) -> TritonServer:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def endpoints(self) -> Endpoints:
+        """Where the started server listens."""
+        if self._endpoints is None:
+            raise ServerError("[serve] the server is not started")
+        return self._endpoints
+
+    @property
+    def pid(self) -> int:
+        """Process id of the started server."""
+        return self._running().popen.pid
+
+    def start(self) -> TritonServer:
+        """Starts the server and returns once every model is ready.
+
+        Raises:
+            ServerError: it ended or was not ready in time; the message has its last words.
+        """
+        ports = _free_ports(self._address, self._ports)
+        grpc, http, metrics = (f"{self._address}:{port}" for port in ports)
+        self._endpoints = Endpoints(grpc, http, metrics)
+        self._process = _Process(self._command(ports), self._log)
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.stop(timeout=0)
+            raise
+        return self
+
+    def wait(self) -> int:
+        """Waits until the server ends and returns its exit status.
+
+        SIGINT and SIGTERM are passed on to the server, which answers what it has accepted before
+        it ends. Call it from the main thread.
+        """
+        popen = self._running().popen
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            popen.send_signal(number)
+
+        with ExitStack() as stack:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                stack.callback(signal.signal, number, signal.signal(number, pass_on))
+            return popen.wait()
+
+    def stop(self, timeout: float = 30.0) -> int | None:
+        """Asks the server to end, after `timeout` seconds makes it. Returns its exit status.
+
+        None when it was not running. Requests that the server accepted are answered first.
+        """
+        if self._process is None:
+            return None
+        process, self._process = self._process, None
+        return process.stop(timeout)
+
+    def _running(self) -> _Process:
+        if self._process is None:
+            raise ServerError("[serve] the server is not running")
+        return self._process
+
+    def _command(self, ports: Sequence[int]) -> list[str]:
+        addresses = [
+            f"--{name}-{what}={value}"
+            for name, port in zip(("grpc", "http", "metrics"), ports, strict=True)
+            for what, value in (("address", self._address), ("port", port))
+        ]
+        return [
+            str(self._binary),
+            f"--model-repository={self._repository}",
+            f"--backend-directory={self._backends}",
+            *addresses,
+            *self._arguments,
+        ]
+
+    def _wait_until_ready(self) -> None:
+        process = self._running()
+        deadline = time.monotonic() + self._ready_timeout
+        while not self._is_ready():
+            if process.popen.poll() is not None:
+                raise ServerError(
+                    f"[serve] tritonserver ended with status {process.popen.returncode}:\n"
+                    + process.last_words()
+                )
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f"[serve] tritonserver was not ready within {self._ready_timeout:g} s:\n"
+                    + process.last_words()
+                )
+            time.sleep(_POLL_S)
+
+    def _is_ready(self) -> bool:
+        host, _, port = self.endpoints.grpc.rpartition(":")
+        try:
+            # gRPC waits a second before it tries a refused port again; a bare socket does not.
+            socket.create_connection((host, int(port)), timeout=1).close()
+            with InferenceServerClient(self.endpoints.grpc) as client:
+                if not client.is_server_ready(client_timeout=1):
+                    return False
+                index = client.get_model_repository_index(client_timeout=1)
+                served = {model.name for model in index.models if model.state == "READY"}
+                wanted = served.union(self._load_models) - {"*"}
+                return all(client.is_model_ready(name, client_timeout=1) for name in wanted)
+        except (OSError, InferenceServerException):
+            return False
+
+
+class _Process:
+    """The server's process, and the thread that is its parent and carries its log.
+
+    The kernel ends the server when the thread that started it ends, so that thread must not be
+    the caller's.
+    """
+
+    def __init__(self, command: Sequence[str], log: Path | None) -> None:
+        self._tail: collections.deque[str] = collections.deque(maxlen=_TAIL_LINES)
+        started: Future[subprocess.Popen[str]] = Future()
+        self._thread = threading.Thread(
+            target=self._own, args=(command, log, started), name="tritonserver", daemon=True
+        )
+        self._thread.start()
+        self.popen = started.result()
+
+    def _own(
+        self, command: Sequence[str], log: Path | None, started: Future[subprocess.Popen[str]]
+    ) -> None:
+        with ExitStack() as stack:
+            try:
+                sink: TextIO = sys.stderr
+                if log is not None:
+                    sink = stack.enter_context(log.open("a", encoding="utf-8"))
+                popen = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    encoding="utf-8",
+                    errors="replace",
+                )
+            except OSError as error:
+                started.set_exception(ServerError(f"[serve] {error}"))
+                return
+            started.set_result(popen)
+            assert popen.stdout is not None
+            for line in popen.stdout:
+                self._tail.append(line)
+                sink.write(line)
+                sink.flush()
+            popen.wait()
+
+    def last_words(self) -> str:
+        """The errors that the server logged, or the end of its log."""
+        self._thread.join(timeout=0.5)
+        lines = list(self._tail)
+        errors = [line for line in lines if line.startswith(("E", "error", "failed"))]
+        return "".join((errors or lines)[-_SHOWN_LINES:]).rstrip()
+
+    def stop(self, timeout: float) -> int:
+        self.popen.terminate()
+        try:
+            self.popen.wait(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.popen.pid, signal.SIGKILL)
+        self._thread.join()
+        return self.popen.wait()
+
+
+def _free_ports(address: str, ports: Sequence[int]) -> list[int]:
+    """`ports` with a free port in the place of each 0; all are held until all are chosen."""
+    chosen = []
+    with ExitStack() as stack:
+        for port in ports:
+            if port == 0:
+                held = stack.enter_context(socket.socket())
+                held.bind((address, 0))
+                port = held.getsockname()[1]
+            chosen.append(port)
+    return chosen

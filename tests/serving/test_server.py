@@ -1,0 +1,125 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from recengine.errors import ServerError
+from recengine.serving import server as serving
+from recengine.serving.server import TritonServer, find_backends, find_tritonserver
+
+
+def test_a_server_that_is_not_there_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(ServerError, match=r"nowhere: no such file"):
+        find_tritonserver(tmp_path / "nowhere")
+
+
+def test_without_any_server_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(serving.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ServerError, match=r"pip install --no-deps nvidia-pytriton"):
+        find_tritonserver()
+
+
+def test_a_server_on_the_path_is_preferred(monkeypatch, tmp_path):
+    binary = tmp_path / "tritonserver"
+    binary.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_tritonserver() == binary
+
+
+def test_a_directory_without_the_backend_is_refused(tmp_path):
+    with pytest.raises(ServerError, match=r"expected recengine/libtriton_recengine.so"):
+        find_backends(tmp_path)
+
+
+def test_the_installed_backend_is_found():
+    assert (find_backends() / "recengine" / "libtriton_recengine.so").is_file()
+
+
+def test_free_ports_are_chosen_and_listened_on_at_loopback_only(golden_server):
+    endpoints = dataclasses.astuple(golden_server.endpoints)
+    assert len(set(endpoints)) == 3
+    assert all(endpoint.startswith("127.0.0.1:") for endpoint in endpoints)
+
+
+def test_a_server_that_ends_at_start_says_why(tmp_path):
+    with pytest.raises(ServerError, match=r"ended with status 1:\n(.|\n)*no_such_directory"):
+        TritonServer(tmp_path / "no_such_directory", log=tmp_path / "log").start()
+
+
+def test_a_server_that_is_not_ready_in_time_is_killed(golden_repository, tmp_path):
+    slow = TritonServer(golden_repository, log=tmp_path / "log", ready_timeout=0)
+    with pytest.raises(ServerError, match=r"not ready within 0 s"):
+        slow.start()
+    with pytest.raises(ServerError, match=r"not running"):
+        slow.wait()
+
+
+def test_stopping_twice_is_harmless_and_the_first_tells_the_status(serve):
+    server = serve().start()
+    assert server.stop() == 0
+    assert server.stop() is None
+
+
+def test_a_restart_is_ready_within_three_seconds(serve):
+    begin = time.monotonic()
+    with serve():
+        assert time.monotonic() - begin < 3
+
+
+SERVE = """
+import sys
+from pathlib import Path
+from recengine.serving.server import TritonServer
+
+with TritonServer(sys.argv[1], log=Path(sys.argv[2])) as server:
+    print(server.pid, flush=True)
+    sys.exit(server.wait())
+"""
+
+
+@pytest.fixture
+def command(own_repository, tmp_path):
+    """A process that serves until it is told to end, and the pid of its tritonserver."""
+    arguments = [str(own_repository), str(tmp_path / "log")]
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SERVE), *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield process, int(process.stdout.readline())
+        process.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_passed_on_and_the_server_ends_cleanly(command, number):
+    process, server = command
+    process.send_signal(number)
+    assert process.wait(timeout=20) == 0
+    assert not is_running(server)
+
+
+def test_the_server_ends_with_a_parent_that_is_killed(command):
+    process, server = command
+    assert is_running(server)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while is_running(server):
+        assert time.monotonic() < deadline, "the server outlives its parent"
+        time.sleep(0.02)
+
+
+def is_running(pid):
+    """False for a zombie too: whoever inherits it need not have collected it yet."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
