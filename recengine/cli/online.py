@@ -1,0 +1,99 @@
+"""Commands around a running server: serve, recommend, bench, doctor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.main import get_command
+
+_PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+
+Url = Annotated[str, typer.Option(help="host:port of the server's gRPC endpoint.")]
+Tritonserver = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="Server binary; else PATH, then the wheel's."),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands of this module."""
+    app.command()(serve)
+    app.command()(recommend)
+    app.command(context_settings=_PASS_ON, add_help_option=False)(bench)
+    app.command()(doctor)
+
+
+def serve(
+    repository: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
+    tritonserver: Tritonserver = None,
+    grpc_port: Annotated[int, typer.Option(help="0: any free port.")] = 8001,
+    http_port: Annotated[int, typer.Option(help="0: any free port.")] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="0: any free port.")] = 8002,
+) -> None:
+    """Serves a model repository with a real tritonserver until interrupted."""
+    from recengine.serving.server import TritonServer
+
+    server = TritonServer(
+        repository,
+        tritonserver=tritonserver,
+        grpc_port=grpc_port,
+        http_port=http_port,
+        metrics_port=metrics_port,
+    )
+    with server:
+        typer.echo(f"ready: {server.endpoints}")
+        raise typer.Exit(server.wait())
+
+
+def recommend(
+    user: Annotated[list[str], typer.Option(help="User id of the data set; repeatable.")],
+    data: Annotated[Path, typer.Option(exists=True, help="The data set to look users up in.")],
+    url: Url = "127.0.0.1:8001",
+    k: Annotated[int | None, typer.Option("-k", help="Items per user.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 1.0,
+) -> None:
+    """Asks a running server for users of a data set and shows titles beside their history."""
+    from recengine.cli import show
+    from recengine.cli.catalog import Catalog
+    from recengine.client import RecommenderClient
+    from recengine.data import read
+
+    catalog = Catalog(read(data))
+    ids = [catalog.user_id(text) for text in user]
+    histories = [catalog.history(one) for one in ids]
+    with RecommenderClient(url, timeout=timeout) as client:
+        schema = client.schema
+        taken = {feature.name for feature in schema.features}.union(schema.dense_features)
+        users = [
+            {name: value for name, value in catalog.features(one).items() if name in taken}
+            for one in ids
+        ]
+        answers = client.recommend(users, k=k, exclude=histories)
+    for text, answer, history in zip(user, answers, histories, strict=True):
+        show.recommendations(catalog, text, answer, history)
+
+
+def bench(context: typer.Context) -> None:
+    """Measures a served recommender: serving | overload (see `recengine bench --help`)."""
+    from recengine.serving.bench import app
+
+    code = get_command(app).main(context.args, prog_name="recengine bench", standalone_mode=False)
+    raise typer.Exit(code if isinstance(code, int) else 0)
+
+
+def doctor(tritonserver: Tritonserver = None) -> None:
+    """Tells what this machine has for recengine; exits with 1 when something needed is missing."""
+    from recengine.doctor import Level, examine
+
+    marks = {
+        Level.OK: typer.style("ok     ", fg=typer.colors.GREEN),
+        Level.NOTE: typer.style("note   ", fg=typer.colors.YELLOW),
+        Level.PROBLEM: typer.style("problem", fg=typer.colors.RED),
+    }
+    broken = False
+    for finding in examine(tritonserver):
+        typer.echo(f"{marks[finding.level]} {finding.name:<13} {finding.found}")
+        broken |= finding.level is Level.PROBLEM
+    raise typer.Exit(broken)

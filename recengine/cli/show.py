@@ -1,0 +1,58 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from recengine.bundle import FidelityRow
+    from recengine.cli.catalog import Catalog
+
+console = Console()
+
+
+def recommendations(
+    catalog: Catalog, user: str, answer: Sequence[tuple[int, float]], history: Sequence[int]
+) -> None:
+    """The answer for one user, and beside it what the user took last, newest first."""
+    best = Table("#", "title", "genres", "score", title=f"for user {user}")
+    for place, (item, score) in enumerate(answer, 1):
+        best.add_row(str(place), catalog.title(item), catalog.genres(item), f"{score:.3f}")
+    past = Table("title", "genres", title="recent history", style="dim")
+    for item in history[::-1][: max(len(answer), 1)]:
+        past.add_row(catalog.title(item), catalog.genres(item))
+    side_by_side = Table.grid(padding=(0, 2))
+    side_by_side.add_row(best, past)
+    console.print(side_by_side)
+
+
+def quality(rows: Iterable[tuple[str, int, Mapping[str, float]]], title: str) -> None:
+    """One row per method: its name, how many users, its metrics."""
+    listed = list(rows)
+    table = Table("method", "users", *(listed[0][2] if listed else ()), title=title)
+    for method, users, metrics in listed:
+        table.add_row(method, str(users), *(f"{value:.4f}" for value in metrics.values()))
+    console.print(table)
+
+
+def fidelity(rows: Iterable[FidelityRow]) -> None:
+    """How far answers are from eager PyTorch."""
+    table = Table("stage", "path", "users", "k", title="answers beside eager PyTorch")
+    for name in ("score error", "identical top-k", "recall", "eager", "NDCG", "eager"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        metrics = (row.recall, row.recall_eager, row.ndcg, row.ndcg_eager)
+        table.add_row(
+            row.stage,
+            row.path,
+            str(row.users),
+            str(row.k),
+            f"{row.score_error:.2g}",
+            f"{row.identical_top_k:.2%}",
+            *(f"{value:.4f}" for value in metrics),
+        )
+    console.print(table)

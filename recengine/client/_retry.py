@@ -1,0 +1,101 @@
+"""When to send a request again, and how long to wait before."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+
+from tritonclient.utils import InferenceServerException
+
+from recengine.client._errors import Failure, Retry, classify
+from recengine.errors import DeadlineExceeded
+
+# s, first and longest. A call to a channel that is not connected costs nothing: the channel has
+# its own, longer backoff.
+_RECONNECT_DELAYS = (0.02, 0.1)
+_SHED_DELAYS = (0.01, 0.08)
+
+
+class RetryBudget:
+    """A token bucket over all calls of a client, as gRPC's retry throttling (gRFC A6).
+
+    A shed request takes one token, an answered one gives back `ratio`; shed requests are sent
+    again only while more than half the tokens are there. So an overloaded server sees at most
+    1 + ratio times the offered load.
+    """
+
+    def __init__(self, tokens: float = 10.0, ratio: float = 0.1) -> None:
+        self._most = tokens
+        self._ratio = ratio
+        self._tokens = tokens
+        self._lock = threading.Lock()
+
+    def answered(self) -> None:
+        """An answer came."""
+        with self._lock:
+            self._tokens = min(self._most, self._tokens + self._ratio)
+
+    def shed(self) -> bool:
+        """The server shed a request; says whether it may be sent again."""
+        with self._lock:
+            self._tokens = max(0.0, self._tokens - 1.0)
+            return self._tokens > self._most / 2
+
+
+class Call:
+    """One request of the caller: its deadline and its attempts. No I/O: the transport sleeps."""
+
+    def __init__(self, model: str, timeout: float, retries: int, budget: RetryBudget) -> None:
+        self._model = model
+        self._timeout = timeout
+        self._deadline = time.monotonic() + timeout
+        self._retries = retries
+        self._budget = budget
+        self._failed = dict.fromkeys(Retry, 0)
+
+    def remaining(self) -> float:
+        """Seconds until the deadline.
+
+        Raises:
+            DeadlineExceeded: none are left.
+        """
+        seconds = self._deadline - time.monotonic()
+        if seconds <= 0:
+            raise DeadlineExceeded(f"[{self._model}] no answer within {self._timeout} s")
+        return seconds
+
+    def answered(self) -> None:
+        """An answer came."""
+        self._budget.answered()
+
+    def delay_after(self, error: InferenceServerException) -> float:
+        """Seconds to wait before the next attempt.
+
+        Raises:
+            RecengineError: the typed error, when the request must not be sent again.
+        """
+        failure = classify(error.status(), error.message() or "", self._model)
+        delay = self._delay(failure)
+        if delay is None or delay >= self._deadline - time.monotonic():
+            raise failure.error from None
+        return delay
+
+    def _delay(self, failure: Failure) -> float | None:
+        """None when the request must not be sent again."""
+        attempt = self._failed[failure.retry]
+        self._failed[failure.retry] += 1
+        match failure.retry:
+            case Retry.RECONNECT if self._retries:
+                return _jittered(_RECONNECT_DELAYS, attempt)
+            case Retry.BUDGET if self._budget.shed() and attempt < self._retries:
+                return _jittered(_SHED_DELAYS, attempt)
+            case Retry.ONCE if attempt == 0 < self._retries:
+                return 0.0
+            case _:
+                return None
+
+
+def _jittered(delays: tuple[float, float], attempt: int) -> float:
+    first, longest = delays
+    return min(first * 2.0 ** min(attempt, 10), longest) * random.uniform(0.5, 1.0)

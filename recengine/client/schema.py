@@ -1,0 +1,92 @@
+"""What a served recommender takes and gives: the JSON of the model parameter `recengine.schema`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from recengine.errors import InputError
+
+SCHEMA_PARAMETER = "recengine.schema"
+"""Name of the model config parameter that carries the schema."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Feature:
+    """A sparse user feature: a list of ids, oldest first, of which the last `max_length` count.
+
+    `hashed` says that the keys are strings, hashed by `recengine.keys.hash_key`.
+    """
+
+    name: str
+    max_length: int
+    hashed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """Features in wire order, and the sizes of a request and its answer.
+
+    Attributes:
+        name: the recommender's name.
+        features: sparse user features, in wire order.
+        dense_features: dense user features, in wire order.
+        num_items: items in the catalog.
+        num_candidates: items retrieved when the caller does not say.
+        max_candidates: most items that a request may ask for.
+        k: items returned when the caller does not say.
+    """
+
+    name: str
+    features: tuple[Feature, ...]
+    dense_features: tuple[str, ...]
+    num_items: int
+    num_candidates: int
+    max_candidates: int
+    k: int
+
+    @staticmethod
+    def from_json(text: str) -> Schema:
+        """Reads what `to_json` wrote; fields that this version does not know are ignored.
+
+        Raises:
+            InputError: the text is not JSON, or a field is missing or of the wrong type.
+        """
+        try:
+            raw = json.loads(text)
+            if not isinstance(raw, dict):
+                raise InputError(f"[schema] expected a JSON object, found {type(raw).__name__}")
+            return Schema(
+                name=_typed(raw, "name", str),
+                features=tuple(_feature(item) for item in _typed(raw, "features", list)),
+                dense_features=tuple(str(name) for name in _typed(raw, "dense_features", list)),
+                num_items=_typed(raw, "num_items", int),
+                num_candidates=_typed(raw, "num_candidates", int),
+                max_candidates=_typed(raw, "max_candidates", int),
+                k=_typed(raw, "k", int),
+            )
+        except json.JSONDecodeError as error:
+            raise InputError(f"[schema] not JSON: {error}") from None
+
+    def to_json(self) -> str:
+        """The schema as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+
+
+def _feature(raw: Any) -> Feature:
+    if not isinstance(raw, dict):
+        raise InputError(f"[schema] features: expected JSON objects, found {type(raw).__name__}")
+    return Feature(
+        name=_typed(raw, "name", str),
+        max_length=_typed(raw, "max_length", int),
+        hashed=bool(raw.get("hashed", False)),
+    )
+
+
+def _typed(raw: dict[str, Any], key: str, kind: type[Any]) -> Any:
+    value = raw.get(key)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = "nothing" if key not in raw else repr(value)
+        raise InputError(f"[schema] {key}: expected {kind.__name__}, found {found}")
+    return value

@@ -1,0 +1,142 @@
+"""Tables of cells become one typed data set."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recengine.data import table as cells
+from recengine.data.dataset import Dataset, FeatureTable, Int64s, Interactions, Ragged
+from recengine.data.table import Table
+from recengine.errors import InputError
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns of an interaction table; `rating` is optional."""
+
+    user: str = "user_id"
+    item: str = "item_id"
+    time: str = "timestamp"
+    rating: str | None = None
+
+
+def build(
+    name: str,
+    format: str,
+    interactions: Table,
+    columns: Columns,
+    users: Table | None = None,
+    items: Table | None = None,
+) -> Dataset:
+    """Types the cells and sorts the interactions by time.
+
+    A user or item that only the interactions name gets a row without features. A column of
+    features in which most cells are distinct (a title, a zip code) is kept as text for display.
+
+    Args:
+        name: of the data set.
+        format: how it was stored, for the record.
+        interactions: one row per interaction.
+        columns: names of its columns; user and item have the same name in `users` and `items`.
+        users: one row per user.
+        items: one row per item.
+
+    Raises:
+        InputError: naming file and line of the first bad row.
+    """
+    user_tables = [interactions, *([users] if users else [])]
+    item_tables = [interactions, *([items] if items else [])]
+    hashed_users = not all(cells.is_integer(table, columns.user) for table in user_tables)
+    hashed_items = not all(cells.is_integer(table, columns.item) for table in item_tables)
+    user_ids = cells.ids(interactions, columns.user, hashed=hashed_users)
+    item_ids = cells.ids(interactions, columns.item, hashed=hashed_items)
+    times = cells.integers(interactions, columns.time)
+    ratings = cells.numbers(interactions, columns.rating, required=True) if columns.rating else None
+    order = np.argsort(times, kind="stable")
+    paths = [table.path for table in (interactions, users, items) if table is not None]
+    return Dataset(
+        name=name,
+        interactions=Interactions(
+            user_ids[order],
+            item_ids[order],
+            times[order],
+            None if ratings is None else ratings[order],
+        ),
+        users=_features(users, columns.user, user_ids, hashed_users),
+        items=_features(items, columns.item, item_ids, hashed_items),
+        hashed_users=hashed_users,
+        hashed_items=hashed_items,
+        source={"format": format, "path": str(paths[0]), "sha256": _sha256(paths)},
+    )
+
+
+def _features(table: Table | None, key: str, taken: Int64s, hashed: bool) -> FeatureTable:
+    if table is None:
+        return FeatureTable(np.unique(taken))
+    own = cells.ids(table, key, hashed=hashed)
+    _refuse_duplicates(table, key, own)
+    ids = np.unique(np.concatenate([own, taken]))
+    rows = np.searchsorted(ids, own)
+    sparse: dict[str, Ragged] = {}
+    dense = {}
+    text: dict[str, list[str]] = {}
+    hashed_features = set()
+    for name, kind in table.kinds.items():
+        if kind == "float":
+            dense[name] = np.full(len(ids), np.nan, np.float32)
+            dense[name][rows] = cells.numbers(table, name)
+            continue
+        strings = hashed if name == key else not cells.is_integer(table, name)
+        if strings or kind == "text":
+            text[name] = _scatter_text(cells.strings(table, name), rows, len(ids))
+        if name == key or kind == "text" or cells.mostly_distinct(table, name):
+            continue
+        sparse[name] = _scatter(cells.id_lists(table, name, hashed=strings), rows, len(ids))
+        if strings:
+            hashed_features.add(name)
+    return FeatureTable(ids, sparse, dense, text, frozenset(hashed_features))
+
+
+def _scatter(lists: Ragged, rows: Int64s, size: int) -> Ragged:
+    """List i goes to row rows[i]; other rows are empty."""
+    order = np.argsort(rows)
+    lengths = np.zeros(size, np.int64)
+    lengths[rows] = lists.lengths
+    values = [lists[i] for i in order]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Ragged(np.concatenate([*values, np.empty(0, np.int64)]), offsets)
+
+
+def _scatter_text(values: Sequence[str], rows: Int64s, size: int) -> list[str]:
+    scattered = [""] * size
+    for value, row in zip(values, rows, strict=True):
+        scattered[row] = value
+    return scattered
+
+
+def _refuse_duplicates(table: Table, key: str, own: Int64s) -> None:
+    _, first, counts = np.unique(own, return_index=True, return_counts=True)
+    if (counts > 1).any():
+        value = own[first[counts.argmax()]]
+        again = int(np.flatnonzero(own == value)[1])
+        raise table.bad_row(again, f"each {key} once", table.column(key)[again])
+
+
+def _sha256(paths: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def refuse_missing(path: Path) -> None:
+    """Raises InputError when `path` does not exist."""
+    if not path.exists():
+        raise InputError(f"{path}: no such file or directory")

@@ -1,0 +1,67 @@
+"""Parquet and CSV files whose columns the caller names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import polars as pl
+
+from recengine.data.build import Columns, build, refuse_missing
+from recengine.data.dataset import Dataset
+from recengine.data.table import Kind, Table, read_delimited
+from recengine.errors import InputError
+
+
+def read(
+    path: Path, columns: Columns, users: Path | None = None, items: Path | None = None
+) -> Dataset:
+    """Reads one table of interactions and, if given, one of users and one of items.
+
+    The column of the user id (item id) has the same name in both tables; all other columns of
+    `users` and `items` are features. Strings and integers are categories, other numbers are
+    dense, lists (in CSV: ids with `|` between) are lists of categories.
+    """
+    interactions = _read(path)
+    return build(
+        path.stem,
+        path.suffix[1:],
+        interactions,
+        columns,
+        _read(users) if users else None,
+        _read(items) if items else None,
+    )
+
+
+def _read(path: Path) -> Table:
+    refuse_missing(path)
+    if path.suffix != ".parquet":
+        table = read_delimited(path, "\t" if path.suffix == ".tsv" else ",", quoted=True)
+        return replace(table, kinds={n: _kind_of_text(table.frame[n]) for n in table.frame.columns})
+    try:
+        frame = pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"{path}: not Parquet: {error}") from None
+    return Table(path, frame, {name: _kind_of_type(path, frame[name]) for name in frame.columns})
+
+
+def _kind_of_text(column: pl.Series) -> Kind:
+    known = column.filter(column != "")
+    if known.str.contains("|", literal=True).any():
+        return "token_seq"
+    if len(known) and not known.cast(pl.Float64, strict=False).null_count():
+        return "float" if known.cast(pl.Int64, strict=False).null_count() else "token"
+    return "token"
+
+
+def _kind_of_type(path: Path, column: pl.Series) -> Kind:
+    if column.dtype == pl.List:
+        return "token_seq"
+    if column.dtype.is_float():
+        return "float"
+    if column.dtype.is_integer() or column.dtype == pl.String:
+        return "token"
+    raise InputError(
+        f"{path}: column {column.name!r}: expected integers, numbers, strings or lists, "
+        f"found {column.dtype}"
+    )

@@ -1,0 +1,51 @@
+"""What training can be told; the defaults suit MovieLens-100K."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+class RetrievalConfig(BaseModel):
+    """The two-tower model and how it is fitted."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dim: PositiveInt = 64
+    hidden: tuple[PositiveInt, ...] = (128,)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    history_lengths: tuple[PositiveInt, ...] = (1, 5, 50)
+    temperature: PositiveFloat = 0.1
+    learning_rate: PositiveFloat = 2e-3
+    weight_decay: float = Field(1e-4, ge=0)
+    batch_size: PositiveInt = 1024
+
+
+class RankingConfig(BaseModel):
+    """The DLRM model and how it is fitted."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dim: PositiveInt = 32
+    hidden: tuple[PositiveInt, ...] = (64, 32)
+    dropout: float = Field(0.2, ge=0, lt=1)
+    history_lengths: tuple[PositiveInt, ...] = (1, 5, 50)
+    learning_rate: PositiveFloat = 2e-3
+    weight_decay: float = Field(1e-4, ge=0)
+    batch_size: PositiveInt = 512
+    hard_negatives: PositiveInt = 20
+    random_negatives: NonNegativeInt = 20
+
+
+class TrainingConfig(BaseModel):
+    """Both models, and what they share."""
+
+    model_config = ConfigDict(frozen=True)
+
+    seed: int = 0
+    max_epochs: PositiveInt = 30
+    patience: PositiveInt = 3
+    unknown_rate: float = Field(0.02, ge=0, lt=1, description="ids trained as out of vocabulary")
+    num_candidates: PositiveInt = 100
+    k: PositiveInt = 10
+    retrieval: RetrievalConfig = RetrievalConfig()
+    ranking: RankingConfig = RankingConfig()

@@ -1,0 +1,54 @@
+"""Recall and NDCG of one relevant item per user, from its place in the ranked catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from recengine.data.dataset import Int64s
+
+RECALL_AT = (10, 20, 50)
+NDCG_AT = (10, 20)
+
+
+def target_places(scores: Tensor, targets: Tensor) -> Int64s:
+    """How many items stand before each target: higher scores, and equal ones of a lower row.
+
+    Args:
+        scores: [users, items]; -inf takes an item out of the answer.
+        targets: int64 [users].
+
+    Returns:
+        int64 [users], 0 is best; `items` for a target whose own score is -inf.
+    """
+    own = scores.gather(1, targets[:, None])
+    rows = torch.arange(scores.shape[1])
+    before = (scores > own) | ((scores == own) & (rows < targets[:, None]))
+    places = before.sum(1)
+    places[own[:, 0] == -torch.inf] = scores.shape[1]
+    return places.numpy()
+
+
+def recall_at(places: Int64s, k: int) -> float:
+    """Share of users whose target is among the first k."""
+    return float((places < k).mean())
+
+
+def ndcg_at(places: Int64s, k: int) -> float:
+    """Mean of 1 / log2(place + 2) over users, 0 where the target is not among the first k.
+
+    Järvelin & Kekäläinen, "Cumulated gain-based evaluation of IR techniques", 2002.
+    """
+    return float(np.where(places < k, 1 / np.log2(places + 2), 0).mean())
+
+
+def metrics_of(
+    places: Int64s, recall: Sequence[int] = RECALL_AT, ndcg: Sequence[int] = NDCG_AT
+) -> dict[str, float]:
+    """All metrics by name, as in "recall@10"."""
+    return {f"recall@{k}": recall_at(places, k) for k in recall} | {
+        f"ndcg@{k}": ndcg_at(places, k) for k in ndcg
+    }

@@ -1,0 +1,122 @@
+"""Packing of named features, against a naive oracle."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recengine.client import Feature, Schema, pack_users
+from recengine.errors import InputError
+from recengine.keys import hash_key
+
+SCHEMA = Schema(
+    name="test",
+    features=(Feature("user_id", 1), Feature("history", 4), Feature("tags", 3, hashed=True)),
+    dense_features=("age", "income"),
+    num_items=100,
+    num_candidates=20,
+    max_candidates=50,
+    k=10,
+)
+INT64 = st.integers(-(2**63), 2**63 - 1)
+FLOAT32 = st.floats(allow_nan=False, allow_infinity=False, width=32)
+USER = st.fixed_dictionaries(
+    {"age": FLOAT32, "income": FLOAT32 | st.integers(-1000, 1000)},
+    optional={
+        "user_id": INT64 | st.lists(INT64, max_size=3),
+        "history": st.lists(INT64, max_size=9)
+        | st.lists(INT64, max_size=9).map(lambda ids: np.array(ids, np.int64))
+        | st.lists(INT64, max_size=9).map(tuple),
+        "tags": st.text(max_size=3) | st.lists(st.text(max_size=3) | INT64, max_size=5),
+    },
+)
+BATCH = st.lists(st.tuples(USER, st.lists(INT64, max_size=5)), min_size=1, max_size=6)
+
+
+def naive_lists(user, exclude):
+    """The ids of one user, feature by feature, then the excluded items."""
+    lists = []
+    for feature in SCHEMA.features:
+        value = user.get(feature.name, [])
+        keys = [value] if isinstance(value, (int, str)) else list(value)
+        ids = [hash_key(key) if isinstance(key, str) else int(key) for key in keys]
+        lists.append(ids[-feature.max_length :])
+    return [*lists, list(exclude)]
+
+
+@given(BATCH)
+def test_packing_equals_a_naive_loop(batch):
+    users, excludes = [user for user, _ in batch], [exclude for _, exclude in batch]
+    wire = pack_users(SCHEMA, users, excludes)
+    assert (wire.ids.dtype, wire.lengths.dtype, wire.dense.dtype) == ("int64", "int32", "float32")
+    assert wire.lengths.shape == (len(batch), 4)
+    for row, (user, exclude) in enumerate(batch):
+        lists = naive_lists(user, exclude)
+        packed = [number for ids in lists for number in ids]
+        assert wire.lengths[row].tolist() == [len(ids) for ids in lists]
+        assert wire.ids[row, : len(packed)].tolist() == packed
+        assert (wire.ids[row, len(packed) :] == -1).all()
+        assert wire.dense[row].tolist() == [np.float32(user["age"]), np.float32(user["income"])]
+
+
+@given(BATCH)
+def test_a_batch_packs_as_each_user_alone(batch):
+    users, excludes = [user for user, _ in batch], [exclude for _, exclude in batch]
+    together = pack_users(SCHEMA, users, excludes)
+    for row, (user, exclude) in enumerate(batch):
+        alone = pack_users(SCHEMA, [user], [exclude])
+        count = alone.lengths.sum()
+        assert (together.lengths[row] == alone.lengths[0]).all()
+        assert (together.ids[row, :count] == alone.ids[0, :count]).all()
+        assert (together.dense[row] == alone.dense[0]).all()
+
+
+def test_without_exclude_and_dense_features_those_parts_are_empty():
+    schema = Schema("test", (Feature("user_id", 1),), (), 1, 1, 1, 1)
+    wire = pack_users(schema, [{}, {"user_id": 7}])
+    assert wire.dense is None
+    assert wire.lengths.tolist() == [[0, 0], [1, 0]]
+    assert wire.ids.tolist() == [[-1], [7]]
+
+
+AGED = {"age": 1, "income": 2.5}
+
+
+@pytest.mark.parametrize(
+    ("user", "message"),
+    [
+        ({**AGED, "hist": [1]}, "user 1: unknown feature 'hist'; the model takes age, history"),
+        ({**AGED, "user_id": "x"}, "user 1, 'user_id': expected an int64 id, found str 'x'"),
+        ({**AGED, "user_id": 1.0}, "user 1, 'user_id': expected an int64 id, found float 1.0"),
+        ({**AGED, "user_id": True}, "user 1, 'user_id': expected an int64 id, found bool True"),
+        ({**AGED, "user_id": None}, "user 1, 'user_id': expected an int64 id, found NoneType"),
+        ({**AGED, "user_id": 2**63}, "user 1, 'user_id': expected an id in int64, found 92233"),
+        ({**AGED, "history": [1, "2"]}, "user 1, 'history': expected an int64 id, found str '2'"),
+        ({**AGED, "history": [1, np.nan]}, "user 1, 'history': expected an int64 id, found float"),
+        ({**AGED, "history": {1, 2}}, "user 1, 'history': expected an int64 id, found set"),
+        ({**AGED, "history": np.zeros((2, 2), int)}, r"'history': expected ids \[length\], found"),
+        ({**AGED, "history": np.array([2**63], np.uint64)}, "'history': expected an id in int64"),
+        ({**AGED, "tags": b"x"}, "user 1, 'tags': expected an int64 id, found bytes"),
+        ({"age": 1}, "user 1, 'income': expected a number, found nothing"),
+        ({**AGED, "age": "1"}, "user 1, 'age': expected a number, found str '1'"),
+        ({**AGED, "age": True}, "user 1, 'age': expected a number, found bool True"),
+        ({**AGED, "age": float("nan")}, "user 1, 'age': expected a finite float32, found nan"),
+        ({**AGED, "age": 1e39}, r"user 1, 'age': expected a finite float32, found 1e\+39"),
+        ([1, 2], "user 1: expected a mapping of features, found list"),
+    ],
+)
+def test_a_bad_user_is_refused_with_its_index_and_feature(user, message):
+    with pytest.raises(InputError, match=message):
+        pack_users(SCHEMA, [AGED, user])
+
+
+def test_a_bad_exclude_list_is_refused():
+    with pytest.raises(InputError, match="expected one list of item ids per user, 2, found 1"):
+        pack_users(SCHEMA, [AGED, AGED], [[1]])
+    with pytest.raises(InputError, match="user 1, 'exclude': expected an int64 id, found str"):
+        pack_users(SCHEMA, [AGED, AGED], [[1], ["x"]])
+
+
+def test_an_empty_batch_is_refused():
+    with pytest.raises(InputError, match="expected at least one user"):
+        pack_users(SCHEMA, [])

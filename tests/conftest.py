@@ -1,0 +1,29 @@
+"""What tests of several parts share: the golden bundle, compiled and served once per run."""
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The committed bundle of the current format version."""
+    return Path(__file__).parent / "golden" / "v1"
+
+
+@pytest.fixture(scope="session")
+def golden_repository(golden, tmp_path_factory):
+    """The golden bundle as a model repository; do not change it."""
+    from recengine.compile import compile_bundle
+
+    return compile_bundle(golden, tmp_path_factory.mktemp("golden") / "model_repository")
+
+
+@pytest.fixture(scope="session")
+def golden_server(golden_repository, tmp_path_factory):
+    """A running server over the golden repository; do not stop it."""
+    from recengine.serving.server import TritonServer
+
+    log = tmp_path_factory.mktemp("server") / "tritonserver.log"
+    with TritonServer(golden_repository, log=log) as server:
+        yield server

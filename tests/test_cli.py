@@ -1,0 +1,138 @@
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from recengine.cli import app
+from recengine.cli.catalog import Catalog
+from recengine.data import Dataset, FeatureTable, Interactions, Ragged
+from recengine.errors import InputError
+from recengine.keys import hash_key
+
+COMMANDS = {
+    "train",
+    "evaluate",
+    "export",
+    "compile",
+    "serve",
+    "recommend",
+    "bench",
+    "doctor",
+}
+HEAVY = "{'numpy', 'torch', 'grpc', 'polars', 'pydantic', 'openvino'}"
+
+INTER = """user_id:token\titem_id:token\ttimestamp:float
+7\t1\t10
+7\t2\t20
+8\t1\t30
+"""
+ITEM = """item_id:token\tmovie_title:token_seq\tclass:token_seq
+1\tToy Story\tAnimation Comedy
+2\tHeat\tCrime
+"""
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    (folder / "tiny.inter").write_text(INTER)
+    (folder / "tiny.item").write_text(ITEM)
+    return folder
+
+
+def test_help_lists_every_command():
+    result = invoke("--help")
+    assert result.exit_code == 0
+    assert set(re.findall(r"^│ (\w+) ", result.stdout, re.MULTILINE)) == COMMANDS
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS - {"bench"}))
+def test_every_command_has_help(command):
+    assert invoke(command, "--help").exit_code == 0
+
+
+def test_starting_the_command_line_imports_nothing_heavy():
+    code = f"import sys, recengine.cli; print({HEAVY} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert run.stdout == "set()\n"
+
+
+def test_a_wrong_argument_exits_with_2(tmp_path):
+    assert invoke("compile", tmp_path / "nothing").exit_code == 2
+    assert invoke("recommend").exit_code == 2
+    assert invoke("unknown").exit_code == 2
+
+
+def test_an_error_of_recengine_is_one_line_and_exit_1(data):
+    result = invoke("recommend", "--user", "9", "--data", data)
+    assert result.exit_code == 1
+    assert result.stderr == "error: [user] 9 is not in the data set 'tiny'\n"
+
+
+def test_recommend_says_that_no_server_is_there(data):
+    result = invoke("recommend", "--user", "7", "--data", data, "--url", "127.0.0.1:1")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: [recommend] UNAVAILABLE: failed to connect")
+    assert result.stderr.count("\n") == 1
+
+
+def test_compile_names_the_missing_manifest(tmp_path):
+    result = invoke("compile", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "manifest.json: no such file; is this a bundle?" in result.stderr
+
+
+DATASET = Dataset(
+    name="test",
+    interactions=Interactions(
+        users=np.array([7, 8, 7]), items=np.array([1, 1, 2]), times=np.array([1, 2, 3])
+    ),
+    users=FeatureTable(
+        ids=np.array([7, 8]),
+        sparse={"gender": Ragged.of([[3], []])},
+        dense={"age": np.array([20, np.nan], np.float32)},
+    ),
+    items=FeatureTable(
+        ids=np.array([1, 2]),
+        text={"movie_title": ["Toy Story", ""], "genres": ["Comedy", "Crime"]},
+    ),
+)
+
+
+def test_a_catalog_gives_features_as_training_names_them():
+    features = Catalog(DATASET).features(7)
+    assert set(features) == {"user_id", "history", "gender", "age"}
+    assert (features["user_id"], features["history"], features["age"]) == (7, [1, 2], 20.0)
+    assert features["gender"].tolist() == [3]
+
+
+def test_a_catalog_fills_an_unknown_number_with_the_mean():
+    features = Catalog(DATASET).features(8)
+    assert features["age"] == 20.0
+    assert features["gender"].tolist() == []
+
+
+def test_a_catalog_shows_the_id_where_there_is_no_title():
+    catalog = Catalog(DATASET)
+    assert (catalog.title(1), catalog.genres(1)) == ("Toy Story", "Comedy")
+    assert (catalog.title(2), catalog.title(99), catalog.genres(99)) == ("2", "99", "")
+
+
+def test_a_catalog_hashes_user_ids_that_are_strings():
+    user = hash_key("ann")
+    table = FeatureTable(ids=np.array([user]))
+    interactions = Interactions(np.array([user]), np.array([1]), np.array([1]))
+    dataset = Dataset("test", interactions, table, FeatureTable(np.array([1])), hashed_users=True)
+    assert Catalog(dataset).user_id("ann") == user
+    with pytest.raises(InputError, match="bob is not in the data set"):
+        Catalog(dataset).user_id("bob")
+    with pytest.raises(InputError, match="expected a number, found 'ann'"):
+        Catalog(DATASET).user_id("ann")
