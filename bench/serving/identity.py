@@ -1,0 +1,54 @@
+"""Builds the identity backend and a model repository that serves it: the floor of serving numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+MODEL = "identity"
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = Path(__file__).with_name("identity.cc")
+
+
+def build(folder: Path) -> Path:
+    """Compiles libtriton_identity.so into `folder`, unless it is newer than its source."""
+    library = folder / f"libtriton_{MODEL}.so"
+    if library.exists() and library.stat().st_mtime > SOURCE.stat().st_mtime:
+        return library
+    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
+    command = [compiler, "-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"]
+    command += ["-Wall", "-Wextra", "-I", str(ROOT / "csrc"), str(SOURCE), "-o", str(library)]
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(command, check=True)
+    return library
+
+
+def write_repository(folder: Path) -> Path:
+    """Builds the backend into the model's own directory, where Triton looks first."""
+    model = folder / MODEL
+    (model / "1").mkdir(parents=True, exist_ok=True)
+    build(model)
+    config = pb.ModelConfig(name=MODEL, backend=MODEL, max_batch_size=64)
+    config.input.add(name="x", data_type=pb.TYPE_INT64, dims=[-1])
+    config.output.add(name="y", data_type=pb.TYPE_INT64, dims=[-1])
+    config.dynamic_batching.SetInParent()
+    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    (model / "config.pbtxt").write_text(text_format.MessageToString(config))
+    return folder
+
+
+def write_input_data(path: Path, width: int = 32) -> None:
+    """One request of the size of a user's ids, for perf_analyzer."""
+    tensor = {"content": list(range(width)), "shape": [width]}
+    path.write_text(json.dumps({"data": [{"x": tensor}]}))
+
+
+if __name__ == "__main__":
+    print(write_repository(Path(sys.argv[1])))
