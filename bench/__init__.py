@@ -1,0 +1,1 @@
+"""Benches of recengine, run from a checkout: `python -m bench...`."""

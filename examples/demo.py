@@ -27,9 +27,17 @@ def main() -> None:
     paths = parser.parse_args()
     with TritonServer(paths.repository) as server:
         users = [word for user in USERS for word in ("--user", user)]
-        run("recommend", "--url", server.grpc_url, "--data", str(paths.data), *users)
-        run("evaluate", str(paths.bundle), "--url", server.grpc_url)
-        run("bench", "serving", "--url", server.grpc_url, "--bundle", str(paths.bundle), "--quick")
+        run("recommend", "--url", server.endpoints.grpc, "--data", str(paths.data), *users)
+        run("evaluate", str(paths.bundle), "--url", server.endpoints.grpc)
+        run(
+            "bench",
+            "serving",
+            "--url",
+            server.endpoints.grpc,
+            "--bundle",
+            str(paths.bundle),
+            "--quick",
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,8 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from recengine.errors import BundleError
 
@@ -337,6 +339,16 @@ def verify(directory: Path | str) -> Manifest:
         if size != expected.bytes:
             raise BundleError(f"{path}: expected {expected.bytes} bytes, found {size}")
         found = hash_file(path, expected.chunk_bytes)
+        if len(expected.sha256) != len(found.sha256):
+            raise BundleError(
+                f"{path}: expected SHA-256 of {len(found.sha256)} chunks, "
+                f"found {len(expected.sha256)} in the manifest"
+            )
+        if len(found.sha256) != len(expected.sha256):
+            raise BundleError(
+                f"{path}: expected {len(found.sha256)} chunk hashes in the manifest, "
+                f"found {len(expected.sha256)}"
+            )
         for chunk, (want, have) in enumerate(zip(expected.sha256, found.sha256, strict=True)):
             if want != have:
                 raise BundleError(f"{path}: chunk {chunk}: expected SHA-256 {want}, found {have}")
@@ -344,8 +356,18 @@ def verify(directory: Path | str) -> Manifest:
 
 
 def load_tensor(directory: Path | str, tensor: Tensor) -> np.ndarray[Any, Any]:
-    """One tensor of a bundle as a NumPy array."""
-    return load_file(Path(directory) / tensor.file)[tensor.tensor]
+    """One tensor of a bundle as a NumPy array.
+
+    Raises:
+        BundleError: the file is not safetensors or has no such tensor.
+    """
+    path = Path(directory) / tensor.file
+    try:
+        with safe_open(path, framework="np") as file:
+            array: np.ndarray[Any, Any] = file.get_tensor(tensor.tensor)
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{path}: tensor {tensor.tensor!r}: {error}") from None
+    return array
 
 
 def write_tensors(path: Path, tensors: dict[str, np.ndarray[Any, Any]]) -> None:
@@ -389,7 +411,8 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 def versions(model: Path) -> list[int]:
     """Numbers of the version directories of a model in a repository, oldest first."""
     names = (path.name for path in model.iterdir() if path.is_dir()) if model.is_dir() else ()
-    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+    # Triton ignores names that start with 0.
+    return sorted(int(name) for name in names if re.fullmatch("[1-9][0-9]*", name))
 
 
 def latest_version(model: Path) -> Path:

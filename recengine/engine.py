@@ -120,7 +120,9 @@ class Engine:
             self._num_candidates("num_candidates", num_candidates),
         )
 
-    def _arrays(self, users: WireUsers) -> tuple[npt.NDArray[Any], ...]:
+    def _arrays(
+        self, users: WireUsers
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
         ids = _cast("[engine] ids", users.ids, np.int64)
         lengths = _cast("[engine] lengths", users.lengths, np.int32)
         absent = np.empty((len(ids), 0), np.float32)

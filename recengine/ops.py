@@ -37,8 +37,6 @@ __all__ = [
 Pooling = Literal["sum", "mean", "none"]
 RowType = Literal["fp32", "fp16", "int8"]
 
-_POOLINGS = {"sum": _ops.Pooling.SUM, "mean": _ops.Pooling.MEAN, "none": _ops.Pooling.NONE}
-
 
 class EmbeddingTable:
     """Embedding rows [rows, dim] as they are stored: fp32, fp16, or int8 with a scale per row.
@@ -281,15 +279,10 @@ def embedding_bag(
     """
     columns = len(tables)
     poolings = [pooling] * columns if isinstance(pooling, str) else list(pooling)
-    unknown = [name for name in poolings if name not in _POOLINGS]
-    if unknown:
-        raise InputError(
-            f"[embedding_bag] pooling: expected sum, mean or none, found {unknown[0]!r}"
-        )
     max_lengths = [max_length] * columns if isinstance(max_length, int) else list(max_length)
     return _ops.embedding_bag(
         [table._native for table in tables],
-        [_POOLINGS[name] for name in poolings],
+        poolings,
         max_lengths,
         _cast("[embedding_bag] rows", rows, np.int64),
         _cast("[embedding_bag] lengths", lengths, np.int32),
@@ -390,7 +383,7 @@ def _as_numpy(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
     if not hasattr(value, "__dlpack__"):
         return np.asarray(value)
     try:
-        return np.from_dlpack(value)
+        return np.from_dlpack(cast(Any, value))
     except (BufferError, RuntimeError, TypeError) as error:
         raise InputError(f"{name}: expected an array on the CPU: {error}") from None
 

@@ -1,4 +1,5 @@
 import re
+import signal
 import subprocess
 import sys
 
@@ -6,8 +7,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from recengine.bundle import load_tensor, read_manifest
 from recengine.cli import app
 from recengine.cli.catalog import Catalog
+from recengine.client import RecommenderClient
 from recengine.data import Dataset, FeatureTable, Interactions, Ragged
 from recengine.errors import InputError
 from recengine.keys import hash_key
@@ -88,6 +91,76 @@ def test_compile_names_the_missing_manifest(tmp_path):
     result = invoke("compile", tmp_path, "--out", tmp_path / "out")
     assert result.exit_code == 1
     assert "manifest.json: no such file; is this a bundle?" in result.stderr
+
+
+@pytest.fixture
+def golden_data(golden, tmp_path):
+    """A data set whose items are those of the golden bundle."""
+    items = load_tensor(golden, read_manifest(golden).retrieval.index.keys).tolist()
+    taken = [f"103\t{item}\t{time}" for time, item in enumerate(items[4:9])]
+    titles = [f"{item}\tMovie {row}\tDrama" for row, item in enumerate(items)]
+    tables = {
+        "inter": ["user_id:token\titem_id:token\ttimestamp:float", *taken],
+        "item": ["item_id:token\tmovie_title:token_seq\tgenre:token_seq", *titles],
+        "user": ["user_id:token\tage:float\tactivity:float", "103\t0.5\t1"],
+    }
+    folder = tmp_path / "golden"
+    folder.mkdir()
+    for kind, lines in tables.items():
+        (folder / f"golden.{kind}").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_recommend_shows_titles_beside_the_history(golden_server, golden_data):
+    url = golden_server.endpoints.grpc
+    result = invoke(
+        *("recommend", "--user", "103", "--data", golden_data),
+        *("--url", url, "-k", "3", "--timeout", "10"),
+    )
+    assert result.exit_code == 0, result.stderr
+    assert "for user 103" in result.stdout
+    titles = re.findall(r"Movie (\d+)", result.stdout)
+    assert len(titles) == 6  # three recommended, three of the history
+    assert {"8", "7", "6"} <= set(titles)  # the newest of the history
+    assert not {"4", "5"} & set(titles)  # what was taken is not recommended again
+
+
+def test_serve_prints_its_endpoints_and_ends_on_sigterm(golden_repository, tmp_path):
+    command = [sys.executable, "-c", "from recengine.cli import app; app()", "serve"]
+    ports = [f"--{kind}-port=0" for kind in ("grpc", "http", "metrics")]
+    log = tmp_path / "log"
+    with (
+        log.open("w") as sink,
+        subprocess.Popen(
+            [*command, golden_repository, *ports], stdout=subprocess.PIPE, stderr=sink, text=True
+        ) as serve,
+    ):
+        ready = re.match(r"ready: grpc (\S+), http (\S+), metrics (\S+)", serve.stdout.readline())
+        assert ready, log.read_text()
+        with RecommenderClient(ready[1]) as client:
+            assert client.ready(timeout=10)
+        serve.send_signal(signal.SIGTERM)
+        assert serve.wait(30) == 0, log.read_text()
+
+
+def test_evaluate_compares_the_served_answers_with_the_reference(golden_server, golden):
+    result = invoke("evaluate", golden, "--url", golden_server.endpoints.grpc)
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"retrieval +│ served +│ 20", result.stdout)
+    assert re.search(r"recommend +│ served +│ 20", result.stdout)
+
+
+def test_evaluate_shows_what_compile_measured(golden_repository):
+    result = invoke("evaluate", golden_repository)
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"recommend +│ engine +│ 20", result.stdout)
+
+
+def test_compile_prints_the_fidelity_table(golden, tmp_path):
+    result = invoke("compile", golden, "--out", tmp_path / "models")
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"recommend +│ engine +│ 20", result.stdout)
+    assert (tmp_path / "models" / "recommend" / "config.pbtxt").exists()
 
 
 DATASET = Dataset(

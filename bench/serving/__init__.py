@@ -1,0 +1,1 @@
+"""Serving benches: perf_analyzer, the peer, the floor, overload."""

@@ -30,16 +30,14 @@ TRITONSERVER_Error* copy(TRITONBACKEND_Request* request, TRITONBACKEND_Response*
   void* target = nullptr;
   TRITONSERVER_MemoryType memory = TRITONSERVER_MEMORY_CPU;
   int64_t memory_id = 0;
-  if (auto* error =
-          TRITONBACKEND_OutputBuffer(output, &target, num_bytes, &memory, &memory_id)) {
+  if (auto* error = TRITONBACKEND_OutputBuffer(output, &target, num_bytes, &memory, &memory_id)) {
     return error;
   }
   uint64_t written = 0;
   for (uint32_t i = 0; i < num_buffers; ++i) {
     const void* source = nullptr;
     uint64_t size = 0;
-    if (auto* error =
-            TRITONBACKEND_InputBuffer(input, i, &source, &size, &memory, &memory_id)) {
+    if (auto* error = TRITONBACKEND_InputBuffer(input, i, &source, &size, &memory, &memory_id)) {
       return error;
     }
     if (size > num_bytes - written) {
@@ -72,8 +70,7 @@ void answer(TRITONBACKEND_ModelInstance* instance, TRITONBACKEND_Request* reques
 
 extern "C" __attribute__((visibility("default"))) TRITONSERVER_Error*
 TRITONBACKEND_ModelInstanceExecute(TRITONBACKEND_ModelInstance* instance,
-                                   TRITONBACKEND_Request** requests,
-                                   const uint32_t request_count) {
+                                   TRITONBACKEND_Request** requests, const uint32_t request_count) {
   const uint64_t start = now_ns();
   for (uint32_t i = 0; i < request_count; ++i) answer(instance, requests[i]);
   const uint64_t end = now_ns();

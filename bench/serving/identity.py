@@ -1,4 +1,4 @@
-"""Builds the identity backend and a model repository that serves it: the floor of serving numbers."""
+"""Builds the identity backend and a repository that serves it: the floor of serving numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Puts the real perf_analyzer under <venv>/perf_analyzer, without root. Does nothing when it is there.
+"""Puts the real perf_analyzer into a folder, <venv>/perf_analyzer unless given. Needs no root.
 
 The binary comes from the manylinux1 wheel of tritonclient 2.49.0 (later wheels have none). What it
 links against and a bare machine lacks is in the libraries that nvidia-pytriton carries.
@@ -28,8 +28,8 @@ LIBRARIES = {
 
 def download_binary(destination: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
-        command += ["--only-binary=:all:", "--platform", "manylinux1_x86_64", WHEEL]
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder]
+        command = [*pip, "--only-binary=:all:", "--platform", "manylinux1_x86_64", WHEEL]
         subprocess.run(command, check=True)
         wheel = next(Path(folder).glob("*.whl"))
         found = hashlib.sha256(wheel.read_bytes()).hexdigest()
@@ -50,19 +50,19 @@ def link_libraries(folder: Path) -> None:
             raise SystemExit(f"{carried}: no {pattern}; is nvidia-pytriton installed?")
         link = folder / name
         link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(found[0], folder))
+        link.symlink_to(os.path.relpath(found[0], folder.resolve()))
 
 
 def main() -> None:
-    folder = Path(sys.prefix) / "perf_analyzer"
-    folder.mkdir(exist_ok=True)
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else Path(sys.prefix) / "perf_analyzer")
+    folder.mkdir(parents=True, exist_ok=True)
     binary = folder / "perf_analyzer"
     if not binary.exists():
         download_binary(binary)
     link_libraries(folder)
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
-    subprocess.run([binary, "--version"], check=True, env=environment, stdout=subprocess.DEVNULL)
-    print(binary)
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder.resolve())}
+    subprocess.run([binary, "--version"], check=True, env=environment, capture_output=True)
+    binary.touch()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes a synthetic bundle of any size: random weights, the same shapes of work as a trained one."""
+"""Writes a synthetic bundle of any size: random weights, the work of a trained one."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def manifest(size: Size) -> b.Manifest:
 
 
 def user_tower(size: Size, rng: np.random.Generator) -> onnx.ModelProto:
-    """sparse [batch, 2 dim] -> relu 2 dim -> user [batch, dim]."""
+    """From sparse [batch, 2 dim] through one hidden layer to user [batch, dim]."""
     weights = {
         "w0": _glorot(rng, 2 * size.dim, 2 * size.dim),
         "w1": _glorot(rng, 2 * size.dim, size.dim),
@@ -165,7 +165,7 @@ def user_tower(size: Size, rng: np.random.Generator) -> onnx.ModelProto:
 
 
 def ranker(size: Size, rng: np.random.Generator) -> onnx.ModelProto:
-    """The user's part of the first layer is computed once per user, then added to every candidate."""
+    """The user's part of the first layer is computed once and added to every candidate."""
     wide, narrow = size.hidden
     weights = {
         "w_user": _glorot(rng, 2 * size.dim, wide),
@@ -215,7 +215,8 @@ def _value(name: str, dims: list[int | str]) -> Any:
 
 
 def _glorot(rng: np.random.Generator, rows: int, columns: int) -> Array:
-    return (rng.standard_normal((rows, columns)) * (2 / (rows + columns)) ** 0.5).astype(np.float32)
+    weights: Array = rng.standard_normal((rows, columns)) * (2 / (rows + columns)) ** 0.5
+    return weights.astype(np.float32)
 
 
 def main() -> None:

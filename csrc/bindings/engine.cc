@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <memory>
 #include <optional>
@@ -19,9 +20,11 @@ namespace py = pybind11;
 namespace recengine {
 namespace {
 
+using Ranked = py::typing::Tuple<Array<int64_t>, Array<float>>;
+
 // Runs call(out) without the GIL and gives (item ids, scores), [batch, k] each.
 template <typename Call>
-py::tuple answer(int64_t batch, int64_t k, const Call& call) {
+Ranked answer(int64_t batch, int64_t k, const Call& call) {
   Array<int64_t> item_ids({batch, k});
   Array<float> scores({batch, k});
   const Recommendations out = {as_output(item_ids), as_output(scores)};
@@ -78,8 +81,8 @@ class PyEngine {
   bool has_retrieval() const { return engine_->has_retrieval(); }
   bool has_ranking() const { return engine_->has_ranking(); }
 
-  py::tuple retrieve(const Array<int64_t>& ids, const Array<int32_t>& lengths,
-                     const Array<float>& dense, int64_t k) const {
+  Ranked retrieve(const Array<int64_t>& ids, const Array<int32_t>& lengths,
+                  const Array<float>& dense, int64_t k) const {
     const WireUsers users = as_users(ids, lengths, dense);
     return answer(users.ids.rows, k, [&](Recommendations out) {
       check(engine_->schema(), users);
@@ -87,9 +90,9 @@ class PyEngine {
     });
   }
 
-  py::tuple rank(const Array<int64_t>& ids, const Array<int32_t>& lengths,
-                 const Array<float>& dense, const Array<int64_t>& candidates,
-                 const Array<float>& candidate_scores, int64_t k) const {
+  Ranked rank(const Array<int64_t>& ids, const Array<int32_t>& lengths, const Array<float>& dense,
+              const Array<int64_t>& candidates, const Array<float>& candidate_scores,
+              int64_t k) const {
     const WireUsers users = as_users(ids, lengths, dense);
     const CandidateBatch items = {as_matrix("[engine] candidates", candidates),
                                   as_matrix("[engine] candidate_scores", candidate_scores)};
@@ -99,8 +102,8 @@ class PyEngine {
     });
   }
 
-  py::tuple recommend(const Array<int64_t>& ids, const Array<int32_t>& lengths,
-                      const Array<float>& dense, int64_t k, int64_t num_candidates) const {
+  Ranked recommend(const Array<int64_t>& ids, const Array<int32_t>& lengths,
+                   const Array<float>& dense, int64_t k, int64_t num_candidates) const {
     const WireUsers users = as_users(ids, lengths, dense);
     return answer(users.ids.rows, k, [&](Recommendations out) {
       check(engine_->schema(), users);

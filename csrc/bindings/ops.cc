@@ -1,4 +1,3 @@
-#include <pybind11/native_enum.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -116,8 +115,15 @@ std::string row_type_name(const BoundTable& table) {
   return "unknown";
 }
 
+Pooling pooling_from_name(const std::string& name) {
+  if (name == "sum") return Pooling::kSum;
+  if (name == "mean") return Pooling::kMean;
+  if (name == "none") return Pooling::kNone;
+  throw InputError("[embedding_bag] pooling: expected sum, mean or none; found \"" + name + "\"");
+}
+
 Array<float> call_embedding_bag(const std::vector<const BoundTable*>& tables,
-                                const std::vector<Pooling>& poolings,
+                                const std::vector<std::string>& poolings,
                                 const std::vector<int32_t>& max_lengths, const Array<int64_t>& rows,
                                 const Array<int32_t>& lengths,
                                 const std::optional<Array<float>>& weights,
@@ -129,9 +135,10 @@ Array<float> call_embedding_bag(const std::vector<const BoundTable*>& tables,
   int64_t width = 0;
   for (size_t c = 0; c < tables.size(); ++c) {
     if (tables[c] == nullptr) throw InputError("[embedding_bag] tables: found None");
-    const bool sequence = poolings[c] == Pooling::kNone;
-    columns[c] = {&tables[c]->view, poolings[c], max_lengths[c], width};
-    width += tables[c]->view.dim * (sequence ? int64_t{max_lengths[c]} : 1);
+    const Pooling pooling = pooling_from_name(poolings[c]);
+    columns[c] = {&tables[c]->view, pooling, max_lengths[c], width};
+    if (max_lengths[c] < 0) throw InputError("[embedding_bag] max_length: expected at least 0");
+    width += tables[c]->view.dim * (pooling == Pooling::kNone ? int64_t{max_lengths[c]} : 1);
   }
   BagInput input;
   input.rows = as_span("[embedding_bag] rows", rows);
@@ -248,11 +255,6 @@ std::pair<Array<int64_t>, Array<int32_t>> call_build_slots(const Array<int64_t>&
 }
 
 void bind_classes(py::module_& module) {
-  py::native_enum<Pooling>(module, "Pooling", "enum.Enum")
-      .value("SUM", Pooling::kSum)
-      .value("MEAN", Pooling::kMean)
-      .value("NONE", Pooling::kNone)
-      .finalize();
   py::class_<BoundTable>(module, "EmbeddingTable")
       .def(py::init(&make_table), "name"_a, py::arg("data").noconvert(),
            py::arg("scales").noconvert())

@@ -41,6 +41,14 @@ void require_described(const std::string& what, const std::vector<GraphTensor>& 
   }
 }
 
+// OpenVINO quotes what it read, which may be any bytes; a message must be text.
+std::string printable(const std::string& message) {
+  constexpr size_t kMaxLength = 500;
+  std::string text = message.substr(0, kMaxLength);
+  std::replace_if(text.begin(), text.end(), [](char c) { return c < ' ' || c > '~'; }, ' ');
+  return text;
+}
+
 // One per process: each ov::Core loads its plugins anew.
 ov::Core& core() {
   static ov::Core core;
@@ -157,7 +165,7 @@ DenseGraph::DenseGraph(const std::string& name, const GraphSpec& spec,
   try {
     compiled_->model = compile(read(spec, files), spec.precision, options);
   } catch (const std::exception& error) {
-    throw CompileError(compiled_->what + ": OpenVINO: " + error.what());
+    throw CompileError(compiled_->what + ": OpenVINO: " + printable(error.what()));
   }
   const auto inputs = compiled_->model.inputs();
   if (inputs.size() != signature.inputs.size()) {
@@ -179,7 +187,7 @@ void DenseGraph::run(const std::vector<GraphArgument>& inputs, Matrix<float> out
   } catch (const RecengineError&) {
     throw;
   } catch (const std::exception& error) {
-    throw RecengineError(compiled_->what + ": OpenVINO: " + error.what());
+    throw RecengineError(compiled_->what + ": OpenVINO: " + printable(error.what()));
   }
 }
 

@@ -29,6 +29,9 @@ class Guard {
     if (depth > kMaxDepth) {
       throw BundleError(file_ + ": nests deeper than " + std::to_string(kMaxDepth) + " levels");
     }
+    if (value.is_string() && value.get_ref<const std::string&>().find('\0') != std::string::npos) {
+      throw BundleError(file_ + ": string " + describe(value) + " holds a zero byte");
+    }
     if (event == json::parse_event_t::object_start) keys_.emplace_back();
     if (event == json::parse_event_t::object_end) keys_.pop_back();
     if (event == json::parse_event_t::key && !keys_.back().insert(value).second) {
@@ -51,8 +54,9 @@ json parse_json(const std::string& file, Span<const uint8_t> text) {
         [guard = Guard(file)](int depth, json::parse_event_t event, json& value) mutable {
           return guard(depth, event, value);
         });
-  } catch (const json::exception& error) {
-    throw BundleError(file + ": not JSON: " + error.what());
+  } catch (const json::parse_error& error) {
+    // Not what(), which quotes the bytes whatever they are.
+    throw BundleError(file + ": not JSON: error at byte " + std::to_string(error.byte));
   }
 }
 

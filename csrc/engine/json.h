@@ -13,7 +13,7 @@
 namespace recengine {
 
 // Parses a document that may come from anywhere. Throws BundleError naming `file` when it is not
-// JSON, nests deeper than 32 levels, or has a key twice in one object.
+// JSON, nests deeper than 32 levels, has a key twice in one object or a zero byte in a string.
 nlohmann::json parse_json(const std::string& file, Span<const uint8_t> text);
 
 // A value of a parsed document and its path in it. Each accessor throws BundleError with file,

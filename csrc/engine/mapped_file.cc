@@ -46,8 +46,7 @@ bool has_parent_step(const fs::path& name) {
 std::string resolve(const std::string& directory, const std::string& name,
                     const std::string& path) {
   const fs::path relative(name);
-  if (name.empty() || relative.is_absolute() || has_parent_step(relative) ||
-      name.find('\0') != std::string::npos) {
+  if (name.empty() || relative.is_absolute() || has_parent_step(relative)) {
     throw BundleError(directory + ": file \"" + name +
                       "\": expected a relative path inside the directory");
   }

@@ -79,10 +79,10 @@ Backend& backend_of(TRITONBACKEND_ModelInstance* instance) {
   return backend_of(model);
 }
 
-Instance& state_of(TRITONBACKEND_ModelInstance* instance) {
+Instance* state_of(TRITONBACKEND_ModelInstance* instance) {
   void* state = nullptr;
   require(TRITONBACKEND_ModelInstanceState(instance, &state));
-  return *static_cast<Instance*>(state);
+  return static_cast<Instance*>(state);
 }
 
 void execute(Scheduler& scheduler, Instance& instance, TRITONBACKEND_Request* handle) noexcept {
@@ -157,6 +157,7 @@ RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(
     auto instance = std::make_unique<Instance>();
     instance->handle = handle;
     instance->model = static_cast<Model*>(state);
+    instance->warmups_left = instance->model->config().num_warmups;
     require(TRITONBACKEND_ModelInstanceSetState(handle, instance.get()));
     instance.release();
   });
@@ -165,8 +166,8 @@ RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(
 RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(
     TRITONBACKEND_ModelInstance* handle) {
   return guarded([handle] {
-    const std::unique_ptr<Instance> instance(&recengine::triton::state_of(handle));
-    recengine::triton::backend_of(handle).scheduler().drain(*instance);
+    const std::unique_ptr<Instance> instance(recengine::triton::state_of(handle));
+    if (instance != nullptr) recengine::triton::backend_of(handle).scheduler().drain(*instance);
   });
 }
 
@@ -175,7 +176,7 @@ RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
     TRITONBACKEND_ModelInstance* handle, TRITONBACKEND_Request** requests,
     const uint32_t request_count) {
   return guarded([=] {
-    Instance& instance = recengine::triton::state_of(handle);
+    Instance& instance = *recengine::triton::state_of(handle);
     recengine::triton::Scheduler& scheduler = recengine::triton::backend_of(handle).scheduler();
     for (uint32_t i = 0; i < request_count; ++i) {
       recengine::triton::execute(scheduler, instance, requests[i]);

@@ -64,6 +64,15 @@ void read_schema(const ModelConfig& config, const json& parameters, int64_t& max
   max_candidates = schema.at("max_candidates");
 }
 
+int64_t count_warmups(const json& config) {
+  int64_t count = 0;
+  for (const json& sample : config.value("model_warmup", json::array())) {
+    const auto repeats = std::max(sample.value("count", int64_t{1}), int64_t{1});
+    count += sample.value("batch_size", int64_t{0}) * repeats;
+  }
+  return count;
+}
+
 const ModelConfig::Tensor* find(const std::vector<ModelConfig::Tensor>& tensors,
                                 const std::string& name) {
   for (const ModelConfig::Tensor& tensor : tensors) {
@@ -128,6 +137,7 @@ ModelConfig parse_config(const std::string& text) {
   read_parameter(config, parameters, "recengine.max_queue_rows", config.max_queue_rows);
   read_parameter(config, parameters, "recengine.default_timeout_us", config.default_timeout_us);
   read_schema(config, parameters, config.max_candidates);
+  config.num_warmups = count_warmups(document);
   if (find(config.inputs, "candidates") != nullptr) config.stage = Stage::kRanking;
   return config;
 }

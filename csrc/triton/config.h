@@ -25,6 +25,7 @@ struct ModelConfig {
   int64_t max_queue_rows = 4096;           // parameter recengine.max_queue_rows
   int64_t default_timeout_us = 1'000'000;  // parameter recengine.default_timeout_us
   int64_t max_candidates = 0;  // of parameter recengine.schema, what clients are told; 0: not said
+  int64_t num_warmups = 0;     // requests that the server sends itself to each new instance
   Stage stage = Stage::kRetrieval;  // ranking when it has the input `candidates`
 };
 

@@ -10,6 +10,8 @@ namespace {
 
 constexpr uint32_t kRank = 2;  // every tensor is [batch, width]
 constexpr uint64_t kNsPerUs = 1000;
+constexpr uint64_t kLongestTimeoutUs = uint64_t{1'000'000} * 3600 * 24;
+constexpr uint64_t kNever = std::numeric_limits<uint64_t>::max();
 
 template <typename T>
 constexpr TRITONSERVER_DataType kTypeOf = TRITONSERVER_TYPE_INVALID;
@@ -185,17 +187,22 @@ void put_output(TRITONBACKEND_Response* response, const char* name, const Matrix
   }
 }
 
+uint64_t timeout_ns(TRITONBACKEND_Request* request, const ModelConfig& config) noexcept {
+  uint64_t timeout_us = 0;
+  warn(TRITONBACKEND_InferenceRequestTimeoutMicroseconds(request, &timeout_us));
+  if (timeout_us == 0) timeout_us = static_cast<uint64_t>(config.default_timeout_us);
+  return std::min(timeout_us, kLongestTimeoutUs) * kNsPerUs;
+}
+
 }  // namespace
 
 Request::Request(Instance& instance, TRITONBACKEND_Request* handle,
                  const ModelConfig& config) noexcept
     : instance_(instance), handle_(handle), arrival_ns_(now_ns()) {
   instance_.pending.fetch_add(1);
-  uint64_t timeout_us = 0;
-  warn(TRITONBACKEND_InferenceRequestTimeoutMicroseconds(handle, &timeout_us));
-  if (timeout_us == 0) timeout_us = static_cast<uint64_t>(config.default_timeout_us);
-  const uint64_t longest_us = (std::numeric_limits<uint64_t>::max() - arrival_ns_) / kNsPerUs;
-  deadline_ns_ = arrival_ns_ + std::min(timeout_us, longest_us) * kNsPerUs;
+  is_warmup_ = instance.warmups_left > 0;
+  if (is_warmup_) --instance.warmups_left;
+  deadline_ns_ = is_warmup_ ? kNever : arrival_ns_ + timeout_ns(handle, config);
   try {
     rows_ = std::clamp<int64_t>(claimed_rows(handle), 1, config.max_batch_rows);
   } catch (...) {

@@ -18,6 +18,7 @@ class Model;
 struct Instance {
   TRITONBACKEND_ModelInstance* handle = nullptr;
   Model* model = nullptr;
+  int64_t warmups_left = 0;         // the first requests are the server's own
   std::atomic<int64_t> pending{0};  // requests taken and not yet released
 };
 
@@ -48,6 +49,7 @@ class Request {
   Instance& instance() const { return instance_; }
   uint64_t arrival_ns() const { return arrival_ns_; }
   uint64_t deadline_ns() const { return deadline_ns_; }
+  bool is_warmup() const { return is_warmup_; }  // never shed: the server would not load the model
   int64_t rows() const { return rows_; }  // as the shape of `ids` says, within 1 .. max_batch_rows
   bool is_cancelled() const noexcept;
 
@@ -74,6 +76,7 @@ class Request {
   TRITONBACKEND_Request* handle_;  // null once released
   uint64_t arrival_ns_;
   uint64_t deadline_ns_ = 0;
+  bool is_warmup_ = false;
   int64_t rows_ = 1;
   int64_t k_ = 0;
   InputTensor<int64_t> ids_;

@@ -8,21 +8,26 @@
 namespace recengine::triton {
 namespace {
 
-constexpr double kSmoothing = 1.0 / 8;
+// An estimate that is too high refuses work in vain: it comes down faster than it goes up.
+constexpr double kSmoothingUp = 1.0 / 8;
+constexpr double kSmoothingDown = 1.0 / 4;
 
 void smooth(double& value, double sample) {
-  value = value == 0 ? sample : value + kSmoothing * (sample - value);
+  const double share = sample > value ? kSmoothingUp : kSmoothingDown;
+  value = value == 0 ? sample : value + share * (sample - value);
 }
 
 double elapsed_ns(uint64_t from, uint64_t to) { return to > from ? double(to - from) : 0; }
 
 }  // namespace
 
-void LoadEstimate::record(int64_t rows, uint64_t oldest_arrival_ns, uint64_t start_ns,
+void LoadEstimate::record(int64_t rows, bool full, uint64_t oldest_arrival_ns, uint64_t start_ns,
                           uint64_t end_ns) {
   smooth(batch_ns, elapsed_ns(start_ns, end_ns));
-  smooth(row_ns, elapsed_ns(std::max(last_end_ns, oldest_arrival_ns), end_ns) / double(rows));
   smooth(latency_ns, elapsed_ns(oldest_arrival_ns, end_ns));
+  if (full) {
+    smooth(row_ns, elapsed_ns(std::max(last_end_ns, oldest_arrival_ns), end_ns) / double(rows));
+  }
   last_end_ns = end_ns;
 }
 
@@ -76,6 +81,7 @@ void Scheduler::submit(std::unique_ptr<Request> request) {
 }
 
 std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& request) const {
+  if (request.is_warmup()) return std::nullopt;
   // An idle model always tries: what it learns corrects an estimate that is too high.
   if (queue.waiting.empty() && queue.running == 0) return std::nullopt;
   if (queue.rows + request.rows() > queue.model->config().max_queue_rows) {
@@ -133,6 +139,7 @@ Scheduler::Batch Scheduler::take(Queue& queue) {
       batch.late.push_back(pop(queue));
       continue;
     }
+    batch.full = batch.rows + next.rows() >= max_rows;
     if (!batch.requests.empty() && batch.rows + next.rows() > max_rows) break;
     batch.rows += next.rows();
     batch.requests.push_back(pop(queue));
@@ -176,7 +183,7 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
     queue.model->run(std::move(batch.requests));
     const uint64_t end_ns = now_ns();
     lock.lock();
-    queue.estimate.record(batch.rows, oldest_arrival_ns, start_ns, end_ns);
+    queue.estimate.record(batch.rows, batch.full, oldest_arrival_ns, start_ns, end_ns);
     return;
   }
   lock.lock();

@@ -14,15 +14,16 @@
 
 namespace recengine::triton {
 
-// What recent batches of a model say about how long a new request will take; exponentially
-// smoothed, in ns.
+// What recent batches of a model say about how long a new request will take; smoothed, in ns.
 struct LoadEstimate {
   double batch_ns = 0;    // from being taken to being answered
-  double row_ns = 0;      // between rows leaving a queue that holds more, all workers together
+  double row_ns = 0;      // between rows leaving a long queue, all workers together; 0: not known
   double latency_ns = 0;  // from arrival to answer
   uint64_t last_end_ns = 0;
 
-  void record(int64_t rows, uint64_t oldest_arrival_ns, uint64_t start_ns, uint64_t end_ns);
+  // `full`: the batch had as many rows as it may have, so its pace is that of a long queue.
+  void record(int64_t rows, bool full, uint64_t oldest_arrival_ns, uint64_t start_ns,
+              uint64_t end_ns);
 };
 
 // The bounded queues of all models, and the tasks on the thread pool that empty them. A task takes
@@ -58,6 +59,7 @@ class Scheduler {
     Requests requests;
     Requests late;  // cannot make their deadline any more
     int64_t rows = 0;
+    bool full = false;
   };
 
   // These need the lock.

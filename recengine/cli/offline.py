@@ -36,10 +36,37 @@ def train(
     max_epochs: Annotated[int, typer.Option(min=1, help="Epochs of each model, at most.")] = 30,
 ) -> None:
     """Trains retrieval and ranking on a data set and prints their quality beside baselines."""
+    from recengine.cli import show
+    from recengine.data import read
+    from recengine.training.train import train as fit
+
+    dataset = read(data)
+    quality = fit(dataset, out, seed=seed, max_epochs=max_epochs)
+    show.quality(dataset.name, ((row.method, row.metrics) for row in quality))
+    typer.echo(f"checkpoint: {out}")
 
 
-def evaluate() -> None:
-    """Filled in once training is there."""
+def evaluate(
+    path: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, file_okay=False, help="A checkpoint, a bundle or a repository."
+        ),
+    ],
+    url: Annotated[
+        str | None, typer.Option(help="host:port of a server to ask for the held-out users.")
+    ] = None,
+) -> None:
+    """Shows quality on held-out users and, with --url, how the served answers compare."""
+    from recengine.bundle import MANIFEST
+    from recengine.cli import evaluation
+
+    if (path / MANIFEST).exists():
+        evaluation.of_bundle(path, url)
+    elif (path / "retrieval").is_dir():
+        evaluation.of_repository(path, url)
+    else:
+        evaluation.of_checkpoint(path)
 
 
 def export(
@@ -61,11 +88,9 @@ def compile_(
     target: Annotated[Target, typer.Option(help="What to compile for.")] = Target.CPU,
 ) -> None:
     """Compiles a bundle into a Triton model repository, behind the fidelity gate."""
-    from recengine.bundle import latest_version, read_manifest
-    from recengine.cli import show
-    from recengine.compile import STAGES, compile_bundle
+    from recengine.cli import evaluation
+    from recengine.compile import compile_bundle
 
     repository = compile_bundle(bundle, out, target=target.value)
-    manifests = [read_manifest(latest_version(repository / stage)) for stage in STAGES]
-    show.fidelity(row for manifest in manifests for row in manifest.fidelity)
+    evaluation.of_repository(repository, None)
     typer.echo(f"model repository: {repository}")

@@ -28,6 +28,7 @@ def register(app: typer.Typer) -> None:
 def serve(
     repository: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
     tritonserver: Tritonserver = None,
+    address: Annotated[str, typer.Option(help="What the endpoints bind to.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="0: any free port.")] = 8001,
     http_port: Annotated[int, typer.Option(help="0: any free port.")] = 8000,
     metrics_port: Annotated[int, typer.Option(help="0: any free port.")] = 8002,
@@ -38,6 +39,7 @@ def serve(
     server = TritonServer(
         repository,
         tritonserver=tritonserver,
+        address=address,
         grpc_port=grpc_port,
         http_port=http_port,
         metrics_port=metrics_port,
@@ -96,4 +98,4 @@ def doctor(tritonserver: Tritonserver = None) -> None:
     for finding in examine(tritonserver):
         typer.echo(f"{marks[finding.level]} {finding.name:<13} {finding.found}")
         broken |= finding.level is Level.PROBLEM
-    raise typer.Exit(broken)
+    raise typer.Exit(int(broken))

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from recengine.cli.catalog import Catalog
 
 console = Console()
+if not console.is_terminal:
+    console.width = 120  # a log or a pipe has no width of its own
 
 
 def recommendations(
@@ -30,12 +32,13 @@ def recommendations(
     console.print(side_by_side)
 
 
-def quality(rows: Iterable[tuple[str, int, Mapping[str, float]]], title: str) -> None:
-    """One row per method: its name, how many users, its metrics."""
+def quality(name: str, rows: Iterable[tuple[str, Mapping[str, float]]]) -> None:
+    """One row per method: its name and its metrics."""
     listed = list(rows)
-    table = Table("method", "users", *(listed[0][2] if listed else ()), title=title)
-    for method, users, metrics in listed:
-        table.add_row(method, str(users), *(f"{value:.4f}" for value in metrics.values()))
+    columns = listed[0][1] if listed else ()
+    table = Table("method", *columns, title=f"{name}: held-out users, whole catalog")
+    for method, metrics in listed:
+        table.add_row(method, *(f"{value:.4f}" for value in metrics.values()))
     console.print(table)
 
 

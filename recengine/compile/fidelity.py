@@ -155,7 +155,7 @@ def served(url: str, repository: Path, bounds: FidelityBounds | None = None) -> 
         raise BundleError(f"{version}: no reference; export writes one")
     reference = load_reference(version, stored)
     with RecommenderClient(url, timeout=_DEADLINE_S) as client:
-        answer = _served_answer(client, reference)
+        answer = served_answer(client, reference)
         rows = gate(reference, answer, "served", bounds or FidelityBounds())
     for model, stage in (("retrieval", "retrieval"), ("ranking", "recommend")):
         directory = latest_version(repository / model)
@@ -166,7 +166,8 @@ def served(url: str, repository: Path, bounds: FidelityBounds | None = None) -> 
     return rows
 
 
-def _served_answer(client: RecommenderClient, reference: ReferenceAnswers) -> Answer:
+def served_answer(client: RecommenderClient, reference: ReferenceAnswers) -> Answer:
+    """Asks a server for as many candidates and items as the reference holds."""
     num_candidates = reference.expected["retrieval"].items.shape[1]
     k = reference.expected["recommend"].items.shape[1]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from recengine.data import table as cells
-from recengine.data.dataset import Dataset, FeatureTable, Int64s, Interactions, Ragged
+from recengine.data.dataset import Dataset, FeatureTable, Float32s, Int64s, Interactions, Ragged
 from recengine.data.table import Table
 from recengine.errors import InputError
 
@@ -83,7 +83,7 @@ def _features(table: Table | None, key: str, taken: Int64s, hashed: bool) -> Fea
     ids = np.unique(np.concatenate([own, taken]))
     rows = np.searchsorted(ids, own)
     sparse: dict[str, Ragged] = {}
-    dense = {}
+    dense: dict[str, Float32s] = {}
     text: dict[str, list[str]] = {}
     hashed_features = set()
     for name, kind in table.kinds.items():

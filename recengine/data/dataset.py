@@ -41,7 +41,8 @@ class Ragged:
     @property
     def lengths(self) -> Int64s:
         """Length of each list, [n]."""
-        return np.diff(self.offsets)
+        lengths: Int64s = np.diff(self.offsets)
+        return lengths
 
     def padded(self, width: int, padding: int) -> Int64s:
         """The last `width` values of each list, right-aligned: [n, width]."""

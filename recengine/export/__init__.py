@@ -37,7 +37,7 @@ from recengine.export.tables import (
     add_vocabulary,
 )
 from recengine.models.bags import total_dim
-from recengine.training import checkpoint as checkpoints
+from recengine.training.checkpoint import load
 from recengine.training.recommender import Recommender
 
 _VERSIONS = ("torch", "onnx", "openvino", "numpy")
@@ -75,7 +75,7 @@ def export(
     if isinstance(checkpoint, Recommender):
         recommender, digest = checkpoint, None
     else:
-        recommender, digest = checkpoints.load(checkpoint), _digest(checkpoint)
+        recommender, digest = load(Path(checkpoint)), _digest(Path(checkpoint))
     sizes = _sizes(recommender, num_candidates, max_candidates, k)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -120,9 +120,8 @@ def _write(
     retrieval, tables = _retrieval(recommender, sizes, row_type, retrieval_file, item_file)
     ranking, ranking_tables = _ranking(recommender, sizes, row_type, ranking_file)
     graphs = _graphs(recommender, staging)
-    num_users = min(reference_users, len(recommender.held_out.targets))
-    if num_users:
-        reference_file.tensors = reference_tensors(recommender, sizes, num_users)
+    reference_file.tensors = reference_tensors(recommender, sizes, reference_users)
+    num_users = len(reference_file.tensors.get("target", ()))
     written = [file for file in files if file.tensors]
     for file in written:
         write_tensors(staging / file.name, file.tensors)

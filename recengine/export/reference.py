@@ -29,10 +29,16 @@ class Sizes:
 
 
 def reference_tensors(recommender: Recommender, sizes: Sizes, max_users: int) -> Arrays:
-    """The tensors of recengine.bundle.Reference, for users spread evenly over the held-out ones."""
-    total = len(recommender.held_out.targets)
-    count = min(max_users, total)
-    requests = _take(recommender.held_out, np.arange(count) * total // max(count, 1))
+    """The tensors of recengine.bundle.Reference, for users spread evenly over the held-out ones.
+
+    Users of whom a model knows nothing are left out: an engine does not ask the model for them.
+    Without any user there are no tensors.
+    """
+    known = _known_users(recommender)
+    count = min(max_users, len(known))
+    if count == 0:
+        return {}
+    requests = _take(recommender.held_out, known[np.arange(count) * len(known) // count])
     tensors = _pack(recommender, requests) | {"target": requests.targets}
     if recommender.dense_features:
         tensors["dense"] = requests.dense
@@ -76,6 +82,15 @@ def _answer(
         "items": np.take_along_axis(keys, places.numpy(), axis=1),
         "scores": best_scores.numpy(),
     }
+
+
+def _known_users(recommender: Recommender) -> Int64s:
+    """Held-out users with a known id in some feature of each model."""
+    rows = recommender.user_rows(recommender.held_out.features)
+    known = np.ones(len(recommender.held_out.targets), bool)
+    for bags in (recommender.retrieval.user_bags, recommender.ranking.user_bags):
+        known &= np.any([(rows[bag.feature] > 0).any(1).numpy() for bag in bags], axis=0)
+    return np.flatnonzero(known)
 
 
 def _take(requests: Requests, users: Int64s) -> Requests:

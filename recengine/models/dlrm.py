@@ -31,6 +31,7 @@ class DLRMConfig(BaseModel):
     dim: PositiveInt = 32
     hidden: tuple[PositiveInt, ...] = (64, 32)
     dropout: float = 0.1
+    score_weight: float = 1.0  # of the retrieval score, before training
 
 
 class Ranker(nn.Module):
@@ -60,7 +61,7 @@ class Ranker(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.top = mlp((*config.hidden, 1), config.dropout)
-        self.score_weight = nn.Parameter(torch.tensor(1.0))
+        self.score_weight = nn.Parameter(torch.tensor(config.score_weight))
 
     def forward(
         self,
@@ -80,7 +81,7 @@ class Ranker(nn.Module):
         Returns:
             [batch, n].
         """
-        user_fields = sparse.unflatten(1, (-1, self.dim))  # [batch, user fields, dim]
+        user_fields = sparse.reshape(len(sparse), -1, self.dim)  # [batch, user fields, dim]
         if self.bottom is not None:
             user_fields = torch.cat([user_fields, self.bottom(dense).unsqueeze(1)], dim=1)
         user = self.first_user(
@@ -88,7 +89,7 @@ class Ranker(nn.Module):
         )  # [batch, hidden]
 
         embedded = items[..., : self.num_item_fields * self.dim]
-        item_fields = embedded.unflatten(2, (self.num_item_fields, self.dim))
+        item_fields = embedded.reshape(*items.shape[:2], self.num_item_fields, self.dim)
         crosses = item_fields.flatten(1, 2) @ user_fields.transpose(1, 2)
         crosses = crosses.reshape(items.shape[0], -1, self.num_item_fields * self.num_user_fields)
         scores = candidate_scores.unsqueeze(2)

@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -317,8 +317,10 @@ class _Process:
             assert popen.stdout is not None
             for line in popen.stdout:
                 self._tail.append(line)
-                sink.write(line)
-                sink.flush()
+                # A log that cannot be written any more must not end this thread and the server.
+                with suppress(OSError, ValueError):
+                    sink.write(line)
+                    sink.flush()
             popen.wait()
 
     def last_words(self) -> str:

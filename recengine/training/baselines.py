@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import product
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,7 +39,9 @@ class ItemKNN:
         best = -1.0
         for neighbours, shrinkage in product(self.NEIGHBOURS, self.SHRINKAGE):
             similar = _nearest(together / (norms + shrinkage).clamp(min=1e-9), neighbours)
-            scores = exclude_history(encoded, self._score(similar, split.validation), split.validation)
+            scores = encoded.exclude_history(
+                self._score(similar, split.validation), split.validation
+            )
             ndcg = ndcg_at(target_places(scores, encoded.targets(split.validation)), 10)
             if ndcg > best:
                 best, self._similar = ndcg, similar
@@ -51,12 +52,7 @@ class ItemKNN:
         return self._score(self._similar, positions)
 
     def _score(self, similar: Tensor, positions: Int64s) -> Tensor:
-        return _histories(self._encoded, positions) @ similar
-
-
-def exclude_history(encoded: Encoded, scores: Tensor, positions: Int64s) -> Tensor:
-    """Scores with -inf at what the user had before each target."""
-    return scores.masked_fill(_histories(encoded, positions) > 0, -torch.inf)
+        return self._encoded.taken_before(positions).float() @ similar
 
 
 def _nearest(similar: Tensor, neighbours: int) -> Tensor:
@@ -70,12 +66,4 @@ def _taken(encoded: Encoded, positions: Int64s) -> Tensor:
     split = encoded.split
     matrix = torch.zeros(len(split.dataset.users.ids), encoded.num_items)
     matrix[split.user_idx[positions], split.item_idx[positions]] = 1
-    return matrix
-
-
-def _histories(encoded: Encoded, positions: Int64s) -> Tensor:
-    """1 where an item stands before the target: [positions, items]."""
-    past = encoded.split.history(positions)
-    matrix = torch.zeros(len(positions), encoded.num_items)
-    matrix[np.repeat(np.arange(len(past)), past.lengths), past.values] = 1
     return matrix

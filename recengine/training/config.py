@@ -16,8 +16,10 @@ class RetrievalConfig(BaseModel):
     history_lengths: tuple[PositiveInt, ...] = (1, 5, 50)
     temperature: PositiveFloat = 0.1
     learning_rate: PositiveFloat = 2e-3
+    decay: float = Field(0.85, gt=0, le=1, description="of the rate, per epoch")
     weight_decay: float = Field(1e-4, ge=0)
     batch_size: PositiveInt = 1024
+    unknown_user_rate: float = Field(0.5, ge=0, lt=1, description="user ids, on top of the rest")
 
 
 class RankingConfig(BaseModel):
@@ -30,10 +32,13 @@ class RankingConfig(BaseModel):
     dropout: float = Field(0.2, ge=0, lt=1)
     history_lengths: tuple[PositiveInt, ...] = (1, 5, 50)
     learning_rate: PositiveFloat = 2e-3
+    decay: float = Field(0.85, gt=0, le=1, description="of the rate, per epoch")
     weight_decay: float = Field(1e-4, ge=0)
     batch_size: PositiveInt = 512
-    hard_negatives: PositiveInt = 20
-    random_negatives: NonNegativeInt = 20
+    hard_negatives: PositiveInt = 40
+    random_negatives: NonNegativeInt = 10
+    folds: int = Field(2, ge=2, description="retrieval models that score users they did not see")
+    max_targets: PositiveInt = 100_000
 
 
 class TrainingConfig(BaseModel):

@@ -69,12 +69,29 @@ class Encoded:
         """Rows of every item feature, and dense item features, of the whole catalog."""
         return self.item_rows, self.item_dense if self.item_dense.shape[1] else None
 
+    def items(self, catalog_rows: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The same of these items: int64 [n]."""
+        rows = {name: values[catalog_rows] for name, values in self.item_rows.items()}
+        return rows, self.item_dense[catalog_rows] if self.item_dense.shape[1] else None
+
+    def taken_before(self, positions: Int64s) -> Tensor:
+        """What the user of each target had before it: bool [positions, items]."""
+        past = self.split.history(positions)
+        taken = torch.zeros(len(positions), self.num_items, dtype=torch.bool)
+        taken[np.repeat(np.arange(len(past)), past.lengths), past.values] = True
+        return taken
+
+    def exclude_history(self, scores: Tensor, positions: Int64s) -> Tensor:
+        """Scores [positions, items] with -inf at what the user had before."""
+        return scores.masked_fill(self.taken_before(positions), -torch.inf)
+
     def targets(self, positions: Int64s) -> Tensor:
         """Catalog rows of the targets."""
         return torch.from_numpy(self.split.item_idx[positions])
 
+    @staticmethod
     def bags(
-        self, features: tuple[FeatureSpec, ...], prefix: str, history_lengths: tuple[int, ...]
+        features: tuple[FeatureSpec, ...], prefix: str, history_lengths: tuple[int, ...]
     ) -> tuple[Bag, ...]:
         """One mean bag per feature, for the history one per length."""
         return tuple(
@@ -181,7 +198,7 @@ def _sparse(
 
 def _dense(table: FeatureTable) -> Float32s:
     """Dense columns [n, columns]; an unknown value takes the column's mean."""
-    columns = [np.empty((len(table.ids), 0), np.float32)]
+    columns: list[Float32s] = [np.empty((len(table.ids), 0), np.float32)]
     for values in table.dense.values():
         known = values[~np.isnan(values)]
         mean = known.mean() if len(known) else np.float32(0)

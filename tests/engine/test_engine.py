@@ -1,10 +1,12 @@
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
 import openvino
 import pytest
+from bundle_copy import Copy
 
 from recengine.bundle import hash_file
 from recengine.client.wire import WireUsers, pack_users
@@ -321,34 +323,39 @@ def test_a_directory_may_hold_ranking_alone(copy, engine, golden_users):
         ranking.retrieve(golden_users, k=3)
 
 
-def compile_graphs(copy, precision="fp32"):
-    """Replaces the ONNX graphs of a bundle by OpenVINO IR."""
+@pytest.fixture(scope="module")
+def compiled(golden, tmp_path_factory):
+    """The golden bundle with OpenVINO IR in place of ONNX."""
+    copy = Copy(shutil.copytree(golden, tmp_path_factory.mktemp("compiled") / "bundle"))
     manifest = copy.manifest()
     for name, graph in manifest["graphs"].items():
         model = openvino.convert_model(copy.directory / graph["file"])
         openvino.save_model(model, copy.directory / f"{name}.xml", compress_to_fp16=False)
         graph |= {"file": f"{name}.xml", "weights": f"{name}.bin", "format": "openvino"}
-        graph["precision"] = precision
         for file in (graph["file"], graph["weights"]):
             manifest["files"][file] = hash_file(copy.directory / file).model_dump()
     copy.write_manifest(manifest)
+    return copy
 
 
-def test_openvino_graphs_answer_as_the_onnx_ones(copy, engine, golden_users):
-    compile_graphs(copy)
-    assert_same(Engine(copy.directory).recommend(golden_users), engine.recommend(golden_users))
+def test_openvino_graphs_answer_as_the_onnx_ones(compiled, engine, golden_users):
+    assert_same(Engine(compiled.directory).recommend(golden_users), engine.recommend(golden_users))
 
 
-def test_bf16_graphs_answer_within_their_precision(copy, engine, golden_users):
-    compile_graphs(copy, "bf16")
+def test_bf16_graphs_answer_within_their_precision(compiled, tmp_path, engine, golden_users):
+    copy = Copy(shutil.copytree(compiled.directory, tmp_path / "bundle"))
+    manifest = copy.manifest()
+    for graph in manifest["graphs"].values():
+        graph["precision"] = "bf16"
+    copy.write_manifest(manifest)
     candidates = engine.retrieve(golden_users)
     found, expected = (e.rank(golden_users, *candidates) for e in (Engine(copy.directory), engine))
     np.testing.assert_allclose(found[1], expected[1], rtol=0.05, atol=0.1)
 
 
-def test_bytes_of_a_graph_are_those_that_were_verified(copy):
-    """A weights file that the manifest does not name is not read."""
-    compile_graphs(copy)
+def test_weights_that_the_manifest_does_not_name_are_not_read(compiled, tmp_path):
+    """They stand where OpenVINO would look for them, but nothing verified them."""
+    copy = Copy(shutil.copytree(compiled.directory, tmp_path / "bundle"))
     manifest = copy.manifest()
     del manifest["graphs"]["tower"]["weights"]
     copy.write_manifest(manifest)

@@ -1,5 +1,7 @@
 """A tiny recommender with random weights, exported, against what torch computes."""
 
+import dataclasses
+
 import numpy as np
 import onnx
 import openvino
@@ -8,9 +10,12 @@ import torch
 
 from recengine.bundle import FidelityBounds, load_tensor, read_manifest, verify
 from recengine.compile.fidelity import Ranked, load_reference, measure
+from recengine.data.dataset import Ragged
 from recengine.engine import Engine
 from recengine.errors import InputError
 from recengine.export import export
+from recengine.export.reference import Sizes, reference_tensors
+from recengine.training.checkpoint import save
 
 # Largest score error by row type: what rounding every embedding row may do to these scores.
 SCORE_ERROR = {"fp32": 1e-5, "fp16": 2e-3, "int8": 5e-2}
@@ -18,9 +23,11 @@ SCORE_ERROR = {"fp32": 1e-5, "fp16": 2e-3, "int8": 5e-2}
 
 @pytest.fixture(scope="session")
 def bundle(recommender, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("export") / "bundle"
-    export(recommender, directory)
-    return directory
+    """From a checkpoint on disk; the tests below export the recommender itself."""
+    directory = tmp_path_factory.mktemp("export")
+    save(recommender, directory / "checkpoint")
+    export(directory / "checkpoint", directory / "bundle")
+    return directory / "bundle"
 
 
 def score_errors(directory):
@@ -93,6 +100,7 @@ def test_the_bundle_verifies_and_holds_only_what_serving_needs(bundle, recommend
     assert manifest.vocabularies["item_id"].kind == "hashed"
     assert manifest.provenance.quality == {"two-tower": {"recall@10": 0.25}}
     assert manifest.provenance.versions["torch"] == torch.__version__
+    assert len(manifest.provenance.checkpoint_sha256) == 64
 
 
 def test_item_vectors_are_unit_length_and_the_fallback_is_popularity(bundle, recommender):
@@ -121,6 +129,23 @@ def test_the_reference_holds_wire_tensors_and_never_an_excluded_item(bundle, rec
         assert lengths.tolist() == [1, len(kept), len(history)]
         assert (ids[lengths.sum() :] == -1).all()
         assert not set(reference.expected["retrieval"].items[user]) & set(history)
+
+
+def with_a_stranger(recommender):
+    """The same recommender, but nothing is known of its first held-out user."""
+    features = {
+        name: Ragged.of([[-7], *list(lists)[1:]])
+        for name, lists in recommender.held_out.features.items()
+    }
+    held_out = dataclasses.replace(recommender.held_out, features=features)
+    return dataclasses.replace(recommender, held_out=held_out)
+
+
+def test_users_of_whom_nothing_is_known_are_no_reference(recommender):
+    tensors = reference_tensors(with_a_stranger(recommender), Sizes(20, 40, 5), 1000)
+    assert len(tensors["target"]) == len(recommender.held_out.targets) - 1
+    assert tensors["ids"][0, 0] == 101
+    assert reference_tensors(recommender, Sizes(20, 40, 5), 0) == {}
 
 
 def test_sizes_are_cut_to_the_catalog(recommender, tmp_path):

@@ -192,8 +192,12 @@ def test_wrong_weights_pooling_and_isa_are_refused():
     table = ops.EmbeddingTable(np.ones((4, 4), np.float32))
     with pytest.raises(InputError, match="weights: expected 2, found 3"):
         ops.embedding_bag([table], [0, 1], [[2]], pooling="sum", weights=np.ones(3))
-    with pytest.raises(InputError, match="expected sum, mean or none, found 'max'"):
+    with pytest.raises(InputError, match='expected sum, mean or none; found "max"'):
         ops.embedding_bag([table], [0, 1], [[2]], pooling="max")
+    with pytest.raises(InputError, match="max_length: expected at least 0"):
+        ops.embedding_bag([table], [0], [[1]], pooling="none", max_length=-1)
+    with pytest.raises(InputError, match="expected one per table"):
+        ops.embedding_bag([table], [0], [[1]], pooling=["sum", "sum"])
     with pytest.raises(DeviceError, match='found "sse9"'):
         ops.embedding_bag([table], [0, 1], [[2]], pooling="sum", isa="sse9")
     with pytest.raises(InputError, match="expected 1 to 1024, found 0"):

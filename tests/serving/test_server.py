@@ -93,8 +93,17 @@ def command(own_repository, tmp_path):
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        yield process, int(process.stdout.readline())
+        server = int(process.stdout.readline())
+        while not catches(process.pid, signal.SIGTERM):
+            time.sleep(0.01)
+        yield process, server
         process.kill()
+
+
+def catches(pid, number):
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(status.partition("SigCgt:")[2].split()[0], 16)
+    return bool(caught >> (number - 1) & 1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

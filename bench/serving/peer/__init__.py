@@ -1,0 +1,1 @@
+"""The same models served without recengine: the peer of the serving bench."""

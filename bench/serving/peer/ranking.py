@@ -1,3 +1,5 @@
+# mypy: ignore-errors
+# ruff: noqa: D101, D102
 """Python-backend model: item rows -> ONNX Runtime ranker -> top-k."""
 
 import json

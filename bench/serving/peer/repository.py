@@ -64,7 +64,7 @@ def write_repository(folder: Path, bundle: Path, tuning: Tuning) -> Path:
 
 
 def copy_backend(folder: Path) -> Path:
-    """Puts the wheel's Python backend and the stub of this Python side by side in `folder`/python."""
+    """Puts the wheel's Python backend and this Python's stub side by side in `folder`/python."""
     server = Path(sysconfig.get_path("platlib")) / "pytriton" / "tritonserver"
     stub = server / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}"
     shutil.copytree(server / "backends" / "python", folder / "python", dirs_exist_ok=True)

@@ -1,4 +1,6 @@
-"""Wire tensors of many requests to pooled user vectors, with NumPy and torch. Part of both models."""
+# mypy: ignore-errors
+# ruff: noqa: D102
+"""Wire tensors of many requests to pooled user vectors. Part of both models."""
 
 import json
 from pathlib import Path
@@ -76,7 +78,7 @@ class UserFeatures:
         self.width = sum(table.shape[1] for _, _, table, _ in self.bags)
 
     def pool(self, flat, starts, lengths):
-        """Flat ids and [batch, features + 1] starts, lengths -> sparse [batch, width], known [batch]."""
+        """Flat ids; starts, lengths [batch, features + 1] -> sparse [batch, width], known."""
         batch = len(lengths)
         sparse = np.empty((batch, self.width), np.float32)
         known = np.zeros(batch, bool)
@@ -92,7 +94,9 @@ class UserFeatures:
             if (lengths[:, place] > max_length).any():
                 kept, bag_offsets = keep_last(kept, bag_offsets, lengths[:, place], max_length)
             part = sparse[:, column : column + table.shape[1]]
-            pool_bags(table, kept, bag_offsets, np.diff(bag_offsets, append=len(kept)), pooling, part)
+            pool_bags(
+                table, kept, bag_offsets, np.diff(bag_offsets, append=len(kept)), pooling, part
+            )
             column += table.shape[1]
         return sparse, known
 
@@ -111,8 +115,12 @@ def pool_bags(table, rows, offsets, lengths, pooling, out):
 
 
 def unpack(ids, lengths):
-    """Per request ids [users, width] and lengths [users, features + 1] -> flat ids, starts, lengths."""
-    counts = np.concatenate(lengths).astype(np.int64) if len(lengths) > 1 else lengths[0].astype(np.int64)
+    """Ids [users, width], lengths [users, features + 1] per request -> flat, starts, lengths."""
+    counts = (
+        np.concatenate(lengths).astype(np.int64)
+        if len(lengths) > 1
+        else lengths[0].astype(np.int64)
+    )
     totals = counts.sum(axis=1)
     parts, user = [], 0
     for rows in ids:

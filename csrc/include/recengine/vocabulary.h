@@ -8,7 +8,7 @@
 
 namespace recengine {
 
-// Table rows of a vocabulary: row 0 is the out-of-vocabulary row, key i of the build list has row i + 1.
+// Table rows of a vocabulary: row 0 is the out-of-vocabulary row, key i of the list has row i + 1.
 constexpr int64_t kOovRow = 0;
 
 // The key that means "no item"; it is never in a vocabulary.

@@ -49,7 +49,7 @@ class Answers:
 
     def latencies_ms(self, outcome: Outcome) -> npt.NDArray[np.float64]:
         """Latencies of the requests that ended so."""
-        return self.latency_ms[self.outcome == outcome]
+        return np.asarray(self.latency_ms[self.outcome == outcome])
 
 
 def serialize(model: str, requests: Sequence[Request], deadline_ms: float | None) -> list[bytes]:
@@ -59,11 +59,9 @@ def serialize(model: str, requests: Sequence[Request], deadline_ms: float | None
         message = pb.ModelInferRequest(model_name=model)
         if deadline_ms is not None:
             message.parameters["timeout"].int64_param = int(deadline_ms * 1000)
-        tensors = [("ids", "INT64", request.ids), ("lengths", "INT32", request.lengths)]
-        for name, kind, array in (*tensors, ("dense", "FP32", request.dense)):
-            if array is not None:
-                message.inputs.add(name=name, datatype=kind, shape=[1, *array.shape])
-                message.raw_input_contents.append(array.tobytes())
+        for name, kind, array in request.tensors():
+            message.inputs.add(name=name, datatype=kind, shape=[1, *array.shape])
+            message.raw_input_contents.append(array.tobytes())
         messages.append(message.SerializeToString())
     return messages
 

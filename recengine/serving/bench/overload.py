@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
+from urllib.error import URLError
 
 import numpy as np
 
@@ -65,8 +68,17 @@ def on_cores(cores: set[int]) -> Iterator[None]:
 
 def count_sheds(metrics_url: str) -> float:
     """The server's own count of shed requests, over all models and reasons."""
-    with urllib.request.urlopen(f"http://{metrics_url}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
+    # The endpoint opens some 50 ms after the server says that it is ready.
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://{metrics_url}/metrics", timeout=10) as answer:
+                text = answer.read().decode()
+            break
+        except URLError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
     return sum(float(value) for _, value in _SHED_METRIC.findall(text))
 
 
@@ -127,15 +139,17 @@ def measure_overload(
 
 def measure_capacity(url: str, messages: Sequence[bytes], plan: OverloadPlan) -> float:
     """Answers per second with `in_flight` requests always waiting and no deadline."""
-    from concurrent.futures import ThreadPoolExecutor
 
-    with ThreadPoolExecutor(plan.in_flight) as pool:
-        start = [messages[i :: plan.in_flight] for i in range(plan.in_flight)]
-        probe = list(pool.map(lambda part: send_one_by_one(url, (part * 8)[:8]), start))
-        per_thread = max(8, int(plan.seconds / max(answers.seconds / 8 for answers in probe)))
-        parts = [(part * (per_thread // len(part) + 1))[:per_thread] for part in start]
-        runs = list(pool.map(lambda part: _checked(send_one_by_one(url, part)), parts))
-    return plan.in_flight * per_thread / max(run.seconds for run in runs)
+    def ask(count: int) -> float:
+        share = [messages[i % len(messages)] for i in range(count)]
+        with ThreadPoolExecutor(plan.in_flight) as pool:
+            runs = list(
+                pool.map(lambda _: _checked(send_one_by_one(url, share)), range(plan.in_flight))
+            )
+        return plan.in_flight * count / max(run.seconds for run in runs)
+
+    rough = ask(8)
+    return ask(max(8, int(rough * plan.seconds / plan.in_flight)))
 
 
 def describe_burst(
@@ -179,9 +193,7 @@ def overload_bars(result: dict[str, Any]) -> list[Bar]:
         bars.append(Bar("shed p50 [ms]", 2, max(b["shed_p50_ms"] for b in shed), False))
         bars.append(Bar("shed p99 [ms]", 10, max(b["shed_p99_ms"] for b in shed), False))
     following = max(burst["next_ms"] for burst in result["bursts"])
-    bars.append(
-        Bar("next request over idle p99", 2, following / result["idle_p99_ms"], False)
-    )
+    bars.append(Bar("next request over idle p99", 2, following / result["idle_p99_ms"], False))
     return bars
 
 
@@ -197,8 +209,8 @@ def overload_table(result: dict[str, Any]) -> str:
             f"| {b['load']:g}× | {b['offered_per_s']:.0f} | {b['good_per_s']:.1f} | "
             f"{b['good_per_s'] / result['capacity']:.1%} | {b['late_per_s']:.2f} | "
             f"{b['answered_p50_ms']:.1f} | {b['answered_p99_ms']:.1f} | {b['shed']} | "
-            f"{b['shed_counted_by_server']:.0f} | {b['shed_p50_ms']:.2f} | {b['shed_p99_ms']:.2f} | "
-            f"{b['next_ms']:.1f} | {b['generator_cpu_share']:.2f} |"
+            f"{b['shed_counted_by_server']:.0f} | {b['shed_p50_ms']:.2f} | "
+            f"{b['shed_p99_ms']:.2f} | {b['next_ms']:.1f} | {b['generator_cpu_share']:.2f} |"
         )
     return "\n".join(lines)
 

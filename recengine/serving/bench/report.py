@@ -29,6 +29,7 @@ class Bar:
 
     @property
     def met(self) -> bool:
+        """Whether the number measured meets the bar."""
         return self.found >= self.wanted if self.at_least else self.found <= self.wanted
 
     def __str__(self) -> str:
@@ -131,7 +132,7 @@ def plot_overload(path: Path, bursts: Sequence[dict[str, Any]], result: dict[str
     from matplotlib import pyplot
 
     figure, (above, below) = pyplot.subplots(
-        2, 1, figsize=(8, 7), sharex=True, layout="constrained"
+        2, 1, figsize=(9, 7), sharex=True, layout="constrained"
     )
     names = [f"{burst['load']:g}×" for burst in bursts]
     capacity = result["capacity"]
@@ -147,13 +148,13 @@ def plot_overload(path: Path, bursts: Sequence[dict[str, Any]], result: dict[str
     above.axhline(capacity, color="black", lw=1, label=f"capacity, {capacity:.0f}/s")
     above.axhline(0.9 * capacity, color="black", lw=1, ls=":", label="90 % of it")
     above.set(ylabel="answers per second", title=f"Overload on {result['machine']['cpu']}")
-    above.legend(fontsize=8, loc="lower right")
+    above.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     below.plot(names, [b["answered_p50_ms"] for b in bursts], "o-", label="answered, p50")
     below.plot(names, [b["answered_p99_ms"] for b in bursts], "^--", label="answered, p99")
     below.plot(names, [b["shed_p50_ms"] for b in bursts], "s-", color="C3", label="shed, p50")
     below.axhline(result["deadline_ms"], color="black", lw=1, label="deadline")
     below.set(xlabel="offered load as a multiple of capacity", ylabel="latency [ms]", yscale="log")
     below.grid(visible=True, which="both", alpha=0.25)
-    below.legend(fontsize=8)
+    below.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

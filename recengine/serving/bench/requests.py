@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +32,13 @@ class Request:
     ids: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int32]
     dense: npt.NDArray[np.float32] | None
+
+    def tensors(self) -> Iterator[tuple[str, str, npt.NDArray[Any]]]:
+        """Name, Triton type and array of each input tensor that is there."""
+        yield "ids", "INT64", self.ids
+        yield "lengths", "INT32", self.lengths
+        if self.dense is not None:
+            yield "dense", "FP32", self.dense
 
 
 def reference_requests(directory: Path) -> list[Request]:
@@ -76,7 +83,9 @@ def draw_requests(
     manifest = read_manifest(directory)
     if distribution == "reference":
         users = reference_requests(directory)
-        order = [int(i) for _ in range(-(-count // len(users))) for i in rng.permutation(len(users))]
+        order = [
+            int(i) for _ in range(-(-count // len(users))) for i in rng.permutation(len(users))
+        ]
         return [users[i] for i in order[:count]]
     lengths = _draw_lengths(directory, manifest, count, rng)
     names = [feature.vocabulary for feature in manifest.features] + [manifest.item_vocabulary]
@@ -119,7 +128,8 @@ class _Drawer:
         if not len(self._keys):
             return np.empty(0, np.int64)
         points = self._rng.random(count) * self._cumulative[-1]
-        return self._keys[np.searchsorted(self._cumulative, points, side="right")]
+        places = np.searchsorted(self._cumulative, points, side="right")
+        return np.asarray(self._keys[places], np.int64)
 
 
 def _draw_lengths(
@@ -138,14 +148,11 @@ def _draw_lengths(
 
 def write_input_data(path: Path, requests: Sequence[Request]) -> None:
     """Writes requests as perf_analyzer's `--input-data`; it goes through them in a circle."""
-    rows: list[dict[str, Any]] = []
-    for request in requests:
-        row: dict[str, Any] = {"ids": _tensor(request.ids), "lengths": _tensor(request.lengths)}
-        if request.dense is not None:
-            row["dense"] = _tensor(request.dense)
-        rows.append(row)
+    rows = [
+        {
+            name: {"content": array.tolist(), "shape": list(array.shape)}
+            for name, _, array in request.tensors()
+        }
+        for request in requests
+    ]
     path.write_text(json.dumps({"data": rows}))
-
-
-def _tensor(array: npt.NDArray[Any]) -> dict[str, list[Any]]:
-    return {"content": array.tolist(), "shape": list(array.shape)}

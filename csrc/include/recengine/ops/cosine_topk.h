@@ -10,10 +10,11 @@ namespace recengine {
 
 // What one batched search asks for.
 struct TopKQuery {
-  Matrix<const float> queries;           // [batch, dim], any length; normalised inside
-  Span<const int64_t> exclude_rows;      // ragged, concatenated query by query; may repeat
-  Span<const int32_t> exclude_lengths;   // [batch], or empty for none
-  const uint64_t* allow_bitmap = nullptr;  // [ceil(rows / 64)], bit r % 64 of word r / 64; null: all
+  Matrix<const float> queries;          // [batch, dim], any length; normalised inside
+  Span<const int64_t> exclude_rows;     // ragged, concatenated query by query; may repeat
+  Span<const int32_t> exclude_lengths;  // [batch], or empty for none
+  // [ceil(rows / 64)], bit r % 64 of word r / 64; null: all.
+  const uint64_t* allow_bitmap = nullptr;
 };
 
 // The exact K best rows of each query by cosine, best first, ties by lower row.

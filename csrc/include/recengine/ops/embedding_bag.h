@@ -21,9 +21,10 @@ struct BagColumn {
 
 // Bags of all columns and users, packed in the order of the wire: user by user, column by column.
 struct BagInput {
-  Span<const int64_t> rows;      // table rows, concatenated
-  Matrix<const int32_t> lengths; // [batch, columns]
-  const float* weights = nullptr;  // one per row id, or null for weight 1; kMean divides by the count
+  Span<const int64_t> rows;       // table rows, concatenated
+  Matrix<const int32_t> lengths;  // [batch, columns]
+  const float* weights =
+      nullptr;  // one per row id, or null for weight 1; kMean divides by the count
 };
 
 // Fused lookup and pooling over many tables in one call. Empty bags give zeros; every element of

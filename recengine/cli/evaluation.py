@@ -1,0 +1,45 @@
+"""Quality and fidelity of what a path holds: a checkpoint, a bundle or a model repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recengine.bundle import FidelityBounds, latest_version, read_manifest
+from recengine.cli import show
+from recengine.client import RecommenderClient
+from recengine.compile import STAGES
+from recengine.compile.fidelity import gate, load_reference, served, served_answer
+from recengine.errors import BundleError
+
+_TIMEOUT_S = 30.0
+
+
+def of_checkpoint(path: Path) -> None:
+    """What training measured on the held-out users."""
+    from recengine.training import checkpoint
+
+    recommender = checkpoint.load(path)
+    show.quality(recommender.name, ((row.method, row.metrics) for row in recommender.quality))
+
+
+def of_bundle(path: Path, url: str | None) -> None:
+    """What training measured and, by the server at `url`, what is answered for the same users."""
+    manifest = read_manifest(path)
+    quality = manifest.provenance.quality
+    if quality:
+        show.quality(manifest.name, quality.items())
+    if url is None:
+        return
+    if manifest.reference is None:
+        raise BundleError(f"{path}: no reference users; export writes them")
+    reference = load_reference(path, manifest.reference)
+    with RecommenderClient(url, timeout=_TIMEOUT_S) as client:
+        show.fidelity(gate(reference, served_answer(client, reference), "served", FidelityBounds()))
+
+
+def of_repository(path: Path, url: str | None) -> None:
+    """What the fidelity gate measured at compile and, with `url`, what it measures now."""
+    if url is not None:
+        served(url, path)
+    manifests = [read_manifest(latest_version(path / stage)) for stage in STAGES]
+    show.fidelity(row for manifest in manifests for row in manifest.fidelity)

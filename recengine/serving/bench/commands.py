@@ -1,0 +1,281 @@
+"""`recengine bench serving` and `recengine bench overload`."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+import typer
+
+from recengine.bundle import latest_version
+from recengine.errors import InputError
+from recengine.serving.bench.closed_loop import Contender, Load, Series, measure_rounds
+from recengine.serving.bench.machine import describe_machine, describe_versions, machine_name
+from recengine.serving.bench.overload import (
+    OverloadPlan,
+    measure_overload,
+    on_cores,
+    overload_bars,
+    overload_table,
+    split_cores,
+)
+from recengine.serving.bench.perf_analyzer import Windows, find_perf_analyzer
+from recengine.serving.bench.report import (
+    bars_json,
+    bars_table,
+    plot_overload,
+    plot_serving,
+    provenance_lines,
+    series_json,
+    serving_table,
+    write_result,
+)
+from recengine.serving.bench.requests import (
+    ZIPF_EXPONENT,
+    Distribution,
+    draw_requests,
+    write_input_data,
+)
+from recengine.serving.server import TritonServer
+
+CONCURRENCY = (1, 4, 16, 64)
+QUICK_CONCURRENCY = (1, 16)
+QUICK_WINDOW_MS = 500
+NUM_REQUESTS = 256
+
+app = typer.Typer(
+    help="Measure a served model repository.", no_args_is_help=True, add_completion=False
+)
+
+RepositoryOption = Annotated[Path, typer.Option(help="Compiled model repository.")]
+BundleOption = Annotated[
+    Path | None,
+    typer.Option(help="Bundle that the requests are drawn from. [default: what is served]"),
+]
+OutOption = Annotated[Path, typer.Option(help="Folder for the results.")]
+DistributionOption = Annotated[
+    str,
+    typer.Option(
+        help=f"zipf ({ZIPF_EXPONENT}), uniform, or reference: the held-out users as they are."
+    ),
+]
+TritonserverOption = Annotated[
+    Path | None, typer.Option(help="The server to run. [default: PATH, else nvidia-pytriton's]")
+]
+
+
+@app.command()
+def serving(
+    repository: RepositoryOption = Path("model_repository"),
+    bundle: BundleOption = None,
+    out: OutOption = Path("bench/results"),
+    distribution: DistributionOption = "zipf",
+    url: Annotated[
+        str | None, typer.Option(help="gRPC address of a running server, instead of starting one.")
+    ] = None,
+    model: Annotated[list[str] | None, typer.Option(help="Models to load.")] = None,
+    concurrency: Annotated[list[int] | None, typer.Option(help="Requests in flight.")] = None,
+    rounds: Annotated[int, typer.Option(help="Repetitions; medians are reported.")] = 3,
+    window_ms: Annotated[int, typer.Option(help="One perf_analyzer window; three a point.")] = 2000,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One short round; prints the table, writes nothing.")
+    ] = False,
+    perf_analyzer: Annotated[
+        Path | None, typer.Option(help="The binary. [default: PATH, else the virtual environment]")
+    ] = None,
+    tritonserver: TritonserverOption = None,
+) -> None:
+    """Closed loop with NVIDIA's perf_analyzer: throughput and latency by concurrency."""
+    levels = tuple(concurrency or (QUICK_CONCURRENCY if quick else CONCURRENCY))
+    windows = Windows(QUICK_WINDOW_MS if quick else window_ms)
+    rounds = 1 if quick else rounds
+    with tempfile.TemporaryDirectory() as folder:
+        data, log = Path(folder) / "requests.json", Path(folder) / "server.log"
+        source = bundle or latest_version(repository / "retrieval")
+        write_input_data(data, draw_requests(source, NUM_REQUESTS, _distribution(distribution)))
+        series = measure_rounds(
+            [
+                Contender(
+                    lambda: served(repository, url, tritonserver, log),
+                    [Load(name, name, data) for name in model or ("recommend", "retrieval")],
+                )
+            ],
+            find_perf_analyzer(perf_analyzer),
+            levels,
+            windows,
+            rounds,
+            _ignore if quick else typer.echo,
+        )
+    if quick:
+        typer.echo(serving_table(series))
+        return
+    settings = {"distribution": distribution, "rounds": rounds, "window_ms": window_ms}
+    write_serving(out, series, settings)
+
+
+@app.command()
+def overload(
+    repository: RepositoryOption = Path("model_repository"),
+    bundle: BundleOption = None,
+    out: OutOption = Path("bench/results"),
+    distribution: DistributionOption = "zipf",
+    model: Annotated[str, typer.Option(help="The model to ask.")] = "recommend",
+    load: Annotated[list[float] | None, typer.Option(help="Multiples of capacity.")] = None,
+    seconds: Annotated[float, typer.Option(help="Length of each burst.")] = OverloadPlan.seconds,
+    deadline_ms: Annotated[
+        float, typer.Option(help="An answer within it is a good one.")
+    ] = OverloadPlan.deadline_ms,
+    tritonserver: TritonserverOption = None,
+) -> None:
+    """Open loop above capacity: how much is still answered in time, and what shedding costs.
+
+    Half of the cores serve, the other half generate the load.
+    """
+    plan = OverloadPlan(tuple(load or OverloadPlan.loads), seconds, deadline_ms)
+    source = bundle or latest_version(repository / "retrieval")
+    requests = draw_requests(source, NUM_REQUESTS, _distribution(distribution))
+    run_overload(repository, model, requests, plan, out, tritonserver)
+
+
+def run_overload(
+    repository: Path,
+    model: str,
+    requests: Sequence[Any],
+    plan: OverloadPlan,
+    out: Path,
+    tritonserver: Path | None = None,
+    about: str = "",
+) -> dict[str, Any]:
+    """Serves `repository` on half of the cores, overloads `model` from the other half.
+
+    Args:
+        repository: compiled model repository.
+        model: the model to ask.
+        requests: taken in a circle.
+        plan: what to offer.
+        out: folder for overload-<machine>.{json,md,png}.
+        tritonserver: the server to run; None: see `find_tritonserver`.
+        about: what is served, for the report.
+
+    Returns:
+        The result that was written.
+    """
+    server_cores, generator_cores = split_cores()
+    with tempfile.TemporaryDirectory() as folder:
+        server = TritonServer(repository, tritonserver=tritonserver, log=Path(folder) / "log")
+        with on_cores(server_cores):
+            server.start()
+        try:
+            with on_cores(generator_cores):
+                endpoints = server.endpoints
+                result = measure_overload(
+                    endpoints.grpc, endpoints.metrics, model, requests, plan, typer.echo
+                )
+        finally:
+            server.stop()
+    bars = overload_bars(result)
+    result = {
+        **_provenance(),
+        "about": about,
+        "server_cores": sorted(server_cores),
+        "generator_cores": sorted(generator_cores),
+        **result,
+        "bars": bars_json(bars),
+    }
+    markdown = "\n\n".join(
+        [
+            "# Overload",
+            f"Open loop, Poisson arrivals, {plan.seconds:g} s a burst. Good: answered within "
+            f"{plan.deadline_ms:g} ms of being due. Capacity {result['capacity']:.1f}/s, idle p50 "
+            f"{result['idle_p50_ms']:.1f} ms, p99 {result['idle_p99_ms']:.1f} ms. Server on cores "
+            f"{result['server_cores']}, load generator on cores {result['generator_cores']}. "
+            f"{about}",
+            overload_table(result),
+            bars_table(bars),
+            provenance_lines(result),
+        ]
+    )
+    path = out / f"overload-{machine_name()}"
+    write_result(path, result, markdown)
+    plot_overload(path.with_suffix(".png"), result["bursts"], result)
+    for bar in bars:
+        typer.echo(str(bar))
+    typer.echo(f"wrote {path}.json, .md, .png")
+    return result
+
+
+def write_serving(
+    out: Path, series: Series, settings: dict[str, Any], extra: dict[str, Any] | None = None
+) -> None:
+    """Writes serving-<machine>.{json,md,png}.
+
+    Args:
+        out: folder.
+        series: what was measured.
+        settings: how, for the record.
+        extra: more of the result: `notes` (markdown) goes into the page, the rest into the JSON.
+    """
+    extra = dict(extra or {})
+    notes = extra.pop("notes", "")
+    result = {**_provenance(), "settings": settings, "series": series_json(series), **extra}
+    how = ", ".join(f"{key} {value}" for key, value in settings.items())
+    markdown = "\n\n".join(
+        filter(
+            None,
+            [
+                "# Serving",
+                "Closed loop, perf_analyzer over gRPC on the same machine as the server; latency "
+                f"is the client's. {how}.",
+                notes,
+                serving_table(series),
+                provenance_lines(result),
+            ],
+        )
+    )
+    path = out / f"serving-{machine_name()}"
+    write_result(path, result, markdown)
+    plot_serving(path.with_suffix(".png"), series, f"Serving on {result['machine']['cpu']}")
+    typer.echo(serving_table(series))
+    typer.echo(f"wrote {path}.json, .md, .png")
+
+
+@contextmanager
+def served(
+    repository: Path, url: str | None, tritonserver: Path | None, log: Path
+) -> Iterator[str]:
+    """The gRPC address of `url`, or of a server over `repository` that ends on exit."""
+    if url is not None:
+        yield url
+        return
+    with TritonServer(repository, tritonserver=tritonserver, log=log) as server:
+        yield server.endpoints.grpc
+
+
+def _provenance() -> dict[str, Any]:
+    return {
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+        "command": shlex.join(["python", *_command()]),
+    }
+
+
+def _command() -> list[str]:
+    """The command line, a module by its name."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return ["-m", spec.name, *sys.argv[1:]] if spec else sys.argv
+
+
+def _distribution(name: str) -> Distribution:
+    for known in get_args(Distribution):
+        if name == known:
+            return cast(Distribution, known)
+    raise InputError(f"[bench] distribution: expected zipf, uniform or reference, found {name!r}")
+
+
+def _ignore(line: str) -> None:
+    """Takes the progress of a quick run."""

@@ -1,0 +1,1 @@
+"""Training: fit both models, evaluate them, keep them as a checkpoint without pickle."""

@@ -1,0 +1,116 @@
+"""The Lightning loop that both models share."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+from recengine.data.dataset import Int64s
+from recengine.models.bags import Rows
+from recengine.training.config import RankingConfig, RetrievalConfig, TrainingConfig
+from recengine.training.encode import ITEM, USER, Encoded
+
+MONITOR = "validation_ndcg@10"
+
+
+def fit(
+    task: L.LightningModule,
+    train: Int64s,
+    validation: Int64s,
+    batch_size: int,
+    config: TrainingConfig,
+    *,
+    progress: bool = True,
+) -> float:
+    """Fits until NDCG@10 on the validation targets stops rising, and keeps the best epoch.
+
+    Args:
+        task: logs `MONITOR` in its validation; batches are int64 tensors of target positions.
+        train: positions to learn from.
+        validation: positions to choose by; none: the last epoch is kept.
+        batch_size: targets per step.
+        config: epochs and patience.
+        progress: show a progress bar.
+
+    Returns:
+        The best NDCG@10 on the validation targets.
+    """
+    _quiet()
+    with tempfile.TemporaryDirectory() as directory:
+        keep = ModelCheckpoint(directory, "best", MONITOR, mode="max", save_weights_only=True)
+        stop = EarlyStopping(MONITOR, mode="max", patience=config.patience)
+        bar: list[Callback] = [TQDMProgressBar(refresh_rate=10)] if progress else []
+        trainer = L.Trainer(
+            accelerator="cpu",
+            devices=1,
+            max_epochs=config.max_epochs,
+            callbacks=[keep, stop, *bar],
+            logger=False,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        trainer.fit(
+            task,
+            _batches(train, batch_size, shuffle=True),
+            _batches(validation, batch_size, shuffle=False),
+        )
+        best = torch.load(Path(keep.best_model_path), weights_only=True)
+    task.load_state_dict(best["state_dict"])
+    task.eval()
+    return float(cast(Tensor, keep.best_model_score))
+
+
+def adamw(
+    task: L.LightningModule, config: RetrievalConfig | RankingConfig
+) -> OptimizerLRSchedulerConfig:
+    """AdamW whose rate shrinks by `config.decay` after each epoch."""
+    optimizer = AdamW(task.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    return {"optimizer": optimizer, "lr_scheduler": ExponentialLR(optimizer, config.decay)}
+
+
+def forget(rows: Rows, rate: float) -> dict[str, Tensor]:
+    """Turns a share of the ids into unknown ones, so that row 0 of every table is trained."""
+    return {
+        name: torch.where((torch.rand(values.shape) < rate) & (values > 0), 0, values)
+        for name, values in rows.items()
+    }
+
+
+def _batches(positions: Int64s, batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
+    """Batches of positions, cut from one tensor by index lists."""
+    data = cast(Any, torch.from_numpy(positions))
+    order = RandomSampler(data) if shuffle else SequentialSampler(data)
+    # batch_size=None: the sampler already yields lists, and a tensor takes those at once.
+    return DataLoader(data, batch_size=None, sampler=BatchSampler(order, batch_size, shuffle))
+
+
+def _quiet() -> None:
+    """Lightning's advice on GPUs and loader workers is of no use here."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+
+
+@torch.no_grad()
+def settle_unseen(tables: nn.ParameterDict, prefix: str, encoded: Encoded, train: Int64s) -> None:
+    """Users and items that training never names take the unknown row: theirs is still random."""
+    split = encoded.split
+    for name, taken in ((USER, split.user_idx[train]), (ITEM, split.item_idx[train])):
+        weight = tables[f"{prefix}_{name}"]
+        unseen = torch.ones(len(weight), dtype=torch.bool)
+        unseen[torch.from_numpy(taken) + 1] = False
+        weight[unseen] = weight[0].clone()

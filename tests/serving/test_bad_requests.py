@@ -1,0 +1,402 @@
+import collections
+import itertools
+import random
+import threading
+import time
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from raw_client import RawClient, add_parameter, add_tensor, make_request, read_response
+from tritonclient.grpc import service_pb2
+
+from recengine.serving.server import TritonServer
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+MODELS = ("retrieval", "ranking", "recommend")
+USER_TENSORS = ("ids", "lengths", "dense")
+EXTREME_DIMS = (-(2**63), -2, -1, 0, 1, 2**31 - 1, 2**31, 2**32, 2**61, 2**63 - 1)
+EXTREME_IDS = (-(2**63), -(2**53) - 1, -51, -1, 0, 1, 51, 2**31, 2**53 + 1, 2**63 - 1)
+BATCH = 2
+
+
+@pytest.fixture
+def valid(users, tensors):
+    """A good request's tensors, of a model."""
+
+    def make(model, batch=BATCH, seed=0):
+        rng = np.random.default_rng(seed)
+        named = tensors(users.batch(rng, batch))
+        return named | users.candidates(rng, batch, 5) if model == "ranking" else named
+
+    return make
+
+
+def tensor_names(model):
+    return (*USER_TENSORS, "candidates", "candidate_scores") if model == "ranking" else USER_TENSORS
+
+
+EACH_TENSOR = [(model, name) for model in MODELS for name in tensor_names(model)]
+
+
+def replaced(model, tensors, name, dtype=None, shape=None, raw=None):
+    """The request with one tensor described otherwise than it is."""
+    request = make_request(model, tensors)
+    position = list(tensors).index(name)
+    if dtype is not None:
+        request.inputs[position].datatype = dtype
+    if shape is not None:
+        request.inputs[position].shape[:] = shape
+    if raw is not None:
+        request.raw_input_contents[position] = raw
+    return request
+
+
+@pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
+def test_a_wrong_dtype_is_refused(client, valid, model, name):
+    tensors = valid(model)
+    for dtype in ("FP64", "INT16", "UINT8", "BYTES", "BOOL", "FP16", "", "INT128"):
+        code, message = client.refusal(replaced(model, tensors, name, dtype=dtype))
+        assert code == INVALID
+        assert message
+
+
+@pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
+def test_a_wrong_rank_is_refused(client, valid, model, name):
+    tensors = valid(model)
+    size = tensors[name].size
+    for shape in ([], [BATCH], [size], [BATCH, size // BATCH, 1], [1] * 40 + [size]):
+        code, message = client.refusal(replaced(model, tensors, name, shape=shape))
+        assert code == INVALID
+        assert message
+
+
+@pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
+def test_extreme_shapes_are_refused_with_and_without_bytes(client, valid, model, name):
+    tensors = valid(model, batch=1)
+    honest = list(tensors[name].shape)
+    for shape in itertools.product(EXTREME_DIMS, repeat=2):
+        for raw in (tensors[name].tobytes(), b""):
+            error = client.send(replaced(model, tensors, name, shape=shape, raw=raw)).exception()
+            if error is None:  # nothing but padding is in ids, or no candidate is sent
+                assert list(shape) == honest or shape == (1, 0) or shape == (1, len(raw) // 8)
+            else:
+                assert error.code() == INVALID, (shape, error)
+    client.infer(model, tensors)
+
+
+@pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
+def test_a_byte_size_that_is_not_the_shapes_is_refused(client, valid, model, name):
+    tensors = valid(model)
+    raw = tensors[name].tobytes()
+    for wrong in (b"", raw[:-1], raw + b"\0", raw * 2):
+        code, _ = client.refusal(replaced(model, tensors, name, raw=wrong))
+        assert code == INVALID
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_batch_sizes_that_disagree_are_refused(client, valid, model):
+    two, three = valid(model, batch=2), valid(model, batch=3)
+    for name in two:
+        assert client.refusal(make_request(model, two | {name: three[name]}))[0] == INVALID
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_an_empty_batch_and_one_too_large_are_refused(client, valid, model):
+    empty = {name: array[:0] for name, array in valid(model).items()}
+    assert client.refusal(make_request(model, empty))[0] == INVALID
+    assert client.refusal(make_request(model, valid(model, batch=65)))[0] == INVALID
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("length", [-1, -5, -(2**31)])
+def test_a_negative_length_is_refused_by_name(client, valid, model, length):
+    tensors = valid(model)
+    tensors["lengths"][1, 2] = length
+    code, message = client.refusal(make_request(model, tensors))
+    assert code == INVALID
+    assert "lengths[1, 2]" in message
+    assert f"expected a length >= 0, found {length}" in message
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("lengths", [(2**31 - 1,) * 4, (1, 2**31 - 1, 0, 0), (0, 0, 0, 10**6)])
+def test_lengths_beyond_the_ids_are_refused_by_name(client, valid, model, lengths):
+    tensors = valid(model)
+    tensors["lengths"][1] = lengths
+    width = tensors["ids"].shape[1]
+    code, message = client.refusal(make_request(model, tensors))
+    assert code == INVALID
+    assert f"lengths[1]: expected a sum of at most {width}" in message
+    assert f"found {sum(lengths)}" in message
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_ids_behind_the_lengths_are_ignored(client, valid, model):
+    tensors = valid(model)
+    wider = np.concatenate([tensors["ids"], np.full((BATCH, 3), 7)], axis=1)
+    answer = client.infer(model, tensors | {"ids": wider})
+    np.testing.assert_array_equal(answer["item_ids"], client.infer(model, tensors)["item_ids"])
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("recommend", "k"),
+        ("recommend", "num_candidates"),
+        ("ranking", "k"),
+        ("retrieval", "num_candidates"),
+    ],
+)
+@pytest.mark.parametrize("value", [0, -1, 65, 2**31, 2**63 - 1, -(2**63), "5", 5.0, True])
+def test_a_size_out_of_range_or_of_the_wrong_type_is_refused_by_name(
+    client, valid, model, name, value
+):
+    code, message = client.refusal(make_request(model, valid(model), **{name: value}))
+    assert code == INVALID
+    assert f"parameter {name}: expected 1 to 64, found" in message
+    if type(value) is int:
+        assert message.endswith(f"found {value}")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_extreme_ids_are_unknown_or_known_but_never_an_error(client, valid, users, model):
+    tensors = valid(model)
+    for id_ in EXTREME_IDS:
+        tensors["ids"][:] = id_
+        if model == "ranking":
+            tensors["candidates"][:] = id_
+        items = client.infer(model, tensors)["item_ids"]
+        known = set(users.items.tolist()) | {-1, id_}
+        assert set(items.ravel().tolist()) <= known
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_dense_value_that_is_not_finite_is_refused_by_name(client, valid, model, value):
+    tensors = valid(model)
+    tensors["dense"][1, 0] = value
+    code, message = client.refusal(make_request(model, tensors))
+    assert code == INVALID
+    assert "dense[1, 0]" in message
+    assert "expected a finite value" in message
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("value", [-0.0, 1e-45, -1e-40, np.float32(1e-38)])
+def test_tiny_dense_values_are_answered_with_finite_scores(client, valid, model, value):
+    tensors = valid(model)
+    tensors["dense"][:] = value
+    answer = client.infer(model, tensors, k=3, num_candidates=3)
+    assert np.isfinite(answer["scores"][answer["item_ids"] != -1]).all()
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("value", [3.4e38, -3.4e38])
+def test_values_that_overflow_inside_a_graph_are_an_error_not_an_answer(
+    client, valid, model, value
+):
+    tensors = valid(model)
+    tensors["dense"][:] = value
+    future = client.send(make_request(model, tensors))
+    if future.exception() is None:
+        answer = read_response(future.result())
+        assert np.isfinite(answer["scores"][answer["item_ids"] != -1]).all()
+    else:
+        assert future.code() in (INVALID, grpc.StatusCode.INTERNAL)
+        assert "finite" in future.details()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_candidate_score_that_is_not_finite_is_refused_by_name(client, valid, value):
+    tensors = valid("ranking")
+    tensors["candidate_scores"][1, 3] = value
+    code, message = client.refusal(make_request("ranking", tensors))
+    assert code == INVALID
+    assert "candidate_scores[1, 3]: expected a finite score" in message
+    tensors["candidates"][1, 3] = -1  # an empty slot may hold anything
+    client.infer("ranking", tensors)
+
+
+def test_more_candidates_than_a_request_may_have_are_refused_by_name(client, valid, users):
+    tensors = valid("ranking")
+    tensors["candidates"] = np.resize(users.items, (BATCH, 65))
+    tensors["candidate_scores"] = np.zeros((BATCH, 65), np.float32)
+    code, message = client.refusal(make_request("ranking", tensors))
+    assert code == INVALID
+    assert "candidates: expected at most 64 per user, found 65" in message
+
+
+class Mutator:
+    """Turns good requests into random ones; most are malformed, some happen to be fine."""
+
+    DTYPES = ("INT64", "INT32", "FP32", "FP64", "INT8", "UINT64", "BYTES", "BOOL", "FP16", "", "X")
+    NAMES = (*USER_TENSORS, "candidates", "candidate_scores", "item_ids", "", "\u4e2d", "x" * 300)
+    VALUES = (0, -1, 1, 65, 2**63 - 1, -(2**63), 1.5, float("nan"), True, "", "7", "x" * 1000)
+    PARAMETERS = ("k", "num_candidates", "timeout", "priority", "unknown", "sequence_id")
+
+    def __init__(self, seed, good):
+        self.random = random.Random(seed)
+        self.good = good
+        self.steps = (
+            self.change_shape,
+            self.change_bytes,
+            self.flip_bits,
+            self.change_dtype,
+            self.rename,
+            self.drop_tensor,
+            self.repeat_tensor,
+            self.move_bytes,
+            self.set_parameter,
+            self.ask_for_output,
+            self.use_typed_contents,
+        )
+
+    def request(self):
+        request = service_pb2.ModelInferRequest()
+        request.CopyFrom(self.random.choice(self.good))
+        for step in self.random.choices(self.steps, k=self.random.randint(1, 3)):
+            step(request)
+        return request
+
+    def tensor(self, request):
+        return self.random.choice(request.inputs) if request.inputs else None
+
+    def change_shape(self, request):
+        if tensor := self.tensor(request):
+            rank = self.random.choice((0, 1, 2, 2, 2, 3))
+            dims = EXTREME_DIMS + tuple(range(6))
+            tensor.shape[:] = self.random.choices(dims, k=rank)
+
+    def change_bytes(self, request):
+        if request.raw_input_contents:
+            size = self.random.choice((0, 1, 4, 8, 63, 64, 1000))
+            self.put(request, self.random.randbytes(size))
+
+    def flip_bits(self, request):
+        if request.raw_input_contents:
+            raw = bytearray(self.random.choice(request.raw_input_contents))
+            for _ in range(min(len(raw), 4)):
+                raw[self.random.randrange(len(raw))] ^= 1 << self.random.randrange(8)
+            self.put(request, bytes(raw))
+
+    def put(self, request, raw):
+        request.raw_input_contents[self.random.randrange(len(request.raw_input_contents))] = raw
+
+    def change_dtype(self, request):
+        if tensor := self.tensor(request):
+            tensor.datatype = self.random.choice(self.DTYPES)
+
+    def rename(self, request):
+        if tensor := self.tensor(request):
+            tensor.name = self.random.choice(self.NAMES)
+
+    def drop_tensor(self, request):
+        if request.inputs:
+            del request.inputs[self.random.randrange(len(request.inputs))]
+            if self.random.random() < 0.5 and request.raw_input_contents:
+                del request.raw_input_contents[-1]
+
+    def repeat_tensor(self, request):
+        if request.inputs and request.raw_input_contents:
+            add_tensor(
+                request,
+                self.random.choice(self.NAMES),
+                self.random.choice(self.DTYPES),
+                self.random.choices(range(4), k=2),
+                request.raw_input_contents[0],
+            )
+
+    def move_bytes(self, request):
+        raw = list(request.raw_input_contents)
+        self.random.shuffle(raw)
+        del request.raw_input_contents[:]
+        request.raw_input_contents.extend(raw[: self.random.randint(0, len(raw))])
+
+    def set_parameter(self, request):
+        add_parameter(request, self.random.choice(self.PARAMETERS), self.random.choice(self.VALUES))
+
+    def ask_for_output(self, request):
+        request.outputs.add(name=self.random.choice(("scores", "item_ids", "user", "")))
+
+    def use_typed_contents(self, request):
+        if tensor := self.tensor(request):
+            tensor.contents.int64_contents.extend(self.random.choices(EXTREME_DIMS, k=3))
+            tensor.contents.fp32_contents.extend([float("nan"), 1.0])
+            if self.random.random() < 0.7:
+                del request.raw_input_contents[:]
+
+
+class Flood:
+    """Keeps many requests in flight and notes how each ended and how long it took."""
+
+    def __init__(self, client, in_flight):
+        self.codes = collections.Counter()
+        self.messages = collections.Counter()
+        self.slowest_s = 0.0
+        self._client = client
+        self._room = threading.Semaphore(in_flight)
+        self._in_flight = in_flight
+
+    def send(self, request):
+        self._room.acquire()
+        begin = time.monotonic()
+        self._client.send(request).add_done_callback(lambda future: self._end(future, begin))
+
+    def _end(self, future, begin):
+        self.slowest_s = max(self.slowest_s, time.monotonic() - begin)
+        code = future.code()
+        self.codes[code] += 1
+        if code is not grpc.StatusCode.OK and not future.details():
+            self.messages["empty"] += 1
+        self._room.release()
+
+    def wait(self):
+        for _ in range(self._in_flight):
+            self._room.acquire()
+        self._room.release(self._in_flight)
+
+
+def resident_mib(pid):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+
+CLEAR = {
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNAVAILABLE,  # shed: the request set a timeout that cannot be met
+    grpc.StatusCode.UNIMPLEMENTED,  # the server's word for a sequence id that is too long
+}
+
+
+def test_a_hundred_thousand_malformed_requests_leave_the_server_healthy(
+    golden_repository, tmp_path, valid
+):
+    good = [make_request(model, valid(model, seed=seed)) for model in MODELS for seed in range(8)]
+    mutator = Mutator(0, good)
+    with (
+        TritonServer(golden_repository, log=tmp_path / "log") as server,
+        RawClient(server.endpoints.grpc) as client,
+    ):
+        expected = read_response(client.send(good[-1]).result())
+        flood = Flood(client, in_flight=64)
+        for number in range(100_000):
+            if number % 1000 == 0:
+                answer = read_response(client.send(good[-1]).result())
+                np.testing.assert_array_equal(answer["item_ids"], expected["item_ids"])
+            if number == 50_000:  # allocators and gRPC have seen it all
+                before_mib = resident_mib(server.pid)
+            flood.send(mutator.request())
+        flood.wait()
+        grown_mib = resident_mib(server.pid) - before_mib
+        np.testing.assert_array_equal(
+            read_response(client.send(good[-1]).result())["scores"], expected["scores"]
+        )
+    assert flood.codes.total() == 100_000
+    assert set(flood.codes) <= CLEAR
+    assert flood.codes[INVALID] > 50_000
+    assert flood.messages["empty"] == 0
+    assert flood.slowest_s < 1
+    assert grown_mib < 8

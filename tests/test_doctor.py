@@ -1,0 +1,58 @@
+import shutil
+
+import pytest
+from numpy.linalg import _umath_linalg
+
+from recengine.doctor import Level, examine, server_version
+from recengine.serving.server import BACKEND_DIRECTORY, find_tritonserver
+
+
+def finding(name, **options):
+    return next(item for item in examine(**options) if item.name == name)
+
+
+def test_an_installation_that_serves_has_no_problem():
+    findings = list(examine())
+    assert {"python", "cpu", "openvino", "backend", "tritonserver"} <= {f.name for f in findings}
+    assert [item for item in findings if item.level is Level.PROBLEM] == []
+
+
+def test_the_servers_version_is_read_from_its_log():
+    assert server_version(find_tritonserver()).startswith("2.")
+
+
+def test_an_old_server_is_for_development_only(tmp_path):
+    server = script(tmp_path, "echo '| server_version | 2.51.0 |'; exec sleep 60")
+    assert finding("tritonserver", tritonserver=server).level is Level.NOTE
+    server = script(tmp_path, "echo '| server_version | 2.70.1 |'; exec sleep 60")
+    assert finding("tritonserver", tritonserver=server).level is Level.OK
+
+
+def test_a_server_that_does_not_start_is_a_problem(tmp_path):
+    found = finding("tritonserver", tritonserver=script(tmp_path, "exit 1"))
+    assert (found.level, found.found.endswith("does not start")) == (Level.PROBLEM, True)
+
+
+def test_a_missing_server_is_a_problem(tmp_path):
+    found = finding("tritonserver", tritonserver=tmp_path / "nothing")
+    assert (found.level, "no such file" in found.found) == (Level.PROBLEM, True)
+
+
+@pytest.mark.parametrize("library", ["text", "extension"])
+def test_a_library_that_is_no_backend_is_a_problem(tmp_path, monkeypatch, library):
+    path = tmp_path / "recengine" / "libtriton_recengine.so"
+    path.parent.mkdir()
+    if library == "text":
+        path.write_text("not a library")
+    else:
+        shutil.copy(_umath_linalg.__file__, path)
+    monkeypatch.setenv(BACKEND_DIRECTORY, str(tmp_path))
+    found = finding("backend")
+    assert found.level is Level.PROBLEM, found.found
+
+
+def script(folder, body):
+    path = folder / "tritonserver"
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return path
