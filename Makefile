@@ -81,10 +81,10 @@ format: $(VENV)/installed
 # ---- benches: not in CI; results go to bench/results ---------------------------------------------
 
 bench-serving: $(REPOSITORY)/.compiled $(VENV)/perf_analyzer/perf_analyzer
-	$(BIN)/recengine bench serving --repository $(REPOSITORY) --bundle $(BUNDLE) --peer
+	$(BIN)/python -m bench.serving.compare --repository $(REPOSITORY) --bundle $(BUNDLE)
 
 bench-overload: $(VENV)/perf_analyzer/perf_analyzer
-	$(BIN)/recengine bench overload
+	$(BIN)/python -m bench.serving.overload
 
 clean:
 	rm -rf build $(VENV) artifacts $(DATA) $(REPOSITORY)/.compiled $(REPOSITORY)/*/[0-9]* $(REPOSITORY)/*/warmup

@@ -129,7 +129,7 @@ def order(
     scores: numpy.typing.NDArray[numpy.float32],
     k: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]: ...
-def sha256(data: str, portable: bool = False) -> bytes:
+def sha256(data: bytes, portable: bool = False) -> bytes:
     """SHA-256 of bytes as the loader computes it."""
 
 def supported_isas() -> list[str]: ...

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from recengine import _ops
+from recengine._arrays import cast_array
 from recengine.client.schema import Feature, Schema
 from recengine.client.wire import WireUsers
 from recengine.errors import InputError
-from recengine.ops import _cast
 
 Ranked: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 """Item ids int64 [batch, k], best first, padded with -1; scores float32, padded with -inf."""
@@ -93,8 +93,8 @@ class Engine:
         """
         return self._native.rank(
             *self._arrays(users),
-            _cast("[ranking] candidates", candidates, np.int64),
-            _cast("[ranking] candidate_scores", candidate_scores, np.float32),
+            cast_array("[ranking] candidates", candidates, np.int64),
+            cast_array("[ranking] candidate_scores", candidate_scores, np.float32),
             self._k(k),
         )
 
@@ -123,11 +123,11 @@ class Engine:
     def _arrays(
         self, users: WireUsers
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-        ids = _cast("[engine] ids", users.ids, np.int64)
-        lengths = _cast("[engine] lengths", users.lengths, np.int32)
+        ids = cast_array("[engine] ids", users.ids, np.int64)
+        lengths = cast_array("[engine] lengths", users.lengths, np.int32)
         absent = np.empty((len(ids), 0), np.float32)
         dense = absent if users.dense is None else users.dense
-        return ids, lengths, _cast("[engine] dense", dense, np.float32)
+        return ids, lengths, cast_array("[engine] dense", dense, np.float32)
 
     def _k(self, k: int | None) -> int:
         return self._count("k", k, self._schema.k)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from recengine import _ops
+from recengine._arrays import as_numpy, cast_array
 from recengine.errors import InputError
 
 __all__ = [
@@ -57,8 +58,8 @@ class EmbeddingTable:
     ) -> None:
         self._native = _ops.EmbeddingTable(
             name,
-            np.require(_as_numpy("[embedding_table] data", data), requirements=["C", "A"]),
-            None if scales is None else _cast("[embedding_table] scales", scales, np.float32),
+            np.require(as_numpy("[embedding_table] data", data), requirements=["C", "A"]),
+            None if scales is None else cast_array("[embedding_table] scales", scales, np.float32),
         )
 
     @classmethod
@@ -70,7 +71,7 @@ class EmbeddingTable:
         Raises:
             InputError: a value is not finite, or beyond fp16 where that was asked for.
         """
-        array = _cast("[embedding_table] values", values, np.float32)
+        array = cast_array("[embedding_table] values", values, np.float32)
         _check_finite("[embedding_table] values", array)
         if row_type == "fp32":
             return cls(array, name=name)
@@ -132,7 +133,7 @@ def quantize_rows(
     Returns:
         Codes int8 [rows, dim] and scales float32 [rows]; a row of zeros has scale 0.
     """
-    array = _cast("[quantize_rows] values", values, np.float32)
+    array = cast_array("[quantize_rows] values", values, np.float32)
     if array.ndim != 2:
         raise InputError(f"[quantize_rows] values: expected rank 2, found {array.ndim}")
     scales = np.abs(array).max(axis=1, initial=0) / np.float32(127)
@@ -152,14 +153,14 @@ class ItemIndex:
     """
 
     def __init__(self, vectors: npt.ArrayLike) -> None:
-        self._native = _ops.ItemIndex.build(_cast("[item_index] vectors", vectors, np.float32))
+        self._native = _ops.ItemIndex.build(cast_array("[item_index] vectors", vectors, np.float32))
 
     @classmethod
     def from_unit_vectors(cls, unit_vectors: npt.ArrayLike) -> ItemIndex:
         """An index over float32 vectors that are of unit length already; they are not copied."""
         index = cls.__new__(cls)
         index._native = _ops.ItemIndex.from_unit_vectors(
-            _cast("[item_index] unit_vectors", unit_vectors, np.float32)
+            cast_array("[item_index] unit_vectors", unit_vectors, np.float32)
         )
         return index
 
@@ -187,8 +188,8 @@ class Vocabulary:
 
     def __init__(self, slot_keys: npt.ArrayLike, slot_rows: npt.ArrayLike, count: int) -> None:
         self._native = _ops.Vocabulary.hashed(
-            _cast("[vocabulary] slot_keys", slot_keys, np.int64),
-            _cast("[vocabulary] slot_rows", slot_rows, np.int32),
+            cast_array("[vocabulary] slot_keys", slot_keys, np.int64),
+            cast_array("[vocabulary] slot_rows", slot_rows, np.int32),
             count,
         )
 
@@ -210,7 +211,7 @@ class Vocabulary:
         Raises:
             InputError: a key repeats or is -1; the message names its position.
         """
-        array = _cast("[vocabulary] keys", keys, np.int64)
+        array = cast_array("[vocabulary] keys", keys, np.int64)
         return cls(*build_slots(array), array.size)
 
     @property
@@ -220,7 +221,7 @@ class Vocabulary:
 
     def lookup(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
         """The table row of every id, in the shape of `ids`; 0 where unknown."""
-        array = _cast("[vocabulary] ids", ids, np.int64)
+        array = cast_array("[vocabulary] ids", ids, np.int64)
         return self._native.lookup(array.reshape(-1)).reshape(array.shape)
 
 
@@ -239,7 +240,7 @@ def build_slots(
     Raises:
         InputError: a key repeats or is -1; the message names its position.
     """
-    return _ops.build_slots(_cast("[build_slots] keys", keys, np.int64))
+    return _ops.build_slots(cast_array("[build_slots] keys", keys, np.int64))
 
 
 def embedding_bag(
@@ -284,9 +285,9 @@ def embedding_bag(
         [table._native for table in tables],
         poolings,
         max_lengths,
-        _cast("[embedding_bag] rows", rows, np.int64),
-        _cast("[embedding_bag] lengths", lengths, np.int32),
-        None if weights is None else _cast("[embedding_bag] weights", weights, np.float32),
+        cast_array("[embedding_bag] rows", rows, np.int64),
+        cast_array("[embedding_bag] lengths", lengths, np.int32),
+        None if weights is None else cast_array("[embedding_bag] weights", weights, np.float32),
         threads,
         isa,
     )
@@ -325,7 +326,7 @@ def cosine_topk(
     exclude_rows, exclude_lengths = (None, None) if exclude is None else _pack_exclude(exclude)
     return _ops.cosine_topk(
         items._native,
-        _cast("[cosine_topk] queries", queries, np.float32),
+        cast_array("[cosine_topk] queries", queries, np.float32),
         k,
         exclude_rows,
         exclude_lengths,
@@ -352,8 +353,8 @@ def order(
         InputError: the score of a candidate is not finite; the message names row and column.
     """
     return _ops.order(
-        _cast("[order] candidate_ids", candidate_ids, np.int64),
-        _cast("[order] scores", scores, np.float32),
+        cast_array("[order] candidate_ids", candidate_ids, np.int64),
+        cast_array("[order] scores", scores, np.float32),
         k,
     )
 
@@ -377,32 +378,6 @@ def usable_cores() -> int:
     return _ops.usable_cores()
 
 
-def _as_numpy(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
-    if isinstance(value, np.ndarray):
-        return value
-    if not hasattr(value, "__dlpack__"):
-        return np.asarray(value)
-    try:
-        return np.from_dlpack(cast(Any, value))
-    except (BufferError, RuntimeError, TypeError) as error:
-        raise InputError(f"{name}: expected an array on the CPU: {error}") from None
-
-
-def _cast(name: str, value: npt.ArrayLike, dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """The array as `dtype` in C order; integers stay integers and keep their value."""
-    array = _as_numpy(name, value)
-    wanted = np.dtype(dtype)
-    kinds = "f" if wanted.kind == "f" else "iu"
-    if array.size > 0 and array.dtype.kind not in kinds:
-        raise InputError(f"{name}: expected {wanted}, found {array.dtype}")
-    if array.size > 0 and wanted.kind != "f" and not np.can_cast(array.dtype, wanted):
-        limits = np.iinfo(wanted)
-        if int(array.min()) < limits.min or int(array.max()) > limits.max:
-            raise InputError(f"{name}: expected values within {wanted}, found {array.dtype} beyond")
-    with np.errstate(over="ignore"):  # what becomes infinite is refused by the operation
-        return np.require(array, wanted, ["C", "A"])
-
-
 def _check_finite(name: str, array: npt.NDArray[Any]) -> None:
     bad = np.argwhere(~np.isfinite(array))
     if bad.size > 0:
@@ -416,17 +391,17 @@ def _pack_exclude(
     if isinstance(exclude, tuple):
         if len(exclude) != 2:
             raise InputError(f"{name}: expected the tuple (rows, lengths), found {len(exclude)}")
-        return _cast(name, exclude[0], np.int64), _cast(name, exclude[1], np.int32)
-    lists = [_cast(name, rows, np.int64) for rows in exclude]
+        return cast_array(name, exclude[0], np.int64), cast_array(name, exclude[1], np.int32)
+    lists = [cast_array(name, rows, np.int64) for rows in exclude]
     lengths = np.array([rows.size for rows in lists], np.int32)
     return np.concatenate([np.empty(0, np.int64), *lists]), lengths
 
 
 def _pack_allow(allow: npt.ArrayLike, rows: int) -> npt.NDArray[np.uint64]:
     name = "[cosine_topk] allow"
-    array = _as_numpy(name, allow)
+    array = as_numpy(name, allow)
     if array.dtype != np.bool_:
-        return _cast(name, array, np.uint64)
+        return cast_array(name, array, np.uint64)
     if array.shape != (rows,):
         raise InputError(f"{name}: expected shape ({rows},), found {array.shape}")
     bits = np.zeros((rows + 63) // 64 * 8, np.uint8)

@@ -9,6 +9,7 @@ import recengine.client
 import recengine.client.aio
 import recengine.data
 import recengine.errors
+import recengine.ops
 from recengine.client import RecommenderClient
 from recengine.client.aio import RecommenderClient as AsyncRecommenderClient
 
@@ -69,6 +70,24 @@ def test_both_clients_have_the_same_methods_and_arguments():
         blocking, twin = getattr(RecommenderClient, name), getattr(AsyncRecommenderClient, name)
         assert inspect.signature(blocking) == inspect.signature(twin), name
         assert inspect.iscoroutinefunction(twin) is (name != "__init__")
+
+
+def test_ops():
+    assert set(recengine.ops.__all__) == {
+        "EmbeddingTable",
+        "ItemIndex",
+        "Pooling",
+        "RowType",
+        "Vocabulary",
+        "build_slots",
+        "cosine_topk",
+        "default_isa",
+        "embedding_bag",
+        "order",
+        "quantize_rows",
+        "supported_isas",
+        "usable_cores",
+    }
 
 
 def test_data():

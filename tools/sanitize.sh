@@ -26,5 +26,7 @@ export PYTHONPATH=$package:$site PYTHONDONTWRITEBYTECODE=1
 # Leaks are not looked for: the interpreter and OpenVINO keep what they allocate until the end.
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:detect_odr_violation=0
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
+# OpenVINO's TBB opens a library with RTLD_DEEPBIND otherwise, at which AddressSanitizer gives up.
+export TBB_ENABLE_SANITIZERS=1
 LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so.6)" \
-  "$python" -m pytest -q -p no:cacheprovider tests/ops tests/engine
+  "$python" "$venv/bin/pytest" -q -p no:cacheprovider tests/ops tests/engine

@@ -21,7 +21,7 @@ def generate() -> str:
         )
         text = HEADER + (Path(folder) / "recengine" / "_native.pyi").read_text()
     ruff = [sys.executable, "-m", "ruff"]
-    for command in (["check", "--fix", "--exit-zero", "-q"], ["format", "-q"]):
+    for command in (["check", "--fix", "--exit-zero", "--silent"], ["format", "--silent"]):
         flags = ["--stdin-filename", str(STUB), "-"]
         result = subprocess.run(
             [*ruff, *command, *flags], input=text, text=True, check=True, stdout=subprocess.PIPE

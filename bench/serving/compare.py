@@ -153,9 +153,16 @@ def main() -> None:
     parser.add_argument("--distribution", choices=("reference", "zipf", "uniform"), default="zipf")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--window-ms", type=int, default=2000)
+    parser.add_argument("--peer-instances", type=int, default=peer.Tuning.instances)
+    parser.add_argument("--peer-threads", type=int, default=peer.Tuning.threads)
+    parser.add_argument("--peer-queue-delay-us", type=int, default=peer.Tuning.queue_delay_us)
     arguments = parser.parse_args()
     bundle, work = arguments.bundle, arguments.work
-    tuning = peer.Tuning()
+    tuning = peer.Tuning(
+        instances=arguments.peer_instances,
+        threads=arguments.peer_threads,
+        queue_delay_us=arguments.peer_queue_delay_us,
+    )
     prepare_peer(work / "peer", bundle, tuning)
     floor = identity.write_repository(work / "floor")
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,7 @@
 """Overloads a recommender whose work dominates: a large synthetic catalog and a wide ranker.
 
 A small model would not show shedding on a small machine: at ten times its capacity, gRPC alone
-takes more CPU than there is. Here one request is about 12 ms of work on a core.
+takes more CPU than there is. Here one request is about 10 ms of work on a core.
 """
 
 from __future__ import annotations

@@ -115,7 +115,8 @@ class PyEngine {
   std::unique_ptr<Engine> engine_;
 };
 
-py::bytes sha256_of(const std::string& bytes, bool portable) {
+py::bytes sha256_of(const py::bytes& data, bool portable) {
+  const std::string_view bytes = data;
   const Span<const uint8_t> span(reinterpret_cast<const uint8_t*>(bytes.data()),
                                  static_cast<int64_t>(bytes.size()));
   const Sha256Digest digest = portable ? sha256_portable(span) : sha256(span);

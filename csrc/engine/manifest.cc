@@ -1,6 +1,6 @@
 #include "engine/manifest.h"
 
-#include <algorithm>
+#include <set>
 
 #include "engine/json.h"
 #include "recengine/error.h"
@@ -187,28 +187,30 @@ std::map<std::string, T> read_map(const JsonValue& value, T (*read)(const JsonVa
 // Names that one part of the manifest uses must stand in another.
 class Resolver {
  public:
-  Resolver(const std::string& path, const Manifest& manifest) : path_(path), m_(manifest) {}
+  Resolver(const std::string& path, const Manifest& manifest) : path_(path), manifest_(manifest) {}
 
   void run() const {
-    std::map<std::string, int> features;
-    for (const FeatureSpec& feature : m_.features) {
-      if (!features.emplace(feature.name, 0).second) {
+    std::set<std::string> features;
+    for (const FeatureSpec& feature : manifest_.features) {
+      if (!features.insert(feature.name).second) {
         throw BundleError(path_ + ": features: \"" + feature.name + "\" stands twice");
       }
-      known("vocabulary", m_.vocabularies, feature.vocabulary, "feature \"" + feature.name + "\"");
+      known("vocabulary", manifest_.vocabularies, feature.vocabulary,
+            "feature \"" + feature.name + "\"");
     }
-    known("vocabulary", m_.vocabularies, m_.item_vocabulary, "item_vocabulary");
-    if (m_.retrieval) stage("retrieval", m_.retrieval->bags, m_.retrieval->graph, features);
-    if (m_.ranking) {
-      stage("ranking", m_.ranking->bags, m_.ranking->graph, features);
-      known("table", m_.tables, m_.ranking->item_table, "ranking");
+    known("vocabulary", manifest_.vocabularies, manifest_.item_vocabulary, "item_vocabulary");
+    if (manifest_.retrieval)
+      stage("retrieval", manifest_.retrieval->bags, manifest_.retrieval->graph, features);
+    if (manifest_.ranking) {
+      stage("ranking", manifest_.ranking->bags, manifest_.ranking->graph, features);
+      known("table", manifest_.tables, manifest_.ranking->item_table, "ranking");
     }
     files();
   }
 
  private:
-  template <typename T>
-  void known(const char* kind, const std::map<std::string, T>& names, const std::string& name,
+  template <typename Names>
+  void known(const char* kind, const Names& names, const std::string& name,
              const std::string& owner) const {
     if (names.count(name) == 0) {
       throw BundleError(path_ + ": " + owner + " names " + kind + " \"" + name +
@@ -217,36 +219,40 @@ class Resolver {
   }
 
   void stage(const char* owner, const std::vector<BagSpec>& bags, const std::string& graph,
-             const std::map<std::string, int>& features) const {
-    known("graph", m_.graphs, graph, owner);
+             const std::set<std::string>& features) const {
+    known("graph", manifest_.graphs, graph, owner);
     for (const BagSpec& bag : bags) {
       known("feature", features, bag.feature, owner);
-      known("table", m_.tables, bag.table, owner);
+      known("table", manifest_.tables, bag.table, owner);
     }
   }
 
   void files() const {
-    for (const auto& [name, spec] : m_.vocabularies) {
-      if (spec.hashed) file(spec.keys->file), file(spec.rows->file);
+    for (const auto& [name, spec] : manifest_.vocabularies) {
+      if (!spec.hashed) continue;
+      file(spec.keys->file);
+      file(spec.rows->file);
     }
-    for (const auto& [name, spec] : m_.tables) {
+    for (const auto& [name, spec] : manifest_.tables) {
       file(spec.data.file);
       if (spec.scales) file(spec.scales->file);
     }
-    for (const auto& [name, spec] : m_.graphs) {
+    for (const auto& [name, spec] : manifest_.graphs) {
       file(spec.file);
       if (spec.weights) file(*spec.weights);
     }
-    if (m_.retrieval) {
-      file(m_.retrieval->index.vectors.file), file(m_.retrieval->index.keys.file);
-      file(m_.retrieval->fallback.rows.file), file(m_.retrieval->fallback.scores.file);
+    if (manifest_.retrieval) {
+      file(manifest_.retrieval->index.vectors.file);
+      file(manifest_.retrieval->index.keys.file);
+      file(manifest_.retrieval->fallback.rows.file);
+      file(manifest_.retrieval->fallback.scores.file);
     }
   }
 
-  void file(const std::string& name) const { known("file", m_.files, name, "the manifest"); }
+  void file(const std::string& name) const { known("file", manifest_.files, name, "the manifest"); }
 
   const std::string& path_;
-  const Manifest& m_;
+  const Manifest& manifest_;
 };
 
 void require_format_version(const JsonValue& document, const std::string& path) {

@@ -48,8 +48,10 @@ class Ragged:
         """The last `width` values of each list, right-aligned: [n, width]."""
         positions = self.offsets[1:, None] + np.arange(-width, 0)
         inside = positions >= self.offsets[:-1, None]
-        values = np.append(self.values, padding)
-        return values[np.where(inside, positions, len(self.values))]
+        values: Int64s = np.append(self.values, padding)[
+            np.where(inside, positions, len(self.values))
+        ]
+        return values
 
 
 @dataclass(frozen=True)

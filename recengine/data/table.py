@@ -91,17 +91,15 @@ def read_delimited(
         lines, first_line = lines[1:], 2
     cells = lines.str.split(separator)
     if quoted and lines.str.contains('"', literal=True).any():
-        cells = pl.Series([_split_line(line, separator, quoted) for line in lines])
+        cells = pl.Series(
+            [_split_line(line, separator, quoted) for line in lines], dtype=pl.List(pl.String)
+        )
     table = Table(path, pl.DataFrame(), {}, first_line, list_separator)
-    wrong = np.flatnonzero((cells.list.len() != len(columns)).to_numpy()) if len(cells) else []
-    if len(wrong):
-        row = int(wrong[0])
+    wrong = cells.list.len() != len(columns)
+    if wrong.any():
+        row = int(wrong.arg_max() or 0)
         raise table.bad_row(row, f"{len(columns)} cells", lines[row])
-    frame = pl.DataFrame(
-        {name: cells.list.get(i) for i, name in enumerate(columns)}
-        if len(cells)
-        else {name: pl.Series([], dtype=pl.String) for name in columns}
-    )
+    frame = pl.DataFrame({name: cells.list.get(i) for i, name in enumerate(columns)})
     given = kinds or {}
     return replace(table, frame=frame, kinds={name: given.get(name, "token") for name in columns})
 
@@ -159,10 +157,11 @@ def ids(table: Table, name: str, *, hashed: bool) -> Int64s:
 def id_lists(table: Table, name: str, *, hashed: bool) -> Ragged:
     """A column of feature ids as lists; an empty cell is an empty list."""
     column = table.column(name)
-    lists = _tokens(table, column) if _is_list(table, name) else column.reshape((-1, 1))
-    lists = lists.cast(pl.List(lists.dtype.inner)) if lists.dtype != pl.List else lists
-    rows = np.repeat(np.arange(len(column)), lists.list.len().to_numpy())
-    flat = lists.explode(empty_as_null=False)
+    rows, flat = np.arange(len(column)), column
+    if _is_list(table, name):
+        lists = _tokens(table, column)
+        rows = np.repeat(rows, lists.list.len().fill_null(0).to_numpy())
+        flat = lists.explode(empty_as_null=False, keep_nulls=False)
     known = (~_empty(flat)).to_numpy()
     flat, rows = flat.filter(pl.Series(known)), rows[known]
     values = (

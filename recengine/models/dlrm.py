@@ -61,6 +61,9 @@ class Ranker(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.top = mlp((*config.hidden, 1), config.dropout)
+        # Training starts from the retrieval's order and learns what to change in it.
+        nn.init.zeros_(self.top[-1].weight)
+        nn.init.zeros_(self.top[-1].bias)
         self.score_weight = nn.Parameter(torch.tensor(config.score_weight))
 
     def forward(
@@ -81,7 +84,7 @@ class Ranker(nn.Module):
         Returns:
             [batch, n].
         """
-        user_fields = sparse.reshape(len(sparse), -1, self.dim)  # [batch, user fields, dim]
+        user_fields = sparse.reshape(sparse.shape[0], -1, self.dim)  # [batch, user fields, dim]
         if self.bottom is not None:
             user_fields = torch.cat([user_fields, self.bottom(dense).unsqueeze(1)], dim=1)
         user = self.first_user(

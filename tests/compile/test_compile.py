@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.protobuf import text_format
-from recengine.engine import Engine
 from tritonclient.grpc import model_config_pb2 as pb
 
 from recengine.bundle import (
@@ -21,6 +20,7 @@ from recengine.bundle import (
 )
 from recengine.client.schema import SCHEMA_PARAMETER, Schema
 from recengine.compile import compile_bundle
+from recengine.engine import Engine
 from recengine.errors import BundleError, CompileError
 
 MODELS = ("retrieval", "ranking", "recommend")

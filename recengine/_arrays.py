@@ -1,0 +1,37 @@
+"""What callers pass as arrays, on its way into the native module."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from recengine.errors import InputError
+
+
+def as_numpy(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
+    """The array itself, or a view of what offers DLPack on the CPU."""
+    if isinstance(value, np.ndarray):
+        return value
+    if not hasattr(value, "__dlpack__"):
+        return np.asarray(value)
+    try:
+        return np.from_dlpack(cast(Any, value))
+    except (BufferError, RuntimeError, TypeError) as error:
+        raise InputError(f"{name}: expected an array on the CPU: {error}") from None
+
+
+def cast_array(name: str, value: npt.ArrayLike, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """The array as `dtype` in C order; integers stay integers and keep their value."""
+    array = as_numpy(name, value)
+    wanted = np.dtype(dtype)
+    kinds = "f" if wanted.kind == "f" else "iu"
+    if array.size > 0 and array.dtype.kind not in kinds:
+        raise InputError(f"{name}: expected {wanted}, found {array.dtype}")
+    if array.size > 0 and wanted.kind != "f" and not np.can_cast(array.dtype, wanted):
+        limits = np.iinfo(wanted)
+        if int(array.min()) < limits.min or int(array.max()) > limits.max:
+            raise InputError(f"{name}: expected values within {wanted}, found {array.dtype} beyond")
+    with np.errstate(over="ignore"):  # what becomes infinite is refused by the operation
+        return np.require(array, wanted, ["C", "A"])
