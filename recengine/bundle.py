@@ -29,7 +29,7 @@ CHUNK_BYTES = 64 * 1024 * 1024
 
 RowType = Literal["fp32", "fp16", "int8"]
 Pooling = Literal["sum", "mean"]
-Target = Literal["cpu", "gpu", "onnxruntime"]
+Target = Literal["cpu"]
 
 
 class _Model(BaseModel):

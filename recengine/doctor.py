@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -155,25 +155,14 @@ def server_version(binary: Path) -> str | None:
 
 
 def _cuda() -> Finding:
-    tools: dict[str, Callable[[str], str]] = {
-        "nvcc": lambda path: _find(r"release ([\d.]+)", _output([path, "--version"])),
-        "nvidia-smi": lambda path: _find(
-            r"(.+)", _output([path, "--query-gpu=name,driver_version", "--format=csv,noheader"])
-        ),
-    }
-    found = [
-        f"{name} {describe(path)}".strip()
-        for name, describe in tools.items()
-        if (path := shutil.which(name))
-    ]
-    if not found:
-        return Finding("cuda", "no toolkit and no driver; the cpu target needs none", Level.NOTE)
-    return Finding("cuda", ", ".join(found))
+    try:
+        from recengine import ops
 
-
-def _find(pattern: str, text: str) -> str:
-    match = re.search(pattern, text)
-    return match[1] if match else ""
+        if not ops.cuda_built():
+            return Finding("cuda", "not in this build; the cpu target needs none", Level.NOTE)
+        return Finding("cuda", "; ".join(ops.cuda_devices()) or "built, no GPU found")
+    except (ImportError, RecengineError) as error:
+        return Finding("cuda", str(error), Level.PROBLEM)
 
 
 def _output(command: list[str]) -> str:

@@ -27,6 +27,8 @@ __all__ = [
     "Vocabulary",
     "build_slots",
     "cosine_topk",
+    "cuda_built",
+    "cuda_devices",
     "default_isa",
     "embedding_bag",
     "order",
@@ -366,6 +368,20 @@ def default_isa() -> str:
         DeviceError: RECENGINE_ISA names one that does not exist or that this CPU lacks.
     """
     return _ops.default_isa()
+
+
+def cuda_built() -> bool:
+    """Whether the native module was built with its CUDA parts (CMake option RECENGINE_CUDA)."""
+    return _ops.cuda_built()
+
+
+def cuda_devices() -> list[str]:
+    """The GPUs that this process sees: name, compute capability, memory. Empty without a driver.
+
+    Raises:
+        DeviceError: the build has no CUDA parts, or the driver fails.
+    """
+    return _ops.cuda_devices()
 
 
 def supported_isas() -> list[str]:

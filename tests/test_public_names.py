@@ -81,6 +81,8 @@ def test_ops():
         "Vocabulary",
         "build_slots",
         "cosine_topk",
+        "cuda_built",
+        "cuda_devices",
         "default_isa",
         "embedding_bag",
         "order",

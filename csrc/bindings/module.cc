@@ -2,6 +2,7 @@
 
 namespace recengine {
 
+void bind_cuda(pybind11::module_& module);
 void bind_errors(pybind11::module_& module);
 void bind_ops(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
@@ -10,6 +11,7 @@ void bind_engine(pybind11::module_& module);
 
 PYBIND11_MODULE(_native, module) {
   recengine::bind_errors(module);
+  recengine::bind_cuda(module);
   recengine::bind_ops(module);
   recengine::bind_engine(module);
 }

@@ -12,6 +12,10 @@ namespace {
 constexpr double kSmoothingUp = 1.0 / 8;
 constexpr double kSmoothingDown = 1.0 / 4;
 
+// Share of its deadline that a request may be expected to spend here. The rest is for what cannot be
+// seen from here: the network, and the server's threads before and after.
+constexpr double kShareOfDeadline = 0.5;
+
 void smooth(double& value, double sample) {
   const double share = sample > value ? kSmoothingUp : kSmoothingDown;
   value = value == 0 ? sample : value + share * (sample - value);
@@ -88,9 +92,8 @@ std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& 
     return ShedReason::kQueueFull;
   }
   const double expected_ns = double(queue.rows) * queue.estimate.row_ns + remaining_ns(queue);
-  if (expected_ns > elapsed_ns(request.arrival_ns(), request.deadline_ns())) {
-    return ShedReason::kDeadline;
-  }
+  const double granted_ns = elapsed_ns(request.arrival_ns(), request.deadline_ns());
+  if (expected_ns > kShareOfDeadline * granted_ns) return ShedReason::kDeadline;
   return std::nullopt;
 }
 

@@ -16,6 +16,7 @@ from recengine.bundle import (
     FidelityBounds,
     FidelityRow,
     Manifest,
+    Target,
     sync,
     verify,
     versions,
@@ -37,7 +38,7 @@ def compile_bundle(
     bundle: Path,
     out: Path,
     *,
-    target: Literal["cpu"] = "cpu",
+    target: Target = "cpu",
     bounds: FidelityBounds | None = None,
 ) -> Path:
     """Adds a version of a bundle to a Triton model repository.
@@ -76,7 +77,7 @@ def compile_bundle(
 
 
 def _stage(
-    bundle: Path, manifest: Manifest, stage: Stage, target: Literal["cpu"], staging: Path
+    bundle: Path, manifest: Manifest, stage: Stage, target: Target, staging: Path
 ) -> Manifest:
     """Writes the version directory `staging`/`stage`: linked files, and the graph as IR."""
     part = _part(manifest, stage)

@@ -36,7 +36,7 @@ def build(
     """Types the cells and sorts the interactions by time.
 
     A user or item that only the interactions name gets a row without features. A column of
-    features in which most cells are distinct (a title, a zip code) is kept as text for display.
+    features in which most cells are distinct (a title, a zip code) is text for display.
 
     Args:
         name: of the data set.
@@ -94,7 +94,7 @@ def _features(table: Table | None, key: str, taken: Int64s, hashed: bool) -> Fea
         strings = hashed if name == key else not cells.is_integer(table, name)
         if strings or kind == "text":
             text[name] = _scatter_text(cells.strings(table, name), rows, len(ids))
-        if name == key or kind == "text" or cells.mostly_distinct(table, name):
+        if name == key or kind == "text" or cells.is_title(table, name):
             continue
         sparse[name] = _scatter(cells.id_lists(table, name, hashed=strings), rows, len(ids))
         if strings:

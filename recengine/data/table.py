@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -29,6 +29,7 @@ class Table:
             string), `token_seq` a list of those, `float` a number, `text` is for display.
         first_line: line number of the first row; None when rows have no lines (Parquet).
         separator: what stands between the ids of a `token_seq` cell.
+        known: the kinds are those of a known format; else a title may call itself a `token_seq`.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Table:
     kinds: dict[str, Kind]
     first_line: int | None = None
     separator: str = " "
+    known: bool = False
 
     def column(self, name: str) -> pl.Series:
         """One column.
@@ -55,10 +57,6 @@ class Table:
         separator = ": " if self.first_line is None else ":"
         return InputError(f"{self.path}{separator}{where}: expected {expected}, found {found!r}")
 
-    def select(self, names: Iterable[str]) -> Table:
-        """The same table with these columns only."""
-        return replace(self, frame=self.frame.select(list(names)))
-
 
 def read_delimited(
     path: Path,
@@ -75,7 +73,7 @@ def read_delimited(
         path: the file.
         separator: between cells, one or more characters.
         columns: their names; None when the first line holds them.
-        kinds: kind by column name; `token` where not given.
+        kinds: kind by column name where the format tells; `token` where not given.
         quoted: cells may stand in double quotes. A cell never spans lines.
         list_separator: between the ids of a `token_seq` cell.
 
@@ -94,7 +92,7 @@ def read_delimited(
         cells = pl.Series(
             [_split_line(line, separator, quoted) for line in lines], dtype=pl.List(pl.String)
         )
-    table = Table(path, pl.DataFrame(), {}, first_line, list_separator)
+    table = Table(path, pl.DataFrame(), {}, first_line, list_separator, kinds is not None)
     wrong = cells.list.len() != len(columns)
     if wrong.any():
         row = int(wrong.arg_max() or 0)
@@ -173,10 +171,16 @@ def id_lists(table: Table, name: str, *, hashed: bool) -> Ragged:
     return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
-def mostly_distinct(table: Table, name: str) -> bool:
-    """Whether more than half of the cells are unlike all others: a title, not a category."""
+def is_title(table: Table, name: str) -> bool:
+    """Whether a column says nothing that rows share: most cells, and their ids, are distinct."""
+    if table.known:
+        return False
     column = table.column(name)
-    return column.n_unique() * 2 > len(column)
+    cells = column.filter(~_empty(column))
+    if cells.n_unique() * 2 <= len(cells):
+        return False
+    ids = _tokens(table, cells).explode() if _is_list(table, name) else cells
+    return ids.n_unique() * 10 > len(ids)
 
 
 def strings(table: Table, name: str) -> list[str]:

@@ -76,6 +76,7 @@ def export_graph(
     _strip(model)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+    _check_dims(model, inputs, path)
     _check(module, inputs, name, path)
     return Graph(
         file=path.name,
@@ -101,6 +102,17 @@ def _strip(model: onnx.ModelProto) -> None:
         del node.metadata_props[:]
         node.doc_string = ""
     del model.graph.value_info[:]
+
+
+def _check_dims(model: onnx.ModelProto, inputs: Mapping[str, Shape], path: Path) -> None:
+    """Refuses an axis that became a constant, as it does where forward() calls len()."""
+    for port in model.graph.input:
+        found = [dim.dim_param or dim.dim_value for dim in port.type.tensor_type.shape.dim]
+        expected = list(inputs[port.name])
+        if [isinstance(dim, str) for dim in found] != [isinstance(dim, str) for dim in expected]:
+            raise CompileError(
+                f"[export] {path.name}: input {port.name}: expected {expected}, found {found}"
+            )
 
 
 def _check(module: nn.Module, inputs: Mapping[str, Shape], output: str, path: Path) -> None:

@@ -31,11 +31,12 @@ class DLRMConfig(BaseModel):
     dim: PositiveInt = 32
     hidden: tuple[PositiveInt, ...] = (64, 32)
     dropout: float = 0.1
-    score_weight: float = 1.0  # of the retrieval score, before training
 
 
 class Ranker(nn.Module):
     """The dense half of `DLRM`: one graph over all candidates of a batch of users."""
+
+    score_weight: Tensor
 
     def __init__(self, config: DLRMConfig) -> None:
         super().__init__()
@@ -57,14 +58,11 @@ class Ranker(nn.Module):
         # The first layer of the top MLP, split by what its inputs depend on.
         self.first_user = nn.Linear(int(user_width), config.hidden[0])
         self.first_item = nn.Linear(
-            int(item_width) + config.num_item_dense + crosses + 1, config.hidden[0], bias=False
+            int(item_width) + config.num_item_dense + crosses, config.hidden[0], bias=False
         )
         self.dropout = nn.Dropout(config.dropout)
         self.top = mlp((*config.hidden, 1), config.dropout)
-        # Training starts from the retrieval's order and learns what to change in it.
-        nn.init.zeros_(self.top[-1].weight)
-        nn.init.zeros_(self.top[-1].bias)
-        self.score_weight = nn.Parameter(torch.tensor(config.score_weight))
+        self.register_buffer("score_weight", torch.tensor(0.0))
 
     def forward(
         self,
@@ -73,7 +71,7 @@ class Ranker(nn.Module):
         candidate_scores: Tensor,
         dense: Tensor | None = None,
     ) -> Tensor:
-        """Scores of candidates, higher is better.
+        """Scores of candidates, higher is better: interactions plus the weighted retrieval score.
 
         Args:
             sparse: [batch, user bags * dim].
@@ -84,6 +82,10 @@ class Ranker(nn.Module):
         Returns:
             [batch, n].
         """
+        return self.interactions(sparse, items, dense) + self.score_weight * candidate_scores
+
+    def interactions(self, sparse: Tensor, items: Tensor, dense: Tensor | None = None) -> Tensor:
+        """`forward` without the retrieval score."""
         user_fields = sparse.reshape(sparse.shape[0], -1, self.dim)  # [batch, user fields, dim]
         if self.bottom is not None:
             user_fields = torch.cat([user_fields, self.bottom(dense).unsqueeze(1)], dim=1)
@@ -95,19 +97,19 @@ class Ranker(nn.Module):
         item_fields = embedded.reshape(*items.shape[:2], self.num_item_fields, self.dim)
         crosses = item_fields.flatten(1, 2) @ user_fields.transpose(1, 2)
         crosses = crosses.reshape(items.shape[0], -1, self.num_item_fields * self.num_user_fields)
-        scores = candidate_scores.unsqueeze(2)
-        item = self.first_item(torch.cat([items, self._pairs(item_fields), crosses, scores], dim=2))
+        item = self.first_item(torch.cat([items, self._pairs(item_fields), crosses], dim=2))
 
         hidden = self.dropout(F.relu(user.unsqueeze(1) + item))  # [batch, n, hidden]
-        top: Tensor = self.top(hidden).squeeze(2)
-        return top + self.score_weight * candidate_scores
+        scores: Tensor = self.top(hidden).squeeze(2)
+        return scores
 
     def _pairs(self, fields: Tensor) -> Tensor:
         """Dot products of all pairs of fields: [..., fields, dim] -> [..., pairs]."""
-        pairs = list(combinations(range(fields.shape[-2]), 2))
-        if not pairs:
-            return fields[..., 0, :0]
-        return torch.stack([(fields[..., i, :] * fields[..., j, :]).sum(-1) for i, j in pairs], -1)
+        products = (fields @ fields.transpose(-1, -2)).flatten(-2)
+        n = fields.shape[-2]
+        # One gather: a product and a sum for each pair would be hundreds of nodes in the graph.
+        upper = [i * n + j for i, j in combinations(range(n), 2)]
+        return products[..., torch.tensor(upper, dtype=torch.int64)]
 
 
 class DLRM(nn.Module):
@@ -136,6 +138,10 @@ class DLRM(nn.Module):
         unknown = {name: torch.zeros_like(values[:1, -1:]) for name, values in rows.items()}
         nothing = None if dense is None else torch.zeros_like(dense[:1])
         return torch.cat([self.items(unknown, nothing), self.items(rows, dense)])
+
+    def interactions(self, rows: Rows, items: Tensor, dense: Tensor | None = None) -> Tensor:
+        """`forward` without the retrieval score: [batch, n]."""
+        return self.ranker.interactions(pool_bags(self.tables, self.user_bags, rows), items, dense)
 
     def forward(
         self, rows: Rows, items: Tensor, candidate_scores: Tensor, dense: Tensor | None = None

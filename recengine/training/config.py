@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 
 class RetrievalConfig(BaseModel):
@@ -15,11 +15,11 @@ class RetrievalConfig(BaseModel):
     dropout: float = Field(0.2, ge=0, lt=1)
     history_lengths: tuple[PositiveInt, ...] = (1, 5, 50)
     temperature: PositiveFloat = 0.1
-    learning_rate: PositiveFloat = 2e-3
+    learning_rate: PositiveFloat = 4e-3
     decay: float = Field(0.85, gt=0, le=1, description="of the rate, per epoch")
     weight_decay: float = Field(1e-4, ge=0)
     batch_size: PositiveInt = 1024
-    unknown_user_rate: float = Field(0.5, ge=0, lt=1, description="user ids, on top of the rest")
+    unknown_user_rate: float = Field(0.8, ge=0, lt=1, description="user ids, on top of the rest")
 
 
 class RankingConfig(BaseModel):
@@ -29,16 +29,18 @@ class RankingConfig(BaseModel):
 
     dim: PositiveInt = 32
     hidden: tuple[PositiveInt, ...] = (64, 32)
-    dropout: float = Field(0.2, ge=0, lt=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
     history_lengths: tuple[PositiveInt, ...] = (1, 5, 50)
-    learning_rate: PositiveFloat = 2e-3
+    learning_rate: PositiveFloat = 4e-3
     decay: float = Field(0.85, gt=0, le=1, description="of the rate, per epoch")
     weight_decay: float = Field(1e-4, ge=0)
     batch_size: PositiveInt = 512
-    hard_negatives: PositiveInt = 40
-    random_negatives: NonNegativeInt = 10
-    folds: int = Field(2, ge=2, description="retrieval models that score users they did not see")
-    max_targets: PositiveInt = 100_000
+    unknown_user_rate: float = Field(0.8, ge=0, lt=1, description="user ids, on top of the rest")
+    negatives: PositiveInt = 40
+    score_shares: tuple[float, ...] = Field(
+        (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0),
+        description="weights of cosine / temperature to choose from",
+    )
 
 
 class TrainingConfig(BaseModel):
@@ -48,7 +50,7 @@ class TrainingConfig(BaseModel):
 
     seed: int = 0
     max_epochs: PositiveInt = 30
-    patience: PositiveInt = 3
+    patience: PositiveInt = 2
     unknown_rate: float = Field(0.02, ge=0, lt=1, description="ids trained as out of vocabulary")
     num_candidates: PositiveInt = 100
     k: PositiveInt = 10

@@ -54,6 +54,11 @@ class Encoded:
         """Items in the catalog."""
         return len(self.popularity)
 
+    def learnable(self) -> Int64s:
+        """Training positions with a history: nothing can be said of a user's first item."""
+        train = self.split.train
+        return train[self.split.starts[train] < train]
+
     def user_batch(self, positions: Int64s) -> tuple[dict[str, Tensor], Tensor | None]:
         """Rows of every user feature, and dense user features, as they stood before each target."""
         users = torch.from_numpy(self.split.user_idx[positions])

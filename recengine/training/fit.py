@@ -27,8 +27,7 @@ MONITOR = "validation_ndcg@10"
 
 def fit(
     task: L.LightningModule,
-    train: Int64s,
-    validation: Int64s,
+    encoded: Encoded,
     batch_size: int,
     config: TrainingConfig,
     *,
@@ -38,9 +37,8 @@ def fit(
 
     Args:
         task: logs `MONITOR` in its validation; batches are int64 tensors of target positions.
-        train: positions to learn from.
-        validation: positions to choose by; none: the last epoch is kept.
-        batch_size: targets per step.
+        encoded: the data.
+        batch_size: targets per step, at most.
         config: epochs and patience.
         progress: show a progress bar.
 
@@ -64,8 +62,8 @@ def fit(
         )
         trainer.fit(
             task,
-            _batches(train, batch_size, shuffle=True),
-            _batches(validation, batch_size, shuffle=False),
+            _batches(encoded.learnable(), batch_size, shuffle=True),
+            _batches(encoded.split.validation, batch_size, shuffle=False),
         )
         best = torch.load(Path(keep.best_model_path), weights_only=True)
     task.load_state_dict(best["state_dict"])
@@ -89,12 +87,18 @@ def forget(rows: Rows, rate: float) -> dict[str, Tensor]:
     }
 
 
+def forget_users(rows: Rows, rate: float) -> dict[str, Tensor]:
+    """The same for user ids alone: a model that knows them all learns little from histories."""
+    return {**rows, **forget({USER: rows[USER]}, rate)}
+
+
 def _batches(positions: Int64s, batch_size: int, *, shuffle: bool) -> DataLoader[Any]:
     """Batches of positions, cut from one tensor by index lists."""
     data = cast(Any, torch.from_numpy(positions))
     order = RandomSampler(data) if shuffle else SequentialSampler(data)
+    sampler = BatchSampler(order, min(batch_size, len(positions)), drop_last=shuffle)
     # batch_size=None: the sampler already yields lists, and a tensor takes those at once.
-    return DataLoader(data, batch_size=None, sampler=BatchSampler(order, batch_size, shuffle))
+    return DataLoader(data, batch_size=None, sampler=sampler)
 
 
 def _quiet() -> None:
@@ -106,11 +110,11 @@ def _quiet() -> None:
 
 
 @torch.no_grad()
-def settle_unseen(tables: nn.ParameterDict, prefix: str, encoded: Encoded, train: Int64s) -> None:
+def settle_unseen(tables: nn.ParameterDict, prefix: str, encoded: Encoded) -> None:
     """Users and items that training never names take the unknown row: theirs is still random."""
     split = encoded.split
-    for name, taken in ((USER, split.user_idx[train]), (ITEM, split.item_idx[train])):
+    for name, rows in ((USER, split.user_idx), (ITEM, split.item_idx)):
         weight = tables[f"{prefix}_{name}"]
         unseen = torch.ones(len(weight), dtype=torch.bool)
-        unseen[torch.from_numpy(taken) + 1] = False
+        unseen[torch.from_numpy(rows[split.train]) + 1] = False
         weight[unseen] = weight[0].clone()

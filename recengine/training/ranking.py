@@ -1,11 +1,8 @@
-"""Fits the DLRM ranker: softmax over a target, hard negatives from the retrieval, random ones."""
+"""Fits the DLRM ranker: a softmax over the target, hard negatives of the retrieval, random ones."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import lightning as L
-import numpy as np
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -15,69 +12,11 @@ from recengine.data.dataset import Int64s
 from recengine.models import DLRM, DLRMConfig, TwoTower
 from recengine.training.config import TrainingConfig
 from recengine.training.encode import Encoded
-from recengine.training.fit import MONITOR, adamw, fit, forget, settle_unseen
+from recengine.training.fit import MONITOR, adamw, fit, forget, forget_users, settle_unseen
 from recengine.training.metrics import ndcg_at, target_places
-from recengine.training.retrieval import fit_retrieval, top_candidates
+from recengine.training.retrieval import top_candidates
 
 PREFIX = "ranking"
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """What the retrieval offers for targets it was not fitted on.
-
-    Attributes:
-        positions: int64 [n], the targets, ascending.
-        users: unit user vectors [n, dim].
-        items: unit item vectors [folds * items, dim].
-        first_item: int64 [n], where the catalog of the target's fold begins in `items`.
-        rows: int32 [n, num_candidates], catalog rows of the best, best first.
-    """
-
-    positions: Int64s
-    users: Tensor
-    items: Tensor
-    first_item: Tensor
-    rows: Tensor
-
-    def cosines(self, picked: Tensor, items: Tensor) -> Tensor:
-        """Retrieval scores [batch, n] of items [batch, n] for the targets `picked` [batch]."""
-        vectors = self.items[self.first_item[picked, None] + items]  # [batch, n, dim]
-        return torch.einsum("bd,bnd->bn", self.users[picked], vectors)
-
-
-def out_of_fold_candidates(
-    encoded: Encoded, config: TrainingConfig, *, progress: bool = True
-) -> Candidates:
-    """Candidates of every training target from a model that never saw its user.
-
-    A retrieval model scores the targets that it was fitted on too well, and a ranker that learns
-    from such scores trusts them too much. So users are cut into folds, and one retrieval model is
-    fitted without each fold.
-    """
-    split, ours = encoded.split, config.ranking
-    rng = np.random.default_rng(config.seed)
-    positions = split.train[split.starts[split.train] < split.train]
-    if len(positions) > ours.max_targets:
-        positions = np.sort(rng.choice(positions, ours.max_targets, replace=False))
-    fold_of_user = rng.integers(ours.folds, size=len(split.dataset.users.ids))
-    fold = fold_of_user[split.user_idx[positions]]
-    fold_of_train = fold_of_user[split.user_idx[split.train]]
-    count, dim = len(positions), config.retrieval.dim
-    users = torch.empty(count, dim)
-    rows = torch.empty(count, min(config.num_candidates, encoded.num_items), dtype=torch.int32)
-    items = []
-    for i in range(ours.folds):
-        model = fit_retrieval(encoded, config, split.train[fold_of_train != i], progress=progress)
-        inside = np.flatnonzero(fold == i)
-        users[inside], rows[inside], _ = top_candidates(
-            model, encoded, positions[inside], rows.shape[1]
-        )
-        with torch.no_grad():
-            items.append(model.items(*encoded.catalog()))
-    return Candidates(
-        positions, users, torch.cat(items), torch.from_numpy(fold * encoded.num_items), rows
-    )
 
 
 def make_dlrm(encoded: Encoded, config: TrainingConfig) -> DLRM:
@@ -95,56 +34,58 @@ def make_dlrm(encoded: Encoded, config: TrainingConfig) -> DLRM:
             hidden=ours.hidden,
             dim=ours.dim,
             dropout=ours.dropout,
-            score_weight=1 / config.retrieval.temperature,
         )
     )
 
 
 class RankingTask(L.LightningModule):
-    """One step: each target against candidates that the retrieval prefers, and random ones."""
+    """Learns log p(item | user) by itself, then how much the retrieval score adds to it.
+
+    Negatives come half from the retrieval's own softmax, half from the whole catalog. Subtracting
+    the log of that probability (as logQ does in a batch) makes the sampled softmax estimate the
+    full one, however hard the negatives are. The weight of the retrieval score is chosen on the
+    validation targets: the retrieval knows the training targets too well to be weighed there.
+    """
 
     def __init__(
-        self,
-        model: DLRM,
-        encoded: Encoded,
-        candidates: Candidates,
-        validation: tuple[Tensor, Tensor],
-        config: TrainingConfig,
+        self, model: DLRM, retrieval: TwoTower, encoded: Encoded, config: TrainingConfig
     ) -> None:
         super().__init__()
         self.model = model
         self._encoded = encoded
-        self._candidates = candidates
-        self._validation = validation
         self._config = config
+        self._retrieval = [retrieval.eval()]  # in a list: not a part of what is fitted
+        with torch.no_grad():
+            self._vectors = retrieval.items(*encoded.catalog())
+        self._offered = top_candidates(
+            retrieval, encoded, encoded.split.validation, config.num_candidates
+        )
 
     def training_step(self, positions: Tensor) -> Tensor:
         """The loss of targets at these positions."""
-        encoded, candidates = self._encoded, self._candidates
-        picked = torch.from_numpy(np.searchsorted(candidates.positions, positions.numpy()))
-        targets = encoded.targets(positions.numpy())
-        negatives = self._negatives(picked)
-        known = encoded.taken_before(positions.numpy()).gather(1, negatives)
-        hits = known | (negatives == targets[:, None])
-        items = torch.cat([targets[:, None], negatives], dim=1)
+        encoded, ours, rate = self._encoded, self._config.ranking, self._config.unknown_rate
         rows, dense = encoded.user_batch(positions.numpy())
-        logits = self.model(
-            forget(rows, self._config.unknown_rate),
-            self._items(items),
-            candidates.cosines(picked, items),
-            dense,
-        )
+        targets = encoded.targets(positions.numpy())[:, None]
+        taken = encoded.taken_before(positions.numpy())
+        proposal = self._proposal(rows, dense, taken)
+        negatives = proposal.multinomial(ours.negatives, replacement=True)
+        hits = taken.gather(1, negatives) | (negatives == targets)
+        items = torch.cat([targets, negatives], dim=1)
+        rows = forget_users(forget(rows, rate), ours.unknown_user_rate)
+        logits = self.model.interactions(rows, self._items(items), dense)
+        logits = logits - proposal.gather(1, items).log()
         logits = logits.masked_fill(F.pad(hits, (1, 0)), -torch.inf)
         loss = F.cross_entropy(logits, torch.zeros(len(items), dtype=torch.int64))
         self.log("loss", loss, prog_bar=True)
         return loss
 
-    def _negatives(self, picked: Tensor) -> Tensor:
-        """Catalog rows [batch, hard + random]."""
-        ours, offered = self._config.ranking, self._candidates.rows[picked].long()
-        hard = torch.rand(offered.shape).topk(min(ours.hard_negatives, offered.shape[1])).indices
-        random = torch.randint(self._encoded.num_items, (len(picked), ours.random_negatives))
-        return torch.cat([offered.gather(1, hard), random], dim=1)
+    @torch.no_grad()
+    def _proposal(self, rows: dict[str, Tensor], dense: Tensor | None, taken: Tensor) -> Tensor:
+        """How likely each item is drawn as a negative: [batch, items]."""
+        cosines = self._retrieval[0].users(rows, dense) @ self._vectors.T
+        logits = cosines / self._config.retrieval.temperature
+        hard = logits.masked_fill(taken, -torch.inf).softmax(1)
+        return 0.5 * hard + 0.5 / self._encoded.num_items
 
     def _items(self, items: Tensor) -> Tensor:
         """Item rows [batch, n, width], each distinct item pooled once."""
@@ -154,17 +95,32 @@ class RankingTask(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Pools the catalog once for all validation batches."""
-        settle_unseen(self.model.tables, PREFIX, self._encoded, self._candidates.positions)
+        settle_unseen(self.model.tables, PREFIX, self._encoded)
         self._table = self.model.items(*self._encoded.catalog())
+        self._logits: list[Tensor] = []
 
     def validation_step(self, positions: Tensor) -> None:
-        """NDCG@10 of the retrieval's candidates in the new order."""
-        split = self._encoded.split
-        picked = torch.from_numpy(np.searchsorted(split.validation, positions.numpy()))
-        rows, cosines = (part[picked] for part in self._validation)
-        scores = order(self.model, self._encoded, positions.numpy(), rows, cosines, self._table)
-        places = target_places(scores, self._encoded.targets(positions.numpy()))
-        self.log(MONITOR, ndcg_at(places, 10), prog_bar=True, batch_size=len(positions))
+        """Logits of what the retrieval offers, the retrieval score left out."""
+        at = sum(map(len, self._logits))
+        rows, dense = self._encoded.user_batch(positions.numpy())
+        offered = self._offered[1][at : at + len(positions)].long()
+        self._logits.append(self.model.interactions(rows, self._table[offered], dense))
+
+    def on_validation_epoch_end(self) -> None:
+        """Takes the weight of the retrieval score that gives the best NDCG@10."""
+        _, offered, cosines = self._offered
+        targets = self._encoded.targets(self._encoded.split.validation)
+        logits = torch.cat(self._logits)
+
+        def ndcg(weight: float) -> float:
+            scores = scatter(logits + weight * cosines, offered, self._encoded.num_items)
+            return ndcg_at(target_places(scores, targets), 10)
+
+        scale = 1 / self._config.retrieval.temperature
+        weights = [share * scale for share in self._config.ranking.score_shares]
+        best = max(weights, key=ndcg)
+        self.model.ranker.score_weight.fill_(best)
+        self.log(MONITOR, ndcg(best), prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW, slower with every epoch."""
@@ -178,17 +134,13 @@ def fit_ranking(
 
     Args:
         encoded: the data.
-        retrieval: the model whose candidates are ordered in validation and in use.
+        retrieval: the model whose candidates are ordered.
         config: what to fit and how.
         progress: show a progress bar.
     """
-    split = encoded.split
-    candidates = out_of_fold_candidates(encoded, config, progress=progress)
     model = make_dlrm(encoded, config)
-    validation = top_candidates(retrieval, encoded, split.validation, config.num_candidates)[1:]
-    task = RankingTask(model, encoded, candidates, validation, config)
-    batch_size = min(config.ranking.batch_size, len(candidates.positions))
-    fit(task, candidates.positions, split.validation, batch_size, config, progress=progress)
+    task = RankingTask(model, retrieval, encoded, config)
+    fit(task, encoded, config.ranking.batch_size, config, progress=progress)
     return model
 
 
@@ -210,7 +162,11 @@ def order(
     """
     user_rows, dense = encoded.user_batch(positions)
     empty = cosines.isinf()
-    rows = rows.long()
-    scores = model(user_rows, table[rows], cosines.masked_fill(empty, 0), dense)
-    catalog = torch.full((len(positions), encoded.num_items), -torch.inf)
-    return catalog.scatter(1, rows, scores.masked_fill(empty, -torch.inf))
+    scores = model(user_rows, table[rows.long()], cosines.masked_fill(empty, 0), dense)
+    return scatter(scores.masked_fill(empty, -torch.inf), rows, encoded.num_items)
+
+
+def scatter(scores: Tensor, rows: Tensor, num_items: int) -> Tensor:
+    """Candidates' scores [batch, n] over the whole catalog [batch, items], else -inf."""
+    catalog = torch.full((len(scores), num_items), -torch.inf)
+    return catalog.scatter(1, rows.long(), scores)

@@ -14,8 +14,8 @@ from torch import Tensor
 from recengine.data.dataset import Int64s
 from recengine.models import TwoTower, TwoTowerConfig
 from recengine.training.config import TrainingConfig
-from recengine.training.encode import USER, Encoded
-from recengine.training.fit import MONITOR, adamw, fit, forget, settle_unseen
+from recengine.training.encode import Encoded
+from recengine.training.fit import MONITOR, adamw, fit, forget, forget_users, settle_unseen
 from recengine.training.metrics import ndcg_at, target_places
 
 PREFIX = "retrieval"
@@ -43,14 +43,11 @@ def make_two_tower(encoded: Encoded, config: TrainingConfig) -> TwoTower:
 class RetrievalTask(L.LightningModule):
     """One step: the targets of a batch are each other's negatives."""
 
-    def __init__(
-        self, model: TwoTower, encoded: Encoded, config: TrainingConfig, train: Int64s
-    ) -> None:
+    def __init__(self, model: TwoTower, encoded: Encoded, config: TrainingConfig) -> None:
         super().__init__()
         self.model = model
         self._encoded = encoded
         self._config = config
-        self._train = train
         counts = torch.from_numpy(encoded.popularity).float()
         self._log_q = (counts.clamp(min=1) / counts.sum()).log()
 
@@ -58,8 +55,7 @@ class RetrievalTask(L.LightningModule):
         """The loss of targets at these positions."""
         encoded, rate = self._encoded, self._config.unknown_rate
         rows, dense = encoded.user_batch(positions.numpy())
-        rows = forget(rows, rate)
-        rows[USER] = forget({USER: rows[USER]}, self._config.retrieval.unknown_user_rate)[USER]
+        rows = forget_users(forget(rows, rate), self._config.retrieval.unknown_user_rate)
         users = self.model.users(rows, dense)
         targets = encoded.targets(positions.numpy())
         item_rows, item_dense = encoded.items(targets)
@@ -74,7 +70,7 @@ class RetrievalTask(L.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Embeds the catalog once for all validation batches."""
-        settle_unseen(self.model.tables, PREFIX, self._encoded, self._train)
+        settle_unseen(self.model.tables, PREFIX, self._encoded)
         self._items = self.model.items(*self._encoded.catalog())
 
     def validation_step(self, positions: Tensor) -> None:
@@ -89,29 +85,17 @@ class RetrievalTask(L.LightningModule):
         return adamw(self, self._config.retrieval)
 
 
-def fit_retrieval(
-    encoded: Encoded,
-    config: TrainingConfig,
-    train: Int64s | None = None,
-    *,
-    progress: bool = True,
-) -> TwoTower:
+def fit_retrieval(encoded: Encoded, config: TrainingConfig, *, progress: bool = True) -> TwoTower:
     """Fits a two-tower model.
 
     Args:
         encoded: the data.
         config: what to fit and how.
-        train: positions to learn from; None for the whole training part.
         progress: show a progress bar.
     """
-    split = encoded.split
-    positions = split.train if train is None else train
-    # Nothing can be said of a user's first item.
-    positions = positions[split.starts[positions] < positions]
     model = make_two_tower(encoded, config)
-    task = RetrievalTask(model, encoded, config, positions)
-    batch_size = min(config.retrieval.batch_size, len(positions))
-    fit(task, positions, split.validation, batch_size, config, progress=progress)
+    task = RetrievalTask(model, encoded, config)
+    fit(task, encoded, config.retrieval.batch_size, config, progress=progress)
     return model
 
 

@@ -10,6 +10,7 @@ import lightning as L
 from recengine.data.dataset import Dataset
 from recengine.data.split import Split, leave_last_out
 from recengine.errors import InputError
+from recengine.models import DLRM, TwoTower
 from recengine.training import checkpoint
 from recengine.training.config import TrainingConfig
 from recengine.training.encode import ITEM, Encoded, encode
@@ -57,6 +58,10 @@ def train(
     L.seed_everything(config.seed, verbose=False)
     history = max(*config.retrieval.history_lengths, *config.ranking.history_lengths)
     encoded = encode(split, history)
+    if not len(encoded.learnable()):
+        raise InputError(
+            f"[train] {dataset.name}: expected users with two train targets, found none"
+        )
     retrieval = fit_retrieval(encoded, config, progress=progress)
     ranking = fit_ranking(encoded, retrieval, config, progress=progress)
     quality = evaluate(encoded, retrieval, ranking, split.test, config.num_candidates)
@@ -66,8 +71,8 @@ def train(
 
 def _recommender(
     encoded: Encoded,
-    retrieval: Any,
-    ranking: Any,
+    retrieval: TwoTower,
+    ranking: DLRM,
     quality: tuple[Quality, ...],
     config: TrainingConfig,
 ) -> Recommender:

@@ -141,7 +141,7 @@ def test_every_request_is_in_the_statistics_with_sane_durations(client, users, t
 
 
 def test_cancelled_requests_end_and_the_next_is_answered(client, golden_server, users, tensors):
-    asked = tensors(users.batch(np.random.default_rng(9), 64))
+    asked = tensors(users.batch(np.random.default_rng(9), 32))
     os.kill(golden_server.pid, signal.SIGSTOP)
     try:
         futures = [client.send(make_request("recommend", asked)) for _ in range(100)]
@@ -151,7 +151,7 @@ def test_cancelled_requests_end_and_the_next_is_answered(client, golden_server, 
     finally:
         os.kill(golden_server.pid, signal.SIGCONT)
     assert all(future.cancelled() for future in futures)
-    assert client.infer("recommend", asked)["item_ids"].shape[0] == 64
+    assert client.infer("recommend", asked)["item_ids"].shape[0] == 32
 
 
 def set_parameter(repository, model, name, value):
