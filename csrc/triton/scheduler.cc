@@ -12,8 +12,8 @@ namespace {
 constexpr double kSmoothingUp = 1.0 / 8;
 constexpr double kSmoothingDown = 1.0 / 4;
 
-// Share of its deadline that a request may be expected to spend here. The rest is for what cannot be
-// seen from here: the network, and the server's threads before and after.
+// Share of its deadline that a request may be expected to spend here. The rest is for what cannot
+// be seen from here: the network, and the server's threads before and after.
 constexpr double kShareOfDeadline = 0.5;
 
 void smooth(double& value, double sample) {

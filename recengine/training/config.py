@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 class RetrievalConfig(BaseModel):
     """The two-tower model and how it is fitted."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dim: PositiveInt = 64
     hidden: tuple[PositiveInt, ...] = (128,)
@@ -25,7 +25,7 @@ class RetrievalConfig(BaseModel):
 class RankingConfig(BaseModel):
     """The DLRM model and how it is fitted."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     dim: PositiveInt = 32
     hidden: tuple[PositiveInt, ...] = (64, 32)
@@ -46,7 +46,7 @@ class RankingConfig(BaseModel):
 class TrainingConfig(BaseModel):
     """Both models, and what they share."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = 0
     max_epochs: PositiveInt = 30
