@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     paths = parser.parse_args()
-    with TritonServer(paths.repository) as server:
+    with TritonServer(paths.repository, log=paths.bundle.parent / "server.log") as server:
         users = [word for user in USERS for word in ("--user", user)]
         run("recommend", "--url", server.endpoints.grpc, "--data", str(paths.data), *users)
         run("evaluate", str(paths.bundle), "--url", server.endpoints.grpc)

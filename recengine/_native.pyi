@@ -14,6 +14,8 @@ __all__: list[str] = [
     "Vocabulary",
     "build_slots",
     "cosine_topk",
+    "cuda_built",
+    "cuda_devices",
     "default_isa",
     "embedding_bag",
     "order",
@@ -113,6 +115,8 @@ def cosine_topk(
     threads: typing.SupportsInt | typing.SupportsIndex | None,
     isa: str | None,
 ) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]: ...
+def cuda_built() -> bool: ...
+def cuda_devices() -> list[str]: ...
 def default_isa() -> str: ...
 def embedding_bag(
     tables: collections.abc.Sequence[EmbeddingTable],

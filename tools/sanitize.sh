@@ -28,5 +28,17 @@ export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:detect_odr_violat
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 # OpenVINO's TBB opens a library with RTLD_DEEPBIND otherwise, at which AddressSanitizer gives up.
 export TBB_ENABLE_SANITIZERS=1
-LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libstdc++.so.6)" \
-  "$python" "$venv/bin/pytest" -q -p no:cacheprovider tests/ops tests/engine
+runtimes="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so.6)"
+LD_PRELOAD=$runtimes "$python" "$venv/bin/pytest" -q -p no:cacheprovider tests/ops tests/engine
+
+# The backend: malformed requests to a real server that loads the sanitised library. The tests run on
+# the ordinary build; a wrapper first on PATH preloads the runtimes into the server alone.
+mkdir -p $build/bin
+cat > $build/bin/tritonserver <<EOF
+#!/bin/sh
+export LD_PRELOAD="$runtimes" ASAN_OPTIONS=$ASAN_OPTIONS:quarantine_size_mb=4
+exec "$site/pytriton/tritonserver/bin/tritonserver" "\$@"
+EOF
+chmod +x $build/bin/tritonserver
+PYTHONPATH= PATH=$PWD/$build/bin:$PATH RECENGINE_BACKEND_DIRECTORY=$package/recengine/backends \
+  "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/serving/test_bad_requests.py
