@@ -179,7 +179,10 @@ def main() -> None:
         )
         nothing = Contender(
             lambda: served(floor, None, None, work / "floor.log"),
-            [Load("identity", identity.MODEL, floor_data)],
+            [
+                Load("identity", identity.MODEL, floor_data),
+                Load("two identities", identity.ENSEMBLE, floor_data),
+            ],
         )
         agreement = None
         if read_manifest(bundle).reference is not None:

@@ -13,6 +13,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 MODEL = "identity"
+ENSEMBLE = "identity_ensemble"
+"""Two identity steps: what Triton's ensemble costs when its models cost nothing."""
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = Path(__file__).with_name("identity.cc")
 
@@ -41,7 +43,21 @@ def write_repository(folder: Path) -> Path:
     config.dynamic_batching.SetInParent()
     config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
     (model / "config.pbtxt").write_text(text_format.MessageToString(config))
+    ensemble = folder / ENSEMBLE
+    (ensemble / "1").mkdir(parents=True, exist_ok=True)
+    (ensemble / "config.pbtxt").write_text(text_format.MessageToString(_ensemble_config()))
     return folder
+
+
+def _ensemble_config() -> pb.ModelConfig:
+    config = pb.ModelConfig(name=ENSEMBLE, platform="ensemble", max_batch_size=64)
+    config.input.add(name="x", data_type=pb.TYPE_INT64, dims=[-1])
+    config.output.add(name="y", data_type=pb.TYPE_INT64, dims=[-1])
+    for source, target in (("x", "between"), ("between", "y")):
+        step = config.ensemble_scheduling.step.add(model_name=MODEL, model_version=-1)
+        step.input_map["x"] = source
+        step.output_map["y"] = target
+    return config
 
 
 def write_input_data(path: Path, width: int = 32) -> None:

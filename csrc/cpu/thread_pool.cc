@@ -1,5 +1,7 @@
 #include "cpu/thread_pool.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <exception>
@@ -98,6 +100,7 @@ ThreadPool::Loop* ThreadPool::open_loop() const {
 }
 
 void ThreadPool::work() {
+  pthread_setname_np(pthread_self(), "recengine");  // what profilers and `top -H` show
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     // Loops first: what has begun ends sooner than what only waits.

@@ -91,7 +91,8 @@ class RankingTask(L.LightningModule):
         """Item rows [batch, n, width], each distinct item pooled once."""
         distinct, places = torch.unique(items, return_inverse=True)
         rows, dense = self._encoded.items(distinct)
-        return self.model.items(forget(rows, self._config.unknown_rate), dense)[places]
+        table = self.model.items(forget(rows, self._config.unknown_rate), dense)
+        return F.embedding(places, table)  # its gradient is summed in one order, unlike table[places]
 
     def on_validation_epoch_start(self) -> None:
         """Pools the catalog once for all validation batches."""

@@ -1,4 +1,4 @@
-"""Each example runs as its docstring says, over the demo's repository."""
+"""The demo's models, trained on MovieLens-100K: their quality, served, and in every example."""
 
 import subprocess
 import sys
@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from recengine.bundle import read_manifest
+from recengine.compile import fidelity
 from recengine.serving.server import TritonServer
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +35,24 @@ def run(example, *arguments):
 def demo_server(tmp_path_factory):
     with TritonServer(REPOSITORY, log=tmp_path_factory.mktemp("demo") / "log") as server:
         yield server.endpoints.grpc
+
+
+@needs_demo
+def test_retrieval_beats_popularity_and_ranking_beats_retrieval():
+    quality = read_manifest(BUNDLE).provenance.quality
+    ndcg = {method: row["ndcg@10"] for method, row in quality.items()}
+    assert ndcg["retrieval"] > 2 * ndcg["popularity"]
+    assert ndcg["retrieval"] > ndcg["item-kNN"]
+    assert ndcg["retrieval + ranking"] > ndcg["retrieval"]
+
+
+@needs_demo
+def test_the_served_answers_are_those_of_eager_torch(demo_server):
+    rows = fidelity.served(demo_server, REPOSITORY)
+    assert {(row.stage, row.path) for row in rows} == {
+        ("retrieval", "served"),
+        ("recommend", "served"),
+    }
 
 
 def test_kernels():
