@@ -46,7 +46,7 @@ $(CHECKPOINT)/recommender.json: $(DATA)/ml-100k.inter | $(VENV)/installed
 $(BUNDLE)/manifest.json: $(CHECKPOINT)/recommender.json | $(VENV)/installed
 	$(BIN)/recengine export $(CHECKPOINT) --out $(BUNDLE)
 
-$(REPOSITORY)/.compiled: $(BUNDLE)/manifest.json | $(VENV)/installed
+$(REPOSITORY)/.compiled: $(BUNDLE)/manifest.json $(wildcard recengine/compile/*.py) | $(VENV)/installed
 	$(BIN)/recengine compile $(BUNDLE) --target cpu --out $(REPOSITORY)
 	touch $@
 

@@ -106,7 +106,8 @@ class Engine:
         Args:
             users: the batch.
             k: 1 to schema.max_candidates; None for schema.k.
-            num_candidates: 1 to schema.max_candidates; None for schema.num_candidates.
+            num_candidates: 1 to schema.max_candidates; None for schema.num_candidates, or k if
+                that is more.
 
         Returns:
             Item ids and the ranker's scores, [batch, k].
@@ -114,6 +115,8 @@ class Engine:
         Raises:
             InputError: naming the tensor and the position that are not as the schema says.
         """
+        if num_candidates is None and k is not None:
+            num_candidates = max(k, self._schema.num_candidates)
         return self._native.recommend(
             *self._arrays(users),
             self._k(k),

@@ -15,9 +15,7 @@ namespace recengine {
 // on it itself, so no more threads compute than workers + callers and nothing waits for a free one.
 class ThreadPool {
  public:
-  // `niceness` is what the workers add to the scheduling priority of the thread that makes the
-  // pool.
-  explicit ThreadPool(int num_workers, int niceness = 0);
+  explicit ThreadPool(int num_workers);
 
   // Joins after what was submitted is finished.
   ~ThreadPool();
@@ -47,7 +45,7 @@ class ThreadPool {
   void run_loop(int64_t num_chunks, void* callable, void (*call)(void*, int64_t));
   void help(Loop& loop);
   Loop* open_loop() const;  // a loop with chunks left; needs mutex_
-  void work(int niceness);
+  void work();
 
   std::mutex mutex_;
   std::condition_variable wake_;

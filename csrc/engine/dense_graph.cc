@@ -67,13 +67,14 @@ std::shared_ptr<ov::Model> read(const GraphSpec& spec, const BundleFiles& files)
   return core().read_model(model, ov::Tensor(ov::element::u8, shape, bytes.data));
 }
 
+// One stream a model: OpenVINO then runs the graph on the calling thread. Several streams have
+// threads of their own, and handing over to them costs more than a small graph does.
 ov::CompiledModel compile(const std::shared_ptr<ov::Model>& model, Precision precision,
                           const EngineOptions& options) {
   const bool bf16 = precision == Precision::kBFloat16;
   return core().compile_model(
       model, "CPU", ov::hint::inference_precision(bf16 ? ov::element::bf16 : ov::element::f32),
-      ov::num_streams(options.num_streams),
-      ov::inference_num_threads(options.num_streams * options.threads_per_stream),
+      ov::num_streams(1), ov::inference_num_threads(options.threads_per_stream),
       // The threads are the process's, not OpenVINO's to place.
       ov::hint::enable_cpu_pinning(false), ov::hint::enable_hyper_threading(true));
 }
@@ -113,45 +114,56 @@ ov::Shape to_shape(const std::vector<int64_t>& dims) { return {dims.begin(), dim
 }  // namespace
 
 struct DenseGraph::Compiled {
-  std::string what;
-  ov::CompiledModel model;
-  std::vector<ov::Output<const ov::Node>> inputs;  // in the order of the signature
-  ov::Output<const ov::Node> output;
-  std::mutex mutex;
-  std::vector<ov::InferRequest> idle;
+  // A copy of the compiled graph; it serves one call at a time.
+  struct Stream {
+    ov::CompiledModel model;
+    std::vector<ov::Output<const ov::Node>> inputs;  // in the order of the signature
+    ov::Output<const ov::Node> output;
+  };
+  struct Slot {
+    const Stream* stream = nullptr;
+    ov::InferRequest request;
+  };
 
-  ov::InferRequest take() {
-    {
-      const std::lock_guard<std::mutex> lock(mutex);
-      if (!idle.empty()) {
-        ov::InferRequest request = std::move(idle.back());
-        idle.pop_back();
-        return request;
-      }
+  std::string what;
+  std::vector<Stream> streams;
+  std::mutex mutex;
+  std::vector<Slot> idle;
+  size_t num_slots = 0;
+
+  Slot take() {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (idle.empty()) {
+      Stream& stream = streams[num_slots++ % streams.size()];
+      return {&stream, stream.model.create_infer_request()};
     }
-    return model.create_infer_request();
+    Slot slot = std::move(idle.back());
+    idle.pop_back();
+    return slot;
   }
 
-  void give_back(ov::InferRequest request) {
+  void give_back(Slot slot) {
     const std::lock_guard<std::mutex> lock(mutex);
-    idle.push_back(std::move(request));
+    idle.push_back(std::move(slot));
   }
 
   void run(const std::vector<GraphArgument>& arguments, Matrix<float> out) {
-    ov::InferRequest request = take();
+    Slot slot = take();
+    const Stream& stream = *slot.stream;
     for (size_t i = 0; i < arguments.size(); ++i) {
       const ov::Shape shape = to_shape(arguments[i].shape);
-      request.set_tensor(inputs[i], ov::Tensor(ov::element::f32, shape, arguments[i].data));
+      slot.request.set_tensor(stream.inputs[i],
+                              ov::Tensor(ov::element::f32, shape, arguments[i].data));
     }
     const ov::Shape shape = to_shape({out.rows, out.cols});
-    request.set_tensor(output, ov::Tensor(ov::element::f32, shape, out.data));
-    request.infer();
-    const ov::Tensor answer = request.get_tensor(output);
+    slot.request.set_tensor(stream.output, ov::Tensor(ov::element::f32, shape, out.data));
+    slot.request.infer();
+    const ov::Tensor answer = slot.request.get_tensor(stream.output);
     if (answer.get_shape() != shape || answer.data() != out.data) {
       throw RecengineError(what + ": expected an output of shape " +
                            to_string({out.rows, out.cols}));
     }
-    give_back(std::move(request));
+    give_back(std::move(slot));
   }
 };
 
@@ -162,21 +174,27 @@ DenseGraph::DenseGraph(const std::string& name, const GraphSpec& spec,
   compiled_->what = "graph " + name;
   require_described(compiled_->what, spec.inputs, signature.inputs);
   require_described(compiled_->what, spec.outputs, {signature.output});
+  const std::string& what = compiled_->what;
   try {
-    compiled_->model = compile(read(spec, files), spec.precision, options);
+    const std::shared_ptr<ov::Model> model = read(spec, files);
+    for (int i = 0; i < options.num_streams; ++i) {
+      compiled_->streams.push_back({compile(model, spec.precision, options), {}, {}});
+    }
   } catch (const std::exception& error) {
-    throw CompileError(compiled_->what + ": OpenVINO: " + printable(error.what()));
+    throw CompileError(what + ": OpenVINO: " + printable(error.what()));
   }
-  const auto inputs = compiled_->model.inputs();
-  if (inputs.size() != signature.inputs.size()) {
-    throw CompileError(compiled_->what + ": expected " + std::to_string(signature.inputs.size()) +
-                       " inputs, found " + std::to_string(inputs.size()));
+  for (Compiled::Stream& stream : compiled_->streams) {
+    const auto inputs = stream.model.inputs();
+    if (inputs.size() != signature.inputs.size()) {
+      throw CompileError(what + ": expected " + std::to_string(signature.inputs.size()) +
+                         " inputs, found " + std::to_string(inputs.size()));
+    }
+    for (const GraphTensor& input : signature.inputs) {
+      stream.inputs.push_back(inputs[find_port(what, inputs, input)]);
+    }
+    const auto outputs = stream.model.outputs();
+    stream.output = outputs[find_port(what, outputs, signature.output)];
   }
-  for (const GraphTensor& input : signature.inputs) {
-    compiled_->inputs.push_back(inputs[find_port(compiled_->what, inputs, input)]);
-  }
-  const auto outputs = compiled_->model.outputs();
-  compiled_->output = outputs[find_port(compiled_->what, outputs, signature.output)];
 }
 
 DenseGraph::~DenseGraph() = default;

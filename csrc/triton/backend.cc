@@ -20,14 +20,10 @@
 namespace recengine::triton {
 namespace {
 
-// The server's own threads go first: a request passes through five of them, and each would wait for
-// a time slice of a worker on busy cores before it could be queued or shed.
-constexpr int kWorkerNiceness = 10;
-
 // What all models share: as many threads as the process has cores.
 class Backend {
  public:
-  explicit Backend(int num_threads) : pool_(num_threads, kWorkerNiceness), scheduler_(pool_) {}
+  explicit Backend(int num_threads) : pool_(num_threads), scheduler_(pool_) {}
 
   Scheduler& scheduler() { return scheduler_; }
   const ShedFamily& shed_family() const { return shed_family_; }

@@ -51,7 +51,9 @@ def serve(
 
 def recommend(
     user: Annotated[list[str], typer.Option(help="User id of the data set; repeatable.")],
-    data: Annotated[Path, typer.Option(exists=True, help="The data set to look users up in.")],
+    data: Annotated[
+        Path, typer.Option(exists=True, help="The data set to look users up in.")
+    ] = Path("data/ml-100k"),
     url: Url = "127.0.0.1:8001",
     k: Annotated[int | None, typer.Option("-k", help="Items per user.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 1.0,

@@ -92,7 +92,9 @@ class RankingTask(L.LightningModule):
         distinct, places = torch.unique(items, return_inverse=True)
         rows, dense = self._encoded.items(distinct)
         table = self.model.items(forget(rows, self._config.unknown_rate), dense)
-        return F.embedding(places, table)  # its gradient is summed in one order, unlike table[places]
+        return F.embedding(
+            places, table
+        )  # its gradient is summed in one order, unlike table[places]
 
     def on_validation_epoch_start(self) -> None:
         """Pools the catalog once for all validation batches."""

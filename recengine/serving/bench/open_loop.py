@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2 as pb
 
+from recengine.client._errors import SHED_TOKEN
 from recengine.serving.bench.requests import Request
 
-SHED_TOKEN = "recengine: shed"
 _METHOD = "/inference.GRPCInferenceService/ModelInfer"
 _GIVE_UP_S = 30.0
 
