@@ -92,6 +92,9 @@ def recommend_request(
     """Request of the ensemble, or of one of its models."""
     wire = _pack(served, users, exclude)
     parameters = _parameters(served, k=k, num_candidates=num_candidates)
+    if "k" in parameters and num_candidates is None:
+        # There must be as many candidates as items are wanted.
+        parameters["num_candidates"] = max(parameters["k"], served.schema.num_candidates)
     return Request(_inputs(ids=wire.ids, lengths=wire.lengths, dense=wire.dense), parameters)
 
 

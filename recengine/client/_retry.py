@@ -9,7 +9,7 @@ import time
 from tritonclient.utils import InferenceServerException
 
 from recengine.client._errors import Failure, Retry, classify
-from recengine.errors import DeadlineExceeded
+from recengine.errors import DeadlineExceeded, RecengineError
 
 # s, first and longest. A call to a channel that is not connected costs nothing: the channel has
 # its own, longer backoff.
@@ -53,16 +53,19 @@ class Call:
         self._retries = retries
         self._budget = budget
         self._failed = dict.fromkeys(Retry, 0)
+        self._cause: RecengineError | None = None  # why the attempt before this one failed
 
     def remaining(self) -> float:
         """Seconds until the deadline.
 
         Raises:
-            DeadlineExceeded: none are left.
+            RecengineError: none are left; what the last attempt failed of, if there was one.
         """
         seconds = self._deadline - time.monotonic()
         if seconds <= 0:
-            raise DeadlineExceeded(f"[{self._model}] no answer within {self._timeout} s")
+            raise self._cause or DeadlineExceeded(
+                f"[{self._model}] no answer within {self._timeout} s"
+            )
         return seconds
 
     def answered(self) -> None:
@@ -76,9 +79,12 @@ class Call:
             RecengineError: the typed error, when the request must not be sent again.
         """
         failure = classify(error.status(), error.message() or "", self._model)
+        if self._cause is not None and isinstance(failure.error, DeadlineExceeded):
+            raise self._cause from None  # time ran out over what failed before
         delay = self._delay(failure)
         if delay is None or delay >= self._deadline - time.monotonic():
             raise failure.error from None
+        self._cause = failure.error
         return delay
 
     def _delay(self, failure: Failure) -> float | None:
