@@ -1,16 +1,25 @@
 #include "engine/dense_graph.h"
 
 #include <algorithm>
+#include <condition_variable>
+#include <map>
 #include <mutex>
+#include <openvino/core/model.hpp>
+#include <openvino/op/constant.hpp>
 #include <openvino/runtime/core.hpp>
 #include <openvino/runtime/intel_cpu/properties.hpp>
 #include <openvino/runtime/properties.hpp>
-#include <set>
+#include <utility>
 
 #include "recengine/error.h"
 
 namespace recengine {
 namespace {
+
+// Batch sizes with a graph of their own; a batch of any size is a few of them. Every one holds a
+// copy of the weights, and a graph with many of those does not notice what a new shape costs.
+constexpr int64_t kFixedRows[] = {8, 4, 2, 1};
+constexpr int64_t kMostFixedBytes = int64_t{1} << 20;
 
 std::string to_string(const std::vector<int64_t>& dims) {
   std::string text;
@@ -69,7 +78,7 @@ std::shared_ptr<ov::Model> read(const GraphSpec& spec, const BundleFiles& files)
 
 // One stream a model: OpenVINO then runs the graph on the calling thread. Several streams have
 // threads of their own, and handing over to them costs more than a small graph does.
-ov::CompiledModel compile(const std::shared_ptr<ov::Model>& model, Precision precision,
+ov::CompiledModel compile(const std::shared_ptr<const ov::Model>& model, Precision precision,
                           const EngineOptions& options) {
   const bool bf16 = precision == Precision::kBFloat16;
   return core().compile_model(
@@ -77,6 +86,32 @@ ov::CompiledModel compile(const std::shared_ptr<ov::Model>& model, Precision pre
       ov::num_streams(1), ov::inference_num_threads(options.threads_per_stream),
       // The threads are the process's, not OpenVINO's to place.
       ov::hint::enable_cpu_pinning(false), ov::hint::enable_hyper_threading(true));
+}
+
+// The same graph for batches of `rows` only. `usual_cols` takes the place of an open second dim.
+std::shared_ptr<const ov::Model> fix_shapes(const std::shared_ptr<const ov::Model>& model,
+                                            const GraphSignature& signature, int64_t rows) {
+  const std::shared_ptr<ov::Model> fixed = model->clone();
+  std::map<std::string, ov::PartialShape> shapes;
+  for (const GraphTensor& input : signature.inputs) {
+    ov::PartialShape shape{rows};
+    for (size_t d = 1; d < input.dims.size(); ++d) {
+      const bool open = input.dims[d] == kDynamicDim;
+      shape.push_back(open ? signature.usual_cols : input.dims[d]);
+    }
+    shapes.emplace(input.name, shape);
+  }
+  fixed->reshape(shapes);
+  return fixed;
+}
+
+int64_t weight_bytes(const ov::Model& model) {
+  size_t bytes = 0;
+  for (const auto& node : model.get_ops()) {
+    const auto constant = std::dynamic_pointer_cast<const ov::op::v0::Constant>(node);
+    if (constant != nullptr) bytes += constant->get_byte_size();
+  }
+  return static_cast<int64_t>(bytes);
 }
 
 std::vector<int64_t> dims_of(const ov::PartialShape& shape) {
@@ -109,61 +144,109 @@ size_t find_port(const std::string& what, const std::vector<ov::Output<const ov:
   throw CompileError(what + ": the graph has no tensor \"" + expected.name + "\"");
 }
 
+// Where the tensors of the signature stand among those of the graph.
+struct Ports {
+  std::vector<size_t> inputs;  // in the order of the signature
+  size_t output = 0;
+};
+
+Ports find_ports(const std::string& what, const ov::Model& model, const GraphSignature& signature) {
+  if (model.inputs().size() != signature.inputs.size()) {
+    throw CompileError(what + ": expected " + std::to_string(signature.inputs.size()) +
+                       " inputs, found " + std::to_string(model.inputs().size()));
+  }
+  Ports ports;
+  for (const GraphTensor& input : signature.inputs) {
+    ports.inputs.push_back(find_port(what, model.inputs(), input));
+  }
+  ports.output = find_port(what, model.outputs(), signature.output);
+  return ports;
+}
+
 ov::Shape to_shape(const std::vector<int64_t>& dims) { return {dims.begin(), dims.end()}; }
 
 }  // namespace
 
 struct DenseGraph::Compiled {
-  // A copy of the compiled graph; it serves one call at a time.
-  struct Stream {
+  // The graph for one batch size, or for any.
+  struct Executable {
+    int64_t rows = 0;  // 0: any
     ov::CompiledModel model;
+    ov::InferRequest request;
     std::vector<ov::Output<const ov::Node>> inputs;  // in the order of the signature
     ov::Output<const ov::Node> output;
   };
-  struct Slot {
-    const Stream* stream = nullptr;
-    ov::InferRequest request;
-  };
+  // What one call at a time uses; largest batch size first, the graph for any shape last.
+  using Stream = std::vector<Executable>;
 
   std::string what;
+  int64_t cols = 0;  // of the output of the graphs with a batch size
   std::vector<Stream> streams;
   std::mutex mutex;
-  std::vector<Slot> idle;
-  size_t num_slots = 0;
+  std::condition_variable given_back;
+  std::vector<Stream*> idle;
 
-  Slot take() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (idle.empty()) {
-      Stream& stream = streams[num_slots++ % streams.size()];
-      return {&stream, stream.model.create_infer_request()};
-    }
-    Slot slot = std::move(idle.back());
+  Stream& take() {
+    std::unique_lock<std::mutex> lock(mutex);
+    given_back.wait(lock, [this] { return !idle.empty(); });
+    Stream& stream = *idle.back();
     idle.pop_back();
-    return slot;
+    return stream;
   }
 
-  void give_back(Slot slot) {
-    const std::lock_guard<std::mutex> lock(mutex);
-    idle.push_back(std::move(slot));
+  void give_back(Stream& stream) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      idle.push_back(&stream);
+    }
+    given_back.notify_one();
   }
 
-  void run(const std::vector<GraphArgument>& arguments, Matrix<float> out) {
-    Slot slot = take();
-    const Stream& stream = *slot.stream;
+  // Runs the rows in pieces of the sizes that there are graphs for.
+  void run(Stream& stream, const std::vector<GraphArgument>& arguments, Matrix<float> out) const {
+    int64_t row = 0;
+    for (Executable& executable : stream) {
+      const bool any = executable.rows == 0;
+      if (!any && out.cols != cols) continue;
+      const int64_t rows = any ? out.rows - row : executable.rows;
+      for (; rows > 0 && row + rows <= out.rows; row += rows) {
+        infer(executable, arguments, row, {out.row(row), rows, out.cols});
+      }
+    }
+  }
+
+  // Rows first_row .. first_row + out.rows - 1 of the arguments.
+  void infer(Executable& executable, const std::vector<GraphArgument>& arguments, int64_t first_row,
+             Matrix<float> out) const {
     for (size_t i = 0; i < arguments.size(); ++i) {
-      const ov::Shape shape = to_shape(arguments[i].shape);
-      slot.request.set_tensor(stream.inputs[i],
-                              ov::Tensor(ov::element::f32, shape, arguments[i].data));
+      ov::Shape shape = to_shape(arguments[i].shape);
+      shape[0] = 1;
+      const float* data = arguments[i].data + first_row * int64_t(ov::shape_size(shape));
+      shape[0] = static_cast<size_t>(out.rows);
+      executable.request.set_tensor(executable.inputs[i],
+                                    ov::Tensor(ov::element::f32, shape, data));
     }
     const ov::Shape shape = to_shape({out.rows, out.cols});
-    slot.request.set_tensor(stream.output, ov::Tensor(ov::element::f32, shape, out.data));
-    slot.request.infer();
-    const ov::Tensor answer = slot.request.get_tensor(stream.output);
+    executable.request.set_tensor(executable.output, ov::Tensor(ov::element::f32, shape, out.data));
+    executable.request.infer();
+    const ov::Tensor answer = executable.request.get_tensor(executable.output);
     if (answer.get_shape() != shape || answer.data() != out.data) {
       throw RecengineError(what + ": expected an output of shape " +
                            to_string({out.rows, out.cols}));
     }
-    give_back(std::move(slot));
+  }
+
+  Executable prepare(const std::shared_ptr<const ov::Model>& model, int64_t rows,
+                     const Ports& ports, Precision precision, const EngineOptions& options) const {
+    Executable executable;
+    executable.rows = rows;
+    executable.model = compile(model, precision, options);
+    executable.request = executable.model.create_infer_request();
+    for (const size_t input : ports.inputs) {
+      executable.inputs.push_back(executable.model.inputs()[input]);
+    }
+    executable.output = executable.model.outputs()[ports.output];
+    return executable;
   }
 };
 
@@ -171,42 +254,50 @@ DenseGraph::DenseGraph(const std::string& name, const GraphSpec& spec,
                        const GraphSignature& signature, const BundleFiles& files,
                        const EngineOptions& options)
     : compiled_(std::make_unique<Compiled>()) {
-  compiled_->what = "graph " + name;
-  require_described(compiled_->what, spec.inputs, signature.inputs);
-  require_described(compiled_->what, spec.outputs, {signature.output});
-  const std::string& what = compiled_->what;
+  Compiled& compiled = *compiled_;
+  compiled.what = "graph " + name;
+  require_described(compiled.what, spec.inputs, signature.inputs);
+  require_described(compiled.what, spec.outputs, {signature.output});
+  const int64_t cols = signature.output.dims[1];
+  compiled.cols = cols == kDynamicDim ? signature.usual_cols : cols;
+  compiled.streams.resize(static_cast<size_t>(options.num_streams));
   try {
-    const std::shared_ptr<ov::Model> model = read(spec, files);
-    for (int i = 0; i < options.num_streams; ++i) {
-      compiled_->streams.push_back({compile(model, spec.precision, options), {}, {}});
+    const std::shared_ptr<const ov::Model> model = read(spec, files);
+    const Ports ports = find_ports(compiled.what, *model, signature);
+    std::vector<std::pair<int64_t, std::shared_ptr<const ov::Model>>> variants;
+    if (compiled.cols > 0 && options.threads_per_stream == 1 &&
+        weight_bytes(*model) <= kMostFixedBytes) {
+      for (const int64_t rows : kFixedRows) {
+        variants.emplace_back(rows, fix_shapes(model, signature, rows));
+      }
     }
+    variants.emplace_back(0, model);
+    for (Compiled::Stream& stream : compiled.streams) {
+      for (const auto& [rows, variant] : variants) {
+        stream.push_back(compiled.prepare(variant, rows, ports, spec.precision, options));
+      }
+      compiled.idle.push_back(&stream);
+    }
+  } catch (const RecengineError&) {
+    throw;
   } catch (const std::exception& error) {
-    throw CompileError(what + ": OpenVINO: " + printable(error.what()));
-  }
-  for (Compiled::Stream& stream : compiled_->streams) {
-    const auto inputs = stream.model.inputs();
-    if (inputs.size() != signature.inputs.size()) {
-      throw CompileError(what + ": expected " + std::to_string(signature.inputs.size()) +
-                         " inputs, found " + std::to_string(inputs.size()));
-    }
-    for (const GraphTensor& input : signature.inputs) {
-      stream.inputs.push_back(inputs[find_port(what, inputs, input)]);
-    }
-    const auto outputs = stream.model.outputs();
-    stream.output = outputs[find_port(what, outputs, signature.output)];
+    throw CompileError(compiled.what + ": OpenVINO: " + printable(error.what()));
   }
 }
 
 DenseGraph::~DenseGraph() = default;
 
 void DenseGraph::run(const std::vector<GraphArgument>& inputs, Matrix<float> output) const {
+  Compiled::Stream& stream = compiled_->take();
   try {
-    compiled_->run(inputs, output);
-  } catch (const RecengineError&) {
-    throw;
+    compiled_->run(stream, inputs, output);
   } catch (const std::exception& error) {
+    compiled_->give_back(stream);
+    const auto* ours = dynamic_cast<const RecengineError*>(&error);
+    if (ours != nullptr) throw;
     throw RecengineError(compiled_->what + ": OpenVINO: " + printable(error.what()));
   }
+  compiled_->give_back(stream);
 }
 
 }  // namespace recengine

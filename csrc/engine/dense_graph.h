@@ -13,8 +13,9 @@ namespace recengine {
 
 // What a stage hands to its graph and takes from it; dims are fixed or kDynamicDim.
 struct GraphSignature {
-  std::vector<GraphTensor> inputs;
-  GraphTensor output;
+  std::vector<GraphTensor> inputs;  // [batch, ...]
+  GraphTensor output;               // [batch, cols]
+  int64_t usual_cols = 0;           // of most outputs, where the graph leaves them open; 0: unknown
 };
 
 // One fp32 argument of a run; borrowed.
@@ -23,7 +24,9 @@ struct GraphArgument {
   std::vector<int64_t> shape;
 };
 
-// A dense graph compiled by OpenVINO for this CPU. Immutable; run() may be called by many threads.
+// A dense graph compiled by OpenVINO for this CPU, once for any shape and once for each of a few
+// batch sizes: a small graph spends more time on a new shape than on its work. Immutable; run() may
+// be called by many threads, of which options.num_streams run at a time.
 class DenseGraph {
  public:
   // Reads the graph from verified memory, which must outlive it. Throws BundleError when the

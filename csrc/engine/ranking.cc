@@ -10,8 +10,9 @@
 namespace recengine {
 namespace {
 
-GraphSignature signature(const Lookup& lookup, int64_t item_dim) {
+GraphSignature signature(const Lookup& lookup, int64_t item_dim, const Manifest& manifest) {
   GraphSignature signature = {lookup.graph_inputs(), {"scores", {kDynamicDim, kDynamicDim}}};
+  if (manifest.retrieval) signature.usual_cols = manifest.retrieval->num_candidates;
   signature.inputs.push_back({"items", {kDynamicDim, kDynamicDim, item_dim}});
   signature.inputs.push_back({"candidate_scores", {kDynamicDim, kDynamicDim}});
   return signature;
@@ -34,7 +35,8 @@ Ranking::Ranking(const Manifest& manifest, const Assets& assets, const BundleFil
                  const EngineOptions& options)
     : lookup_("ranking", manifest, manifest.ranking->bags, assets),
       graph_(manifest.ranking->graph, manifest.graphs.at(manifest.ranking->graph),
-             signature(lookup_, assets.table(manifest.ranking->item_table).dim), files, options),
+             signature(lookup_, assets.table(manifest.ranking->item_table).dim, manifest), files,
+             options),
       item_table_(&assets.table(manifest.ranking->item_table)),
       item_vocabulary_(&assets.vocabulary(manifest.item_vocabulary)) {
   if (item_table_->rows != item_vocabulary_->size() + 1) {

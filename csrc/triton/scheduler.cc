@@ -1,6 +1,7 @@
 #include "triton/scheduler.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "triton/status.h"
@@ -15,6 +16,11 @@ constexpr double kSmoothingDown = 1.0 / 4;
 // Share of its deadline that a request may be expected to spend here. The rest is for what cannot
 // be seen from here: the network, and the server's threads before and after.
 constexpr double kShareOfDeadline = 0.5;
+
+// A thread of the server serves only what is short, and gives way to the pool after some batches.
+constexpr double kShortBatchNs = 1e6;
+constexpr int kBatchesOfGuest = 64;
+constexpr int kAllBatches = std::numeric_limits<int>::max();
 
 void smooth(double& value, double sample) {
   const double share = sample > value ? kSmoothingUp : kSmoothingDown;
@@ -37,7 +43,7 @@ void LoadEstimate::record(int64_t rows, bool full, uint64_t oldest_arrival_ns, u
 
 Scheduler::~Scheduler() {
   std::unique_lock<std::mutex> lock(mutex_);
-  finished_.wait(lock, [this] { return tasks_ == 0; });
+  finished_.wait(lock, [this] { return servers_ == 0; });
 }
 
 void Scheduler::add(const Model& model) {
@@ -62,25 +68,31 @@ void Scheduler::drain(const Instance& instance) {
   finished_.wait(lock, [&instance] { return instance.pending.load() == 0; });
 }
 
-void Scheduler::submit(std::unique_ptr<Request> request) {
-  const Model& model = *request->instance().model;
+void Scheduler::submit(Requests requests, bool may_serve) {
+  const Model& model = *requests.front()->instance().model;
+  std::vector<std::pair<std::unique_ptr<Request>, ShedReason>> refused;
   std::unique_lock<std::mutex> lock(mutex_);
   Queue& queue = queue_of(model);
-  if (const std::optional<ShedReason> reason = refusal(queue, *request)) {
-    lock.unlock();
-    model.shed(*request, *reason);
-    return;
+  for (std::unique_ptr<Request>& request : requests) {
+    if (const std::optional<ShedReason> reason = refusal(queue, *request)) {
+      refused.emplace_back(std::move(request), *reason);
+      continue;
+    }
+    const int64_t rows = request->rows();
+    queue.waiting.push_back(std::move(request));
+    queue.rows += rows;
   }
-  const int64_t rows = request->rows();
-  queue.waiting.push_back(std::move(request));
-  queue.rows += rows;
-  if (tasks_ == pool_.num_workers()) return;
-  ++tasks_;
+  const bool wanted = !queue.waiting.empty() && servers_ < pool_.num_workers();
+  may_serve = may_serve && queue.estimate.batch_ns < kShortBatchNs;
+  if (wanted) ++servers_;
   lock.unlock();
-  try {
-    pool_.submit([this] { serve(); });
-  } catch (...) {
-    serve();  // out of memory: what is queued is answered all the same
+  for (const auto& [request, reason] : refused) model.shed(*request, reason);
+  refused.clear();
+  if (!wanted) return;
+  if (may_serve) {
+    serve(kBatchesOfGuest);
+  } else {
+    hand_over();
   }
 }
 
@@ -156,9 +168,22 @@ Scheduler::Batch Scheduler::take(Queue& queue) {
   return batch;
 }
 
-void Scheduler::serve() noexcept {
+void Scheduler::hand_over() noexcept {
+  try {
+    pool_.submit([this] { serve(kAllBatches); });
+  } catch (...) {
+    serve(kAllBatches);  // out of memory: what is queued is answered all the same
+  }
+}
+
+void Scheduler::serve(int max_batches) noexcept {
   std::unique_lock<std::mutex> lock(mutex_);
   while (Queue* queue = next_queue()) {
+    if (max_batches-- == 0) {
+      lock.unlock();
+      hand_over();
+      return;
+    }
     ++queue->running;
     try {
       run_next(*queue, lock);
@@ -169,7 +194,7 @@ void Scheduler::serve() noexcept {
     --queue->running;
     finished_.notify_all();
   }
-  --tasks_;
+  --servers_;
   finished_.notify_all();
 }
 

@@ -26,9 +26,12 @@ struct LoadEstimate {
               uint64_t end_ns);
 };
 
-// The bounded queues of all models, and the tasks on the thread pool that empty them. A task takes
-// what waits for one model, up to a full batch, as soon as it is free: batches grow with the load.
-// Later stages go first, so that work already begun is finished.
+// The bounded queues of all models, and the threads that empty them: as many at a time as the pool
+// has workers. A thread takes what waits for one model, up to a full batch, as soon as it is free:
+// batches grow with the load. Later stages go first, so that work already begun is finished.
+//
+// A thread of the server that brings requests becomes one of them when there is room, which saves
+// a small request two thread switches; what it leaves behind goes to the pool.
 class Scheduler {
  public:
   explicit Scheduler(ThreadPool& pool) : pool_(pool) {}
@@ -44,8 +47,9 @@ class Scheduler {
   // Returns once every request that came through the instance is answered and released.
   void drain(const Instance& instance);
 
-  // Queues a request, or sheds it: queue full, or its deadline cannot be met.
-  void submit(std::unique_ptr<Request> request);
+  // Queues each request or sheds it, because the queue is full or its deadline cannot be met. May
+  // serve some batches before it returns, unless this is the last thread that could bring more.
+  void submit(Requests requests, bool may_serve);
 
  private:
   struct Queue {
@@ -70,14 +74,17 @@ class Scheduler {
   static std::unique_ptr<Request> pop(Queue& queue);
   Batch take(Queue& queue);
 
-  void serve() noexcept;
+  // Serves until nothing waits or `max_batches` are done; returns with a permit given up or, when
+  // work is left, handed to the pool.
+  void serve(int max_batches) noexcept;
+  void hand_over() noexcept;
   void run_next(Queue& queue, std::unique_lock<std::mutex>& lock);
 
   ThreadPool& pool_;
   std::mutex mutex_;
   std::condition_variable finished_;
   std::vector<std::unique_ptr<Queue>> queues_;
-  int tasks_ = 0;  // handed to the pool and not ended
+  int servers_ = 0;  // threads that serve, or tasks on the pool that will
 };
 
 }  // namespace recengine::triton

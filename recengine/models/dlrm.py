@@ -75,7 +75,7 @@ class Ranker(nn.Module):
 
         Args:
             sparse: [batch, user bags * dim].
-            items: [batch, n, item bags * dim + item dense], rows of the item table.
+            items: [batch, n, item width], rows of the item table.
             candidate_scores: [batch, n], from the retrieval.
             dense: [batch, user dense], only when the model has dense user features.
 
@@ -90,26 +90,36 @@ class Ranker(nn.Module):
         if self.bottom is not None:
             user_fields = torch.cat([user_fields, self.bottom(dense).unsqueeze(1)], dim=1)
         user = self.first_user(
-            torch.cat([user_fields.flatten(1), self._pairs(user_fields)], dim=1)
+            torch.cat([user_fields.flatten(1), pair_products(user_fields)], dim=1)
         )  # [batch, hidden]
-
-        embedded = items[..., : self.num_item_fields * self.dim]
-        item_fields = embedded.reshape(*items.shape[:2], self.num_item_fields, self.dim)
-        crosses = item_fields.flatten(1, 2) @ user_fields.transpose(1, 2)
-        crosses = crosses.reshape(items.shape[0], -1, self.num_item_fields * self.num_user_fields)
-        item = self.first_item(torch.cat([items, self._pairs(item_fields), crosses], dim=2))
-
-        hidden = self.dropout(F.relu(user.unsqueeze(1) + item))  # [batch, n, hidden]
+        hidden = self.dropout(F.relu(user.unsqueeze(1) + items @ self._item_weight(user_fields)))
         scores: Tensor = self.top(hidden).squeeze(2)
         return scores
 
-    def _pairs(self, fields: Tensor) -> Tensor:
-        """Dot products of all pairs of fields: [..., fields, dim] -> [..., pairs]."""
-        products = (fields @ fields.transpose(-1, -2)).flatten(-2)
-        n = fields.shape[-2]
-        # One gather: a product and a sum for each pair would be hundreds of nodes in the graph.
-        upper = [i * n + j for i, j in combinations(range(n), 2)]
-        return products[..., torch.tensor(upper, dtype=torch.int64)]
+    def _item_weight(self, user_fields: Tensor) -> Tensor:
+        """What the first layer multiplies each of a user's items by: [batch, item width, hidden].
+
+        A product of an item's field and a user's field is linear in the item. So the layer's
+        weights of those products, times the user's fields, are weights of the item's embeddings:
+        made once per user, they leave one matrix product per candidate.
+        """
+        embedded = self.num_item_fields * self.dim
+        width = self.first_item.in_features - self.num_item_fields * self.num_user_fields
+        weight = self.first_item.weight.t()  # [item width + crosses, hidden]
+        crosses = weight[width:].reshape(self.num_item_fields, self.num_user_fields, -1)
+        of_user = user_fields.transpose(1, 2).unsqueeze(1) @ crosses
+        of_user = of_user.flatten(1, 2) + weight[:embedded]  # [batch, embedded, hidden]
+        rest = weight[embedded:width].expand(user_fields.shape[0], -1, -1)
+        return torch.cat([of_user, rest], dim=1)
+
+
+def pair_products(fields: Tensor) -> Tensor:
+    """Dot products of all pairs of fields: [batch, fields, dim] -> [batch, pairs]."""
+    products = (fields @ fields.transpose(1, 2)).flatten(1)
+    n = fields.shape[1]
+    # One gather: a product and a sum for each pair would be hundreds of nodes in the graph.
+    upper = [i * n + j for i, j in combinations(range(n), 2)]
+    return products[:, torch.tensor(upper, dtype=torch.int64)]
 
 
 class DLRM(nn.Module):
@@ -129,9 +139,14 @@ class DLRM(nn.Module):
         self.ranker = Ranker(config)
 
     def items(self, rows: Rows, dense: Tensor | None = None) -> Tensor:
-        """Pooled item embeddings and dense features, [items, item bags * dim + item dense]."""
+        """All that the ranker reads of items: [items, item width].
+
+        Pooled embeddings, dense features, and the dot products of the embeddings' pairs.
+        """
         pooled = pool_bags(self.tables, self.item_bags, rows)
-        return pooled if dense is None else torch.cat([pooled, dense], dim=1)
+        known = [pooled] if dense is None else [pooled, dense]
+        fields = pooled.reshape(len(pooled), len(self.item_bags), self.config.dim)
+        return torch.cat([*known, pair_products(fields)], dim=1)
 
     def item_table(self, rows: Rows, dense: Tensor | None = None) -> Tensor:
         """`items` of the whole catalog behind row 0, the item that nothing is known of."""

@@ -32,6 +32,7 @@ BACKEND_DIRECTORY = "RECENGINE_BACKEND_DIRECTORY"
 _LIBRARY = Path("recengine", "libtriton_recengine.so")
 _WHEEL_BINARY = Path("tritonserver", "bin", "tritonserver")
 _POLL_S = 0.02
+_SIGNAL_CHECK_S = 1.0
 _TAIL_LINES = 200
 _SHOWN_LINES = 20
 
@@ -214,7 +215,12 @@ class TritonServer:
         with ExitStack() as stack:
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, pass_on))
-            return popen.wait()
+            # Not popen.wait(): a signal that arrives just before it blocks would be handled only
+            # after the server has ended, so never.
+            while (status := popen.poll()) is None:
+                with suppress(subprocess.TimeoutExpired):
+                    popen.wait(_SIGNAL_CHECK_S)
+            return status
 
     def stop(self, timeout: float = 30.0) -> int | None:
         """Asks the server to end, after `timeout` seconds makes it. Returns its exit status.
