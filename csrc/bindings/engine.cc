@@ -58,7 +58,7 @@ class PyEngine {
     const int count = threads ? *threads : usable_cores();
     EngineOptions options;
     options.pool = shared_pool(count);
-    options.threads_per_stream = count;
+    options.num_streams = count;
     const py::gil_scoped_release release;
     engine_ = Engine::load(directory, options);
   }

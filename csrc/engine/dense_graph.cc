@@ -11,6 +11,7 @@
 #include <openvino/runtime/properties.hpp>
 #include <utility>
 
+#include "cpu/thread_pool.h"
 #include "recengine/error.h"
 
 namespace recengine {
@@ -19,6 +20,7 @@ namespace {
 // Batch sizes with a graph of their own; a batch of any size is a few of them. Every one holds a
 // copy of the weights, and a graph with many of those does not notice what a new shape costs.
 constexpr int64_t kFixedRows[] = {8, 4, 2, 1};
+constexpr int64_t kAnyRows = 16;  // that the graph for any size takes at once
 constexpr int64_t kMostFixedBytes = int64_t{1} << 20;
 
 std::string to_string(const std::vector<int64_t>& dims) {
@@ -78,12 +80,11 @@ std::shared_ptr<ov::Model> read(const GraphSpec& spec, const BundleFiles& files)
 
 // One stream a model: OpenVINO then runs the graph on the calling thread. Several streams have
 // threads of their own, and handing over to them costs more than a small graph does.
-ov::CompiledModel compile(const std::shared_ptr<const ov::Model>& model, Precision precision,
-                          const EngineOptions& options) {
+ov::CompiledModel compile(const std::shared_ptr<const ov::Model>& model, Precision precision) {
   const bool bf16 = precision == Precision::kBFloat16;
   return core().compile_model(
       model, "CPU", ov::hint::inference_precision(bf16 ? ov::element::bf16 : ov::element::f32),
-      ov::num_streams(1), ov::inference_num_threads(options.threads_per_stream),
+      ov::num_streams(1), ov::inference_num_threads(1),
       // The threads are the process's, not OpenVINO's to place.
       ov::hint::enable_cpu_pinning(false), ov::hint::enable_hyper_threading(true));
 }
@@ -186,6 +187,34 @@ struct DenseGraph::Compiled {
   std::condition_variable given_back;
   std::vector<Stream*> idle;
 
+  // Runs the rows in parts, several at a time when there are many.
+  void run(ThreadPool* pool, const std::vector<GraphArgument>& arguments, Matrix<float> out) {
+    const bool fixed = streams[0].size() > 1 && out.cols == cols;
+    const int64_t part_rows = fixed ? kFixedRows[0] : kAnyRows;
+    const int64_t parts = (out.rows + part_rows - 1) / part_rows;
+    const auto run_part = [&](int64_t part) {
+      const int64_t row = part * part_rows;
+      const Lease lease(*this);
+      run_rows(lease.stream, fixed, arguments, row, std::min(row + part_rows, out.rows), out);
+    };
+    if (pool != nullptr && parts > 2) {
+      pool->parallel_for(parts, run_part);
+    } else {
+      for (int64_t part = 0; part < parts; ++part) run_part(part);
+    }
+  }
+
+  // A stream that is idle until then, for as long as this lives.
+  struct Lease {
+    explicit Lease(Compiled& owner) : compiled(owner), stream(owner.take()) {}
+    ~Lease() { compiled.give_back(stream); }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+
+    Compiled& compiled;
+    Stream& stream;
+  };
+
   Stream& take() {
     std::unique_lock<std::mutex> lock(mutex);
     given_back.wait(lock, [this] { return !idle.empty(); });
@@ -202,14 +231,16 @@ struct DenseGraph::Compiled {
     given_back.notify_one();
   }
 
-  // Runs the rows in pieces of the sizes that there are graphs for.
-  void run(Stream& stream, const std::vector<GraphArgument>& arguments, Matrix<float> out) const {
-    int64_t row = 0;
+  // Rows [row, end) by the graphs of their sizes, largest first.
+  void run_rows(Stream& stream, bool fixed, const std::vector<GraphArgument>& arguments,
+                int64_t row, int64_t end, Matrix<float> out) const {
+    if (!fixed) {
+      infer(stream.back(), arguments, row, {out.row(row), end - row, out.cols});
+      return;
+    }
     for (Executable& executable : stream) {
-      const bool any = executable.rows == 0;
-      if (!any && out.cols != cols) continue;
-      const int64_t rows = any ? out.rows - row : executable.rows;
-      for (; rows > 0 && row + rows <= out.rows; row += rows) {
+      const int64_t rows = executable.rows;
+      for (; rows > 0 && row + rows <= end; row += rows) {
         infer(executable, arguments, row, {out.row(row), rows, out.cols});
       }
     }
@@ -237,10 +268,10 @@ struct DenseGraph::Compiled {
   }
 
   Executable prepare(const std::shared_ptr<const ov::Model>& model, int64_t rows,
-                     const Ports& ports, Precision precision, const EngineOptions& options) const {
+                     const Ports& ports, Precision precision) const {
     Executable executable;
     executable.rows = rows;
-    executable.model = compile(model, precision, options);
+    executable.model = compile(model, precision);
     executable.request = executable.model.create_infer_request();
     for (const size_t input : ports.inputs) {
       executable.inputs.push_back(executable.model.inputs()[input]);
@@ -253,7 +284,7 @@ struct DenseGraph::Compiled {
 DenseGraph::DenseGraph(const std::string& name, const GraphSpec& spec,
                        const GraphSignature& signature, const BundleFiles& files,
                        const EngineOptions& options)
-    : compiled_(std::make_unique<Compiled>()) {
+    : pool_(options.pool), compiled_(std::make_unique<Compiled>()) {
   Compiled& compiled = *compiled_;
   compiled.what = "graph " + name;
   require_described(compiled.what, spec.inputs, signature.inputs);
@@ -265,8 +296,7 @@ DenseGraph::DenseGraph(const std::string& name, const GraphSpec& spec,
     const std::shared_ptr<const ov::Model> model = read(spec, files);
     const Ports ports = find_ports(compiled.what, *model, signature);
     std::vector<std::pair<int64_t, std::shared_ptr<const ov::Model>>> variants;
-    if (compiled.cols > 0 && options.threads_per_stream == 1 &&
-        weight_bytes(*model) <= kMostFixedBytes) {
+    if (compiled.cols > 0 && weight_bytes(*model) <= kMostFixedBytes) {
       for (const int64_t rows : kFixedRows) {
         variants.emplace_back(rows, fix_shapes(model, signature, rows));
       }
@@ -274,7 +304,7 @@ DenseGraph::DenseGraph(const std::string& name, const GraphSpec& spec,
     variants.emplace_back(0, model);
     for (Compiled::Stream& stream : compiled.streams) {
       for (const auto& [rows, variant] : variants) {
-        stream.push_back(compiled.prepare(variant, rows, ports, spec.precision, options));
+        stream.push_back(compiled.prepare(variant, rows, ports, spec.precision));
       }
       compiled.idle.push_back(&stream);
     }
@@ -288,16 +318,13 @@ DenseGraph::DenseGraph(const std::string& name, const GraphSpec& spec,
 DenseGraph::~DenseGraph() = default;
 
 void DenseGraph::run(const std::vector<GraphArgument>& inputs, Matrix<float> output) const {
-  Compiled::Stream& stream = compiled_->take();
   try {
-    compiled_->run(stream, inputs, output);
+    compiled_->run(pool_, inputs, output);
+  } catch (const RecengineError&) {
+    throw;
   } catch (const std::exception& error) {
-    compiled_->give_back(stream);
-    const auto* ours = dynamic_cast<const RecengineError*>(&error);
-    if (ours != nullptr) throw;
     throw RecengineError(compiled_->what + ": OpenVINO: " + printable(error.what()));
   }
-  compiled_->give_back(stream);
 }
 
 }  // namespace recengine

@@ -26,7 +26,8 @@ struct GraphArgument {
 
 // A dense graph compiled by OpenVINO for this CPU, once for any shape and once for each of a few
 // batch sizes: a small graph spends more time on a new shape than on its work. Immutable; run() may
-// be called by many threads, of which options.num_streams run at a time.
+// be called by many threads, of which options.num_streams compute at a time. Rows of a batch may
+// run on several threads, split in the same way for any number of them.
 class DenseGraph {
  public:
   // Reads the graph from verified memory, which must outlive it. Throws BundleError when the
@@ -41,6 +42,8 @@ class DenseGraph {
 
  private:
   struct Compiled;
+
+  ThreadPool* pool_;
   std::unique_ptr<Compiled> compiled_;
 };
 

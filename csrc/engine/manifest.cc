@@ -275,7 +275,7 @@ Manifest read_manifest(const MappedFile& file) {
   Manifest manifest;
   manifest.name = document.at("name").as_string();
   if (const auto target = document.find("target")) {
-    target->as_one_of({"cpu", "gpu", "onnxruntime"});
+    target->as_one_of({"cpu"});
   }
   for (const JsonValue& feature : document.at("features").elements()) {
     manifest.features.push_back(read_feature(feature));

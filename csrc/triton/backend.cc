@@ -85,16 +85,18 @@ Instance* state_of(TRITONBACKEND_ModelInstance* instance) {
   return static_cast<Instance*>(state);
 }
 
-void execute(Scheduler& scheduler, Instance& instance, Span<TRITONBACKEND_Request*> handles) {
-  Model& model = *instance.model;
-  const bool others_are_free = model.executing.fetch_add(1) + 1 < model.num_instances.load();
-  Requests requests;
-  requests.reserve(static_cast<size_t>(handles.size));
-  for (TRITONBACKEND_Request* handle : handles) {
-    requests.push_back(std::make_unique<Request>(instance, handle, model.config()));
+void execute(Scheduler& scheduler, Instance& instance, TRITONBACKEND_Request* handle) noexcept {
+  const ModelConfig& config = instance.model->config();
+  std::unique_ptr<Request> request(new (std::nothrow) Request(instance, handle, config));
+  if (request == nullptr) {
+    Request(instance, handle, config).fail(TRITONSERVER_ERROR_UNAVAILABLE, "out of memory", {});
+    return;
   }
-  scheduler.submit(std::move(requests), others_are_free);
-  model.executing.fetch_sub(1);
+  try {
+    scheduler.submit(std::move(request));
+  } catch (...) {
+    // Out of memory: the request's destructor has answered.
+  }
 }
 
 }  // namespace
@@ -155,7 +157,6 @@ RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(
     auto instance = std::make_unique<Instance>();
     instance->handle = handle;
     instance->model = static_cast<Model*>(state);
-    instance->model->num_instances.fetch_add(1);
     instance->warmups_left = instance->model->config().num_warmups;
     require(TRITONBACKEND_ModelInstanceSetState(handle, instance.get()));
     instance.release();
@@ -166,9 +167,7 @@ RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(
     TRITONBACKEND_ModelInstance* handle) {
   return guarded([handle] {
     const std::unique_ptr<Instance> instance(recengine::triton::state_of(handle));
-    if (instance == nullptr) return;
-    instance->model->num_instances.fetch_sub(1);
-    recengine::triton::backend_of(handle).scheduler().drain(*instance);
+    if (instance != nullptr) recengine::triton::backend_of(handle).scheduler().drain(*instance);
   });
 }
 
@@ -179,6 +178,8 @@ RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInstanceExecute(
   return guarded([=] {
     Instance& instance = *recengine::triton::state_of(handle);
     recengine::triton::Scheduler& scheduler = recengine::triton::backend_of(handle).scheduler();
-    recengine::triton::execute(scheduler, instance, {requests, request_count});
+    for (uint32_t i = 0; i < request_count; ++i) {
+      recengine::triton::execute(scheduler, instance, requests[i]);
+    }
   });
 }

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <memory>
 
@@ -20,9 +19,6 @@ class Model {
   Model(TRITONBACKEND_Model* handle, const EngineOptions& options, const ShedFamily& shed_family);
 
   const ModelConfig& config() const { return config_; }
-
-  std::atomic<int> num_instances{0};
-  std::atomic<int> executing{0};  // instances whose thread is in Execute
 
   // Answers every one of the requests.
   void run(Requests requests) const noexcept;

@@ -1,7 +1,6 @@
 #include "triton/scheduler.h"
 
 #include <algorithm>
-#include <limits>
 #include <utility>
 
 #include "triton/status.h"
@@ -11,16 +10,13 @@ namespace {
 
 // An estimate that is too high refuses work in vain: it comes down faster than it goes up.
 constexpr double kSmoothingUp = 1.0 / 8;
-constexpr double kSmoothingDown = 1.0 / 4;
+constexpr double kSmoothingDown = 1.0 / 2;
 
 // Share of its deadline that a request may be expected to spend here. The rest is for what cannot
-// be seen from here: the network, and the server's threads before and after.
-constexpr double kShareOfDeadline = 0.5;
-
-// A thread of the server serves only what is short, and gives way to the pool after some batches.
-constexpr double kShortBatchNs = 1e6;
-constexpr int kBatchesOfGuest = 64;
-constexpr int kAllBatches = std::numeric_limits<int>::max();
+// be seen from here: the network, and the server's threads before and after. Later stages have less
+// of that before them, and to refuse there is to have worked for nothing.
+constexpr double kShareOfDeadline = 0.6;
+constexpr double kLastShareOfDeadline = 0.8;
 
 void smooth(double& value, double sample) {
   const double share = sample > value ? kSmoothingUp : kSmoothingDown;
@@ -31,19 +27,14 @@ double elapsed_ns(uint64_t from, uint64_t to) { return to > from ? double(to - f
 
 }  // namespace
 
-void LoadEstimate::record(int64_t rows, bool full, uint64_t oldest_arrival_ns, uint64_t start_ns,
-                          uint64_t end_ns) {
-  smooth(batch_ns, elapsed_ns(start_ns, end_ns));
-  smooth(latency_ns, elapsed_ns(oldest_arrival_ns, end_ns));
-  if (full) {
-    smooth(row_ns, elapsed_ns(std::max(last_end_ns, oldest_arrival_ns), end_ns) / double(rows));
-  }
-  last_end_ns = end_ns;
+void LoadEstimate::record(int64_t rows, double duration_ns) {
+  smooth(batch_ns, duration_ns);
+  smooth(row_ns, duration_ns / double(rows));
 }
 
 Scheduler::~Scheduler() {
   std::unique_lock<std::mutex> lock(mutex_);
-  finished_.wait(lock, [this] { return servers_ == 0; });
+  finished_.wait(lock, [this] { return tasks_ == 0; });
 }
 
 void Scheduler::add(const Model& model) {
@@ -68,31 +59,25 @@ void Scheduler::drain(const Instance& instance) {
   finished_.wait(lock, [&instance] { return instance.pending.load() == 0; });
 }
 
-void Scheduler::submit(Requests requests, bool may_serve) {
-  const Model& model = *requests.front()->instance().model;
-  std::vector<std::pair<std::unique_ptr<Request>, ShedReason>> refused;
+void Scheduler::submit(std::unique_ptr<Request> request) {
+  const Model& model = *request->instance().model;
   std::unique_lock<std::mutex> lock(mutex_);
   Queue& queue = queue_of(model);
-  for (std::unique_ptr<Request>& request : requests) {
-    if (const std::optional<ShedReason> reason = refusal(queue, *request)) {
-      refused.emplace_back(std::move(request), *reason);
-      continue;
-    }
-    const int64_t rows = request->rows();
-    queue.waiting.push_back(std::move(request));
-    queue.rows += rows;
+  if (const std::optional<ShedReason> reason = refusal(queue, *request)) {
+    lock.unlock();
+    model.shed(*request, *reason);
+    return;
   }
-  const bool wanted = !queue.waiting.empty() && servers_ < pool_.num_workers();
-  may_serve = may_serve && queue.estimate.batch_ns < kShortBatchNs;
-  if (wanted) ++servers_;
+  const int64_t rows = request->rows();
+  queue.waiting.push_back(std::move(request));
+  queue.waiting_rows += rows;
+  if (tasks_ == pool_.num_workers()) return;
+  ++tasks_;
   lock.unlock();
-  for (const auto& [request, reason] : refused) model.shed(*request, reason);
-  refused.clear();
-  if (!wanted) return;
-  if (may_serve) {
-    serve(kBatchesOfGuest);
-  } else {
-    hand_over();
+  try {
+    pool_.submit([this] { serve(); });
+  } catch (...) {
+    serve();  // out of memory: what is queued is answered all the same
   }
 }
 
@@ -100,23 +85,42 @@ std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& 
   if (request.is_warmup()) return std::nullopt;
   // An idle model always tries: what it learns corrects an estimate that is too high.
   if (queue.waiting.empty() && queue.running == 0) return std::nullopt;
-  if (queue.rows + request.rows() > queue.model->config().max_queue_rows) {
+  if (queue.waiting_rows + request.rows() > queue.model->config().max_queue_rows) {
     return ShedReason::kQueueFull;
   }
-  const double expected_ns = double(queue.rows) * queue.estimate.row_ns + remaining_ns(queue);
+  const double expected_ns =
+      backlog_ns() / pool_.num_workers() + queue.estimate.batch_ns + later_stages_ns(queue);
+  const bool last = queue.model->config().stage == Stage::kRanking;
+  const double share = last ? kLastShareOfDeadline : kShareOfDeadline;
   const double granted_ns = elapsed_ns(request.arrival_ns(), request.deadline_ns());
-  if (expected_ns > kShareOfDeadline * granted_ns) return ShedReason::kDeadline;
+  if (expected_ns > share * granted_ns) return ShedReason::kDeadline;
   return std::nullopt;
 }
 
-double Scheduler::remaining_ns(const Queue& queue) const {
-  double later_ns = 0;  // the stages that come after this one
+// Expected time in the stages after this one.
+double Scheduler::later_stages_ns(const Queue& queue) const {
+  double later_ns = 0;
   for (const std::unique_ptr<Queue>& other : queues_) {
     if (other->model->config().stage > queue.model->config().stage) {
-      later_ns = std::max(later_ns, other->estimate.latency_ns);
+      later_ns = std::max(later_ns, other->estimate.batch_ns);
     }
   }
-  return queue.estimate.batch_ns + later_ns;
+  return later_ns;
+}
+
+// Work on all that was taken in and is not answered, later stages included, for one thread.
+double Scheduler::backlog_ns() const {
+  double total_ns = 0;
+  for (const std::unique_ptr<Queue>& queue : queues_) {
+    double row_ns = queue->estimate.row_ns;
+    for (const std::unique_ptr<Queue>& other : queues_) {
+      if (other->model->config().stage > queue->model->config().stage) {
+        row_ns += other->estimate.row_ns;
+      }
+    }
+    total_ns += double(queue->waiting_rows + queue->running_rows) * row_ns;
+  }
+  return total_ns;
 }
 
 Scheduler::Queue& Scheduler::queue_of(const Model& model) {
@@ -140,23 +144,30 @@ Scheduler::Queue* Scheduler::next_queue() {
 std::unique_ptr<Request> Scheduler::pop(Queue& queue) {
   std::unique_ptr<Request> request = std::move(queue.waiting.front());
   queue.waiting.pop_front();
-  queue.rows -= request->rows();
+  queue.waiting_rows -= request->rows();
   return request;
 }
 
 Scheduler::Batch Scheduler::take(Queue& queue) {
   const int64_t max_rows = queue.model->config().max_batch_rows;
-  const auto done_ns = now_ns() + static_cast<uint64_t>(remaining_ns(queue));
+  const uint64_t now = now_ns();
+  const double later_ns = later_stages_ns(queue);
+  uint64_t first_deadline_ns = std::numeric_limits<uint64_t>::max();
   Batch batch;
   while (!queue.waiting.empty()) {
     const Request& next = *queue.waiting.front();
-    if (next.deadline_ns() < done_ns) {
+    // The answers of a batch come all at its end, so each request in it delays the others.
+    const int64_t rows = batch.rows + next.rows();
+    const uint64_t deadline_ns = std::min(first_deadline_ns, next.deadline_ns());
+    const bool in_time =
+        double(rows) * queue.estimate.row_ns + later_ns <= elapsed_ns(now, deadline_ns);
+    if (batch.requests.empty() && !in_time) {
       batch.late.push_back(pop(queue));
       continue;
     }
-    batch.full = batch.rows + next.rows() >= max_rows;
-    if (!batch.requests.empty() && batch.rows + next.rows() > max_rows) break;
-    batch.rows += next.rows();
+    if (!batch.requests.empty() && (!in_time || rows > max_rows)) break;
+    first_deadline_ns = deadline_ns;
+    batch.rows = rows;
     batch.requests.push_back(pop(queue));
   }
   // When all look late, the latest to come is tried: the estimate may be what is wrong.
@@ -168,22 +179,9 @@ Scheduler::Batch Scheduler::take(Queue& queue) {
   return batch;
 }
 
-void Scheduler::hand_over() noexcept {
-  try {
-    pool_.submit([this] { serve(kAllBatches); });
-  } catch (...) {
-    serve(kAllBatches);  // out of memory: what is queued is answered all the same
-  }
-}
-
-void Scheduler::serve(int max_batches) noexcept {
+void Scheduler::serve() noexcept {
   std::unique_lock<std::mutex> lock(mutex_);
   while (Queue* queue = next_queue()) {
-    if (max_batches-- == 0) {
-      lock.unlock();
-      hand_over();
-      return;
-    }
     ++queue->running;
     try {
       run_next(*queue, lock);
@@ -194,24 +192,26 @@ void Scheduler::serve(int max_batches) noexcept {
     --queue->running;
     finished_.notify_all();
   }
-  --servers_;
+  --tasks_;
   finished_.notify_all();
 }
 
 void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
   Batch batch = take(queue);
+  queue.running_rows += batch.rows;
   lock.unlock();
   for (const std::unique_ptr<Request>& request : batch.late) {
     queue.model->shed(*request, ShedReason::kDeadline);
   }
   batch.late.clear();
   if (!batch.requests.empty()) {
-    const uint64_t oldest_arrival_ns = batch.requests.front()->arrival_ns();
+    const bool is_warmup = batch.requests.front()->is_warmup();
     const uint64_t start_ns = now_ns();
     queue.model->run(std::move(batch.requests));
-    const uint64_t end_ns = now_ns();
+    const double duration_ns = elapsed_ns(start_ns, now_ns());
     lock.lock();
-    queue.estimate.record(batch.rows, batch.full, oldest_arrival_ns, start_ns, end_ns);
+    queue.running_rows -= batch.rows;
+    if (!is_warmup) queue.estimate.record(batch.rows, duration_ns);
     return;
   }
   lock.lock();

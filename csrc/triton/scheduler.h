@@ -14,24 +14,17 @@
 
 namespace recengine::triton {
 
-// What recent batches of a model say about how long a new request will take; smoothed, in ns.
+// What recent batches of a model say about how long new ones will take; smoothed, in ns.
 struct LoadEstimate {
-  double batch_ns = 0;    // from being taken to being answered
-  double row_ns = 0;      // between rows leaving a long queue, all workers together; 0: not known
-  double latency_ns = 0;  // from arrival to answer
-  uint64_t last_end_ns = 0;
+  double batch_ns = 0;  // from being taken to being answered; 0: not known
+  double row_ns = 0;    // the share of one of its rows
 
-  // `full`: the batch had as many rows as it may have, so its pace is that of a long queue.
-  void record(int64_t rows, bool full, uint64_t oldest_arrival_ns, uint64_t start_ns,
-              uint64_t end_ns);
+  void record(int64_t rows, double duration_ns);
 };
 
-// The bounded queues of all models, and the threads that empty them: as many at a time as the pool
-// has workers. A thread takes what waits for one model, up to a full batch, as soon as it is free:
-// batches grow with the load. Later stages go first, so that work already begun is finished.
-//
-// A thread of the server that brings requests becomes one of them when there is room, which saves
-// a small request two thread switches; what it leaves behind goes to the pool.
+// The bounded queues of all models, and the tasks on the thread pool that empty them. A task takes
+// what waits for one model, up to a full batch, as soon as it is free: batches grow with the load.
+// Later stages go first, so that work already begun is finished.
 class Scheduler {
  public:
   explicit Scheduler(ThreadPool& pool) : pool_(pool) {}
@@ -47,44 +40,41 @@ class Scheduler {
   // Returns once every request that came through the instance is answered and released.
   void drain(const Instance& instance);
 
-  // Queues each request or sheds it, because the queue is full or its deadline cannot be met. May
-  // serve some batches before it returns, unless this is the last thread that could bring more.
-  void submit(Requests requests, bool may_serve);
+  // Queues a request, or sheds it: queue full, or its deadline cannot be met.
+  void submit(std::unique_ptr<Request> request);
 
  private:
   struct Queue {
     const Model* model = nullptr;
     std::deque<std::unique_ptr<Request>> waiting;
-    int64_t rows = 0;  // waiting
-    int running = 0;   // batches
+    int64_t waiting_rows = 0;
+    int64_t running_rows = 0;
+    int running = 0;  // batches
     LoadEstimate estimate;
   };
   struct Batch {
     Requests requests;
     Requests late;  // cannot make their deadline any more
     int64_t rows = 0;
-    bool full = false;
   };
 
   // These need the lock.
   std::optional<ShedReason> refusal(const Queue& queue, const Request& request) const;
-  double remaining_ns(const Queue& queue) const;
+  double later_stages_ns(const Queue& queue) const;
+  double backlog_ns() const;
   Queue& queue_of(const Model& model);
   Queue* next_queue();
   static std::unique_ptr<Request> pop(Queue& queue);
   Batch take(Queue& queue);
 
-  // Serves until nothing waits or `max_batches` are done; returns with a permit given up or, when
-  // work is left, handed to the pool.
-  void serve(int max_batches) noexcept;
-  void hand_over() noexcept;
+  void serve() noexcept;
   void run_next(Queue& queue, std::unique_lock<std::mutex>& lock);
 
   ThreadPool& pool_;
   std::mutex mutex_;
   std::condition_variable finished_;
   std::vector<std::unique_ptr<Queue>> queues_;
-  int servers_ = 0;  // threads that serve, or tasks on the pool that will
+  int tasks_ = 0;  // handed to the pool and not ended
 };
 
 }  // namespace recengine::triton

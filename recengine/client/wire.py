@@ -64,6 +64,11 @@ def pack_users(
         raise InputError(
             f"[exclude] expected one list of item ids per user, {len(users)}, found {len(exclude)}"
         )
+    for index, items in enumerate(() if exclude is None else exclude):
+        if not (_is_sequence(items) or (isinstance(items, np.ndarray) and items.ndim)):
+            raise InputError(
+                f"[exclude] user {index}: expected a list of item ids, found {_type(items)}"
+            )
     known = {feature.name for feature in schema.features}.union(schema.dense_features)
     flat: list[Any] = []
     lengths: list[int] = []

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,6 +125,10 @@ def _gate(
     bundle: Path, manifest: Manifest, staging: Path, bounds: FidelityBounds
 ) -> list[FidelityRow]:
     if manifest.reference is None:
+        warnings.warn(
+            f"[compile] {bundle}: has no reference answers; what is served is not checked",
+            stacklevel=3,
+        )
         return []
     reference = load_reference(bundle, manifest.reference)
     return gate(reference, _engine_answer(staging, reference), "engine", bounds)

@@ -120,3 +120,12 @@ def test_a_bad_exclude_list_is_refused():
 def test_an_empty_batch_is_refused():
     with pytest.raises(InputError, match="expected at least one user"):
         pack_users(SCHEMA, [])
+
+
+def test_one_item_per_user_in_the_place_of_lists_is_refused():
+    # Two items for two users would otherwise be taken for one item each.
+    users = [{"age": 1, "income": 1}] * 2
+    with pytest.raises(InputError, match=r"\[exclude\] user 0: expected a list of item ids, found"):
+        pack_users(SCHEMA, users, [5, 6])
+    with pytest.raises(InputError, match=r"\[exclude\] user 0: expected a list of item ids, found"):
+        pack_users(SCHEMA, users, np.array([5, 6]))

@@ -109,7 +109,8 @@ def test_warmup_files_hold_one_valid_request(repository, bundle):
 
 
 def test_a_bundle_without_reference_is_warmed_up_with_known_ids(changed_bundle, tmp_path):
-    repository = compile_bundle(changed_bundle(reference=None), tmp_path / "repository")
+    with pytest.warns(UserWarning, match="has no reference answers; what is served is not checked"):
+        repository = compile_bundle(changed_bundle(reference=None), tmp_path / "repository")
     lengths = np.fromfile(repository / "retrieval" / "warmup" / "lengths", np.int32)
     assert (lengths[:-1] == 1).all()
     assert read_manifest(repository / "retrieval" / "1").fidelity == []

@@ -127,7 +127,7 @@ BAD_FIELDS = [
     ("name", 7, "name: expected a string, found 7"),
     ("name", DELETED, "name: missing"),
     ("surplus", 1, "surplus: unknown key"),
-    ("target", "tpu", 'target: expected "cpu" or "gpu" or "onnxruntime", found "tpu"'),
+    ("target", "tpu", 'target: expected "cpu", found "tpu"'),
     ("features", {}, "features: expected an array, found an object"),
     ("features", DELETED, "features: missing"),
     ("features.0.name", None, r"features\[0\].name: expected a string, found null"),

@@ -50,8 +50,7 @@ struct Recommendations {
 struct EngineOptions {
   ThreadPool* pool = nullptr;  // shared with other engines; null: the calling thread alone
   Isa isa = default_isa();
-  int num_streams = 1;  // calls that the dense graphs serve at once
-  int threads_per_stream = 1;
+  int num_streams = 1;  // threads that compute dense graphs at once
 };
 
 // Users as they stand on the wire: ids [batch, width], lengths [batch, features + 1], dense

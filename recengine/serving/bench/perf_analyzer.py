@@ -80,11 +80,16 @@ def find_perf_analyzer(path: Path | None = None) -> Path:
 def command(
     binary: Path, url: str, model: str, input_data: Path | str, concurrency: int, windows: Windows
 ) -> list[str]:
-    """The command line of one point: gRPC, always exactly `windows.count` windows."""
+    """The command line of one point: gRPC, always exactly `windows.count` windows.
+
+    One thread sends and receives for all connections: on the server's own machine, perf_analyzer's
+    default of several threads takes a fifth of the cores from the server.
+    """
     return [
         *[str(binary), "-m", model, "-u", url, "-i", "grpc"],
         *["--input-data", str(input_data), "--concurrency-range", str(concurrency)],
         *["--measurement-interval", str(windows.milliseconds)],
+        *["--async", "--max-threads", "1"],
         *["--stability-percentage", "999", "--max-trials", str(windows.count), "--verbose-csv"],
     ]
 
