@@ -212,12 +212,16 @@ std::pair<Array<int64_t>, Array<float>> call_order(const Array<int64_t>& candida
 BoundIndex build_index(const Array<float>& vectors) {
   const Matrix<const float> matrix = as_matrix("[item_index] vectors", vectors);
   py::gil_scoped_release release;
-  return {ItemIndex::build(matrix), std::nullopt};
+  return {ItemIndex::build(matrix, shared_pool(usable_cores())), std::nullopt};
 }
 
 BoundIndex borrow_index(Array<float> unit_vectors) {
   const Matrix<const float> matrix = as_matrix("[item_index] unit_vectors", unit_vectors);
-  return {ItemIndex::from_unit_vectors(matrix), std::move(unit_vectors)};
+  ThreadPool* pool = shared_pool(usable_cores());
+  std::optional<py::gil_scoped_release> release(std::in_place);
+  ItemIndex index = ItemIndex::from_unit_vectors(matrix, pool);
+  release.reset();
+  return {std::move(index), std::move(unit_vectors)};
 }
 
 Array<float> unit_vectors(const py::object& self) {

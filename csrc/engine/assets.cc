@@ -171,7 +171,7 @@ ItemAssets load_items(const RetrievalSpec& spec, const Vocabulary& item_vocabula
           .matrix<float>(spec.index.vectors.tensor, spec.index.rows, spec.index.dim);
   require_finite<float>(pool, "index", vectors);
   require_unit_rows(pool, vectors);
-  items.index = ItemIndex::from_unit_vectors(vectors);
+  items.index = ItemIndex::from_unit_vectors(vectors, &pool);
   items.keys =
       files.tensors(spec.index.keys.file).vector<int64_t>(spec.index.keys.tensor, spec.index.rows);
   require_keys(pool, items.keys, item_vocabulary);

@@ -91,4 +91,22 @@ int64_t cosine_scan_avx2(const ItemBlock& block, const float* query, float thres
   return hits;
 }
 
+void cosine_gather_avx2(Matrix<const float> vectors, Span<const uint32_t> rows, const float* query,
+                        float* scores) {
+  prefetch_rows(vectors, rows, 0, kItems);
+  for (int64_t begin = 0; begin < rows.size; begin += kItems) {
+    const float* items[kItems];
+    for (int64_t i = 0; i < kItems; ++i) {
+      items[i] = vectors.row(rows[begin + i < rows.size ? begin + i : rows.size - 1]);
+    }
+    prefetch_rows(vectors, rows, begin + kItems, kItems);
+    const __m256 found = score_items(items, query, vectors.cols);
+    if (rows.size - begin >= kItems) {
+      _mm256_storeu_ps(scores + begin, found);
+    } else {
+      _mm256_maskstore_ps(scores + begin, first(rows.size - begin), found);
+    }
+  }
+}
+
 }  // namespace recengine

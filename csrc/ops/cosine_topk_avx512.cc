@@ -76,4 +76,20 @@ int64_t cosine_scan_avx512(const ItemBlock& block, const float* query, float thr
   return hits;
 }
 
+void cosine_gather_avx512(Matrix<const float> vectors, Span<const uint32_t> rows,
+                          const float* query, float* scores) {
+  prefetch_rows(vectors, rows, 0, kItems);
+  for (int64_t begin = 0; begin < rows.size; begin += kItems) {
+    const int64_t left = rows.size - begin;
+    int64_t offset[kItems];
+    for (int64_t i = 0; i < kItems; ++i) {
+      offset[i] = int64_t{rows[begin + (i < left ? i : left - 1)]} * vectors.cols;
+    }
+    prefetch_rows(vectors, rows, begin + kItems, kItems);
+    const __m512 found = score_items(vectors.data, offset, query, vectors.cols);
+    const auto mask = left < kItems ? static_cast<__mmask16>((1u << left) - 1) : __mmask16{0xffff};
+    _mm512_mask_storeu_ps(scores + begin, mask, found);
+  }
+}
+
 }  // namespace recengine

@@ -31,4 +31,11 @@ int64_t cosine_scan_portable(const ItemBlock& block, const float* query, float t
   return hits;
 }
 
+void cosine_gather_portable(Matrix<const float> vectors, Span<const uint32_t> rows,
+                            const float* query, float* scores) {
+  for (int64_t i = 0; i < rows.size; ++i) {
+    scores[i] = score_of(vectors.row(rows[i]), query, vectors.cols);
+  }
+}
+
 }  // namespace recengine

@@ -4,6 +4,7 @@
 #include <limits>
 #include <string>
 
+#include "ops/item_codes.h"
 #include "recengine/error.h"
 
 namespace recengine {
@@ -21,9 +22,17 @@ void check_shape(Matrix<const float> vectors) {
   }
 }
 
+// Vectors of fewer values are in the caches anyway.
+constexpr int64_t kLeastCoded = 1 << 19;
+
+std::shared_ptr<const ItemCodes> codes_of(Matrix<const float> unit_vectors, ThreadPool* pool) {
+  if (unit_vectors.rows * unit_vectors.cols < kLeastCoded) return nullptr;
+  return ItemCodes::pack(unit_vectors, pool);
+}
+
 }  // namespace
 
-ItemIndex ItemIndex::build(Matrix<const float> vectors) {
+ItemIndex ItemIndex::build(Matrix<const float> vectors, ThreadPool* pool) {
   check_shape(vectors);
   std::shared_ptr<float> owned(new float[static_cast<size_t>(vectors.rows * vectors.cols)],
                                std::default_delete<float[]>());
@@ -36,13 +45,15 @@ ItemIndex ItemIndex::build(Matrix<const float> vectors) {
   ItemIndex index;
   index.unit_vectors_ = Matrix<const float>(owned.get(), vectors.rows, vectors.cols);
   index.owned_ = std::move(owned);
+  index.codes_ = codes_of(index.unit_vectors_, pool);
   return index;
 }
 
-ItemIndex ItemIndex::from_unit_vectors(Matrix<const float> unit_vectors) {
+ItemIndex ItemIndex::from_unit_vectors(Matrix<const float> unit_vectors, ThreadPool* pool) {
   check_shape(unit_vectors);
   ItemIndex index;
   index.unit_vectors_ = unit_vectors;
+  index.codes_ = codes_of(unit_vectors, pool);
   return index;
 }
 

@@ -79,6 +79,62 @@ def test_scores_are_the_same_on_every_instruction_set(isa, dim):
     assert_same(ops.cosine_topk(vectors, queries, 333, isa=isa), reference(vectors, queries, 333))
 
 
+@st.composite
+def coded_searches(draw):
+    """Catalogs large enough to be searched by codes: at least 2^19 values."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    dim = draw(st.sampled_from([17, 30, 64, 100, 257]))
+    rows = -(-(2**19) // dim) + draw(st.integers(0, 200))
+    kind = draw(st.sampled_from(["gaussian", "decaying", "ties", "copies", "spikes", "zeros"]))
+    vectors = rng.standard_normal((rows, dim), dtype=np.float32)
+    if kind == "decaying":
+        vectors *= np.arange(1, dim + 1, dtype=np.float32) ** -0.5
+    elif kind == "ties":
+        vectors = rng.integers(-1, 2, (rows, dim)).astype(np.float32)
+    elif kind == "copies":  # more equal items than are wanted
+        vectors = vectors[rng.integers(0, 40, rows)]
+    elif kind == "spikes":  # that spoil the scale of their blocks
+        vectors[rng.integers(0, rows, 50), rng.integers(0, dim, 50)] = 1e6
+    elif kind == "zeros":
+        vectors[rng.random(rows) < 0.7] = 0
+    batch = draw(st.integers(1, 8))
+    near = vectors[rng.integers(0, rows, batch)] + rng.standard_normal((batch, dim)) / 4
+    queries = draw(st.sampled_from([near, rng.standard_normal((batch, dim)), 0 * near]))
+    k = draw(st.sampled_from([1, 10, 100, rows // 32, rows // 32 + 1]))
+    exclude = None
+    if draw(st.booleans()):
+        exclude = [rng.integers(0, rows, draw(st.integers(0, rows))) for _ in range(batch)]
+    shares = [0, 0.001, 0.02, 0.04, 0.9]
+    allow = rng.random(rows) < draw(st.sampled_from(shares)) if draw(st.booleans()) else None
+    return vectors, queries, k, exclude, allow
+
+
+@settings(max_examples=30, deadline=None)
+@given(search=coded_searches(), threads=st.integers(1, 3))
+def test_a_search_by_codes_equals_the_reference_to_the_bit(isa, search, threads):
+    vectors, queries, k, exclude, allow = search
+    found = ops.cosine_topk(
+        vectors, queries, k, exclude=exclude, allow=allow, threads=threads, isa=isa
+    )
+    assert_same(found, reference(*search))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_bounds_guessed_from_a_sample_do_not_change_the_answer(isa, threads):
+    """70,000 rows are sampled; the second half of the queries finds its best outside the sample."""
+    rng = np.random.default_rng(8)
+    vectors = rng.standard_normal((70_000, 32), dtype=np.float32)
+    queries = rng.standard_normal((4, 32), dtype=np.float32)
+    sampled = (np.arange(70_000) // 64) % 64 == 32
+    # All that comes near the third query is in the sample: the guess is far too high for k.
+    vectors[sampled] += 5 * queries[2]
+    allow = rng.random(70_000) < 0.5
+    index = ops.ItemIndex(vectors)
+    for k in (1, 100, 2000):
+        found = ops.cosine_topk(index, queries, k, allow=allow, threads=threads, isa=isa)
+        assert_same(found, reference(vectors, queries, k, allow=allow))
+
+
 @pytest.fixture(scope="module")
 def large():
     rng = np.random.default_rng(2)

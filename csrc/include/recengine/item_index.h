@@ -7,24 +7,31 @@
 
 namespace recengine {
 
-// Unit-length item vectors packed for exact search. Immutable and shared by all queries.
+class ItemCodes;   // ops/item_codes.h
+class ThreadPool;  // cpu/thread_pool.h
+
+// Unit-length item vectors packed for exact search. Immutable and shared by all queries. A catalog
+// too large for the caches also gets 8-bit codes, dim + 1 bytes an item, which is what a search
+// reads; of the vectors it then reads a few rows.
 class ItemIndex {
  public:
   // Normalises and packs `vectors` [rows, dim]; rows of norm 0 stay 0 and score 0. Throws
   // InputError naming the row when a value is not finite. `vectors` is not kept.
-  static ItemIndex build(Matrix<const float> vectors);
+  static ItemIndex build(Matrix<const float> vectors, ThreadPool* pool = nullptr);
 
   // Packs unit vectors as build() would leave them, without copying rows that may stay
   // memory-mapped: `unit_vectors` must outlive the index.
-  static ItemIndex from_unit_vectors(Matrix<const float> unit_vectors);
+  static ItemIndex from_unit_vectors(Matrix<const float> unit_vectors, ThreadPool* pool = nullptr);
 
   int64_t rows() const { return unit_vectors_.rows; }
   int64_t dim() const { return unit_vectors_.cols; }
   Matrix<const float> unit_vectors() const { return unit_vectors_; }
+  const ItemCodes* codes() const { return codes_.get(); }  // null for a small catalog
 
  private:
   std::shared_ptr<const float> owned_;  // null when the vectors are borrowed
   Matrix<const float> unit_vectors_;
+  std::shared_ptr<const ItemCodes> codes_;
 };
 
 // out = in / ||in||, the norm summed in fp64; zero stays zero. False when a value is not finite.

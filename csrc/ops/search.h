@@ -1,0 +1,75 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "ops/cosine_topk_kernel.h"
+#include "recengine/context.h"
+#include "recengine/item_index.h"
+#include "recengine/ops/cosine_topk.h"
+#include "recengine/tensor.h"
+
+namespace recengine {
+
+constexpr int64_t kBitmapWord = 64;  // blocks and chunks of rows begin at whole words
+
+// What each query must not be answered with: rows [begin[q], begin[q + 1]), ascending.
+struct Exclusions {
+  std::vector<int64_t> rows;
+  std::vector<int64_t> begin;
+};
+
+// Unit queries as the kernels read them: [count, padded_dim], zeros behind the dimensions.
+struct UnitQueries {
+  const float* data = nullptr;
+  int64_t count = 0;
+  int64_t padded_dim = 0;  // a multiple of kScoreLanes
+  const float* row(int64_t q) const { return data + q * padded_dim; }
+};
+
+// A checked call of cosine_topk; borrowed.
+struct Search {
+  const ItemIndex* index = nullptr;
+  UnitQueries queries;
+  const Exclusions* exclusions = nullptr;
+  const uint64_t* allow_bitmap = nullptr;
+  Matrix<int64_t> out_rows;  // [queries, k]
+  Matrix<float> out_scores;  // [queries, k]
+
+  int64_t k() const { return out_rows.cols; }
+};
+
+// The excluded rows of one query that are at or behind a row, walked in ascending order.
+class ExcludedRows {
+ public:
+  ExcludedRows() = default;
+  ExcludedRows(const Exclusions& exclusions, int64_t query, int64_t first_row);
+
+  // Rows must be asked for in ascending order.
+  bool holds(int64_t row) {
+    while (next_ != end_ && *next_ < row) ++next_;
+    return next_ != end_ && *next_ == row;
+  }
+
+ private:
+  const int64_t* next_ = nullptr;
+  const int64_t* end_ = nullptr;
+};
+
+inline bool is_allowed(const uint64_t* bitmap, int64_t row) {
+  return bitmap == nullptr || (bitmap[row / kBitmapWord] >> (row % kBitmapWord) & 1) != 0;
+}
+
+CosineScan scan_for(Isa isa);
+CosineGather gather_for(Isa isa);
+
+// Writes the best of `keys` as the answer to a query; reorders them.
+void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query);
+
+// The three ways to search; all give the same answer.
+void search_vectors(const Context& context, const Search& search);  // scores every item
+void search_codes(const Context& context, const Search& search);    // needs index->codes()
+void search_rows(const Context& context, const Search& search,      // scores these items only
+                 const std::vector<uint32_t>& rows);
+
+}  // namespace recengine

@@ -1,0 +1,201 @@
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <vector>
+
+#include "cpu/thread_pool.h"
+#include "ops/search.h"
+#include "ops/sort_key.h"
+
+namespace recengine {
+namespace {
+
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+constexpr int64_t kQueriesPerPass = 64;         // bounds the memory of one pass
+constexpr int64_t kBlockBytes = 32 << 10;       // items that all queries of a pass score from L1
+constexpr int64_t kProductsPerChunk = 1 << 20;  // below, waking a thread costs more than it saves
+
+// The best items of one query among the rows of one chunk, as sort keys. Rows come in ascending
+// order, so one that ties with the worst of K kept ones cannot replace it.
+class BestRows {
+ public:
+  void reset(uint64_t* keys, int64_t capacity, int64_t k, ExcludedRows excluded) {
+    keys_ = keys;
+    capacity_ = capacity;
+    k_ = k;
+    size_ = 0;
+    threshold_ = kLowest;
+    excluded_ = excluded;
+  }
+
+  const uint64_t* begin() const { return keys_; }
+  const uint64_t* end() const { return keys_ + size_; }
+
+  // Only items above it can still be among the best K.
+  float threshold() const { return threshold_; }
+
+  // Rows must be offered in ascending order.
+  void offer(int64_t row, float score) {
+    if (excluded_.holds(row)) return;
+    if (size_ == capacity_) keep_best();
+    if (score > threshold_) keys_[size_++] = sort_key(score, static_cast<uint32_t>(row));
+  }
+
+  void keep_best() {
+    if (size_ <= k_) return;
+    std::nth_element(keys_, keys_ + k_ - 1, keys_ + size_, std::greater<>());
+    size_ = k_;
+    threshold_ = key_score(keys_[k_ - 1]);
+  }
+
+ private:
+  uint64_t* keys_ = nullptr;  // [capacity]
+  int64_t capacity_ = 0;
+  int64_t size_ = 0;
+  int64_t k_ = 0;
+  float threshold_ = kLowest;
+  ExcludedRows excluded_;
+};
+
+// A bound that only rises, shared by the threads that scan for one query.
+void raise(std::atomic<float>& bound, float value) {
+  float current = bound.load(std::memory_order_relaxed);
+  while (value > current &&
+         !bound.compare_exchange_weak(current, value, std::memory_order_relaxed)) {
+  }
+}
+
+// One pass of at most kQueriesPerPass queries over all items.
+class VectorSearch {
+ public:
+  VectorSearch(const Context& context, const ItemIndex& index, int64_t num_queries, int64_t k)
+      : index_(index), scan_(scan_for(context.isa)), pool_(context.pool), k_(k) {
+    const int64_t words = kBlockBytes / (index.dim() * int64_t{sizeof(float)}) / kBitmapWord;
+    block_rows_ = std::clamp<int64_t>(words * kBitmapWord, kBitmapWord, kMaxBlockItems);
+    const int64_t blocks = (index.rows() + block_rows_ - 1) / block_rows_;
+    const int64_t threads = pool_ == nullptr ? 1 : pool_->num_workers() + 1;
+    const int64_t worth = index.rows() * index.dim() / kProductsPerChunk * num_queries;
+    // Four chunks a thread: a thread that loses its core for a while does not hold up the others.
+    num_chunks_ = threads == 1 ? 1 : std::clamp<int64_t>(worth, 1, 4 * threads);
+    num_chunks_ = std::clamp<int64_t>(blocks, 1, num_chunks_);
+    chunk_rows_ = (blocks + num_chunks_ - 1) / num_chunks_ * block_rows_;
+    capacity_ = std::min(std::max(2 * k, k + 256), chunk_rows_);
+    keys_.reset(new uint64_t[static_cast<size_t>(num_chunks_ * num_queries * capacity_)]);
+    best_.resize(static_cast<size_t>(num_chunks_ * num_queries));
+    bounds_ = std::vector<std::atomic<float>>(static_cast<size_t>(num_queries));
+  }
+
+  // Answers queries [first, first + count).
+  void run(const Search& search, int64_t first, int64_t count) {
+    for (std::atomic<float>& bound : bounds_) bound.store(kLowest, std::memory_order_relaxed);
+    for_each(num_chunks_, [&](int64_t chunk) {
+      open(chunk, first, count, *search.exclusions);
+      scan_chunk(chunk, search.queries.row(first), search.queries.padded_dim, count,
+                 search.allow_bitmap);
+    });
+    for_each(count, [&](int64_t q) { collect(q, count, search, first + q); });
+  }
+
+ private:
+  template <typename Body>
+  void for_each(int64_t count, const Body& body) {
+    if (pool_ != nullptr && num_chunks_ > 1) {
+      pool_->parallel_for(count, body);
+    } else {
+      for (int64_t i = 0; i < count; ++i) body(i);
+    }
+  }
+
+  void open(int64_t chunk, int64_t first, int64_t count, const Exclusions& exclusions) {
+    for (int64_t q = 0; q < count; ++q) {
+      const int64_t slot = chunk * count + q;
+      best_[static_cast<size_t>(slot)].reset(
+          keys_.get() + slot * capacity_, capacity_, k_,
+          ExcludedRows(exclusions, first + q, chunk * chunk_rows_));
+    }
+  }
+
+  void scan_chunk(int64_t chunk, const float* units, int64_t padded_dim, int64_t count,
+                  const uint64_t* allow_bitmap) {
+    const int64_t end = std::min((chunk + 1) * chunk_rows_, index_.rows());
+    for (int64_t row = chunk * chunk_rows_; row < end; row += block_rows_) {
+      const int64_t rows = std::min(block_rows_, end - row);
+      if (allow_bitmap != nullptr && none_allowed(allow_bitmap, row, rows)) continue;
+      prefetch(row + rows, std::min(block_rows_, end - row - rows));
+      for (int64_t q = 0; q < count; ++q) {
+        scan_block(row, rows, units + q * padded_dim, allow_bitmap, bounds_[static_cast<size_t>(q)],
+                   best_[static_cast<size_t>(chunk * count + q)]);
+      }
+    }
+    for (int64_t q = 0; q < count; ++q) best_[static_cast<size_t>(chunk * count + q)].keep_best();
+  }
+
+  // Hardware prefetch stops at every 4 KiB page; this does not.
+  void prefetch(int64_t row, int64_t rows) const {
+    const float* data = index_.unit_vectors().row(row);
+    constexpr int64_t kLineFloats = 16;
+    for (int64_t i = 0; i < rows * index_.dim(); i += kLineFloats) {
+      __builtin_prefetch(data + i, 0, 2);
+    }
+  }
+
+  static bool none_allowed(const uint64_t* bitmap, int64_t row, int64_t rows) {
+    uint64_t any = 0;
+    for (int64_t word = row / kBitmapWord; word * kBitmapWord < row + rows; ++word) {
+      any |= bitmap[word];
+    }
+    return any == 0;
+  }
+
+  void scan_block(int64_t first_row, int64_t rows, const float* unit, const uint64_t* allow_bitmap,
+                  std::atomic<float>& bound, BestRows& best) const {
+    int32_t positions[kMaxBlockItems];
+    float scores[kMaxBlockItems];
+    const float before = best.threshold();
+    const float threshold = std::max(before, bound.load(std::memory_order_relaxed));
+    const ItemBlock block{index_.unit_vectors().row(first_row), rows, index_.dim()};
+    const int64_t hits = scan_(block, unit, threshold, positions, scores);
+    for (int64_t i = 0; i < hits; ++i) {
+      const int64_t row = first_row + positions[i];
+      if (is_allowed(allow_bitmap, row)) best.offer(row, scores[i]);
+    }
+    // Another chunk's item that ties may have the lower row: the shared bound stays just below.
+    if (best.threshold() > before) raise(bound, std::nextafter(best.threshold(), kLowest));
+  }
+
+  void collect(int64_t q, int64_t count, const Search& search, int64_t query) const {
+    std::vector<uint64_t> keys;
+    for (int64_t chunk = 0; chunk < num_chunks_; ++chunk) {
+      const BestRows& best = best_[static_cast<size_t>(chunk * count + q)];
+      keys.insert(keys.end(), best.begin(), best.end());
+    }
+    write_answer(keys, search, query);
+  }
+
+  const ItemIndex& index_;
+  CosineScan scan_;
+  ThreadPool* pool_;
+  int64_t k_;
+  int64_t block_rows_;
+  int64_t num_chunks_;
+  int64_t chunk_rows_;
+  int64_t capacity_;                        // of each BestRows
+  std::unique_ptr<uint64_t[]> keys_;        // [chunks, queries, capacity]
+  std::vector<BestRows> best_;              // [chunks, queries]
+  std::vector<std::atomic<float>> bounds_;  // [queries]
+};
+
+}  // namespace
+
+void search_vectors(const Context& context, const Search& search) {
+  const int64_t batch = search.queries.count;
+  VectorSearch scan(context, *search.index, std::min(batch, kQueriesPerPass), search.k());
+  for (int64_t first = 0; first < batch; first += kQueriesPerPass) {
+    scan.run(search, first, std::min(kQueriesPerPass, batch - first));
+  }
+}
+
+}  // namespace recengine
