@@ -9,6 +9,7 @@ operation runs, and every operation may be called from many threads at once.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -24,8 +25,10 @@ __all__ = [
     "ItemIndex",
     "Pooling",
     "RowType",
+    "TopKCertificate",
     "Vocabulary",
     "build_slots",
+    "certified_topk",
     "cosine_topk",
     "cuda_built",
     "cuda_devices",
@@ -295,6 +298,25 @@ def embedding_bag(
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class TopKCertificate:
+    """Why the answers of a search are exact; arrays over its queries.
+
+    An item was left out only when its estimated score plus `bound` was below a score that k items
+    reach; all others were scored in fp32 as `cosine_topk` defines it.
+
+    Attributes:
+        threshold: float32 [batch], the k-th best score; -inf when there are fewer items.
+        bound: float32 [batch], how far an estimate may be from the score; 0 where every item that
+            was allowed was scored.
+        scored: int64 [batch], items whose score was computed.
+    """
+
+    threshold: npt.NDArray[np.float32]
+    bound: npt.NDArray[np.float32]
+    scored: npt.NDArray[np.int64]
+
+
 def cosine_topk(
     index: ItemIndex | npt.ArrayLike,
     queries: npt.ArrayLike,
@@ -306,6 +328,10 @@ def cosine_topk(
     isa: str | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """The exact k best items of each query by cosine, best first, ties by lower row.
+
+    A large catalog is scanned as 8-bit codes: the product of two codes bounds a score from both
+    sides (Cauchy-Schwarz on what the codes leave out), and only items that may be among the best
+    are scored. `certified_topk` also says what that took.
 
     Args:
         index: the items, or their vectors float [rows, dim], which are then packed in this call.
@@ -324,9 +350,26 @@ def cosine_topk(
     Raises:
         InputError: shapes disagree, a query is not finite or a row is outside the index.
     """
+    rows, scores, _ = certified_topk(
+        index, queries, k, exclude=exclude, allow=allow, threads=threads, isa=isa
+    )
+    return rows, scores
+
+
+def certified_topk(
+    index: ItemIndex | npt.ArrayLike,
+    queries: npt.ArrayLike,
+    k: int,
+    *,
+    exclude: Sequence[npt.ArrayLike] | tuple[npt.ArrayLike, npt.ArrayLike] | None = None,
+    allow: npt.ArrayLike | None = None,
+    threads: int | None = None,
+    isa: str | None = None,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], TopKCertificate]:
+    """`cosine_topk` and what shows that its answer is exact; takes and raises the same."""
     items = index if isinstance(index, ItemIndex) else ItemIndex(index)
     exclude_rows, exclude_lengths = (None, None) if exclude is None else _pack_exclude(exclude)
-    return _ops.cosine_topk(
+    rows, scores, bounds, scored = _ops.cosine_topk(
         items._native,
         cast_array("[cosine_topk] queries", queries, np.float32),
         k,
@@ -336,6 +379,7 @@ def cosine_topk(
         threads,
         isa,
     )
+    return rows, scores, TopKCertificate(bounds[:, 0], bounds[:, 1], scored)
 
 
 def order(

@@ -159,12 +159,14 @@ Array<float> call_embedding_bag(const std::vector<const BoundTable*>& tables,
   return out;
 }
 
-std::pair<Array<int64_t>, Array<float>> call_cosine_topk(
-    const BoundIndex& index, const Array<float>& queries, int64_t k,
-    const std::optional<Array<int64_t>>& exclude_rows,
-    const std::optional<Array<int32_t>>& exclude_lengths,
-    const std::optional<Array<uint64_t>>& allow_bitmap, std::optional<int> threads,
-    const std::optional<std::string>& isa) {
+using Certified = std::tuple<Array<int64_t>, Array<float>, Array<float>, Array<int64_t>>;
+
+// Rows, scores, and per query: threshold and bound [batch, 2], items scored [batch].
+Certified call_cosine_topk(const BoundIndex& index, const Array<float>& queries, int64_t k,
+                           const std::optional<Array<int64_t>>& exclude_rows,
+                           const std::optional<Array<int32_t>>& exclude_lengths,
+                           const std::optional<Array<uint64_t>>& allow_bitmap,
+                           std::optional<int> threads, const std::optional<std::string>& isa) {
   if (k < 1) throw InputError("[cosine_topk] k: expected at least 1, found " + std::to_string(k));
   TopKQuery query;
   query.queries = as_matrix("[cosine_topk] queries", queries);
@@ -186,11 +188,20 @@ std::pair<Array<int64_t>, Array<float>> call_cosine_topk(
   Array<float> scores({query.queries.rows, k});
   const Matrix<int64_t> out_rows = as_output(rows);
   const Matrix<float> out_scores = as_output(scores);
+  std::vector<TopKCertificate> certificates(static_cast<size_t>(query.queries.rows));
   {
     py::gil_scoped_release release;
-    cosine_topk(context, index.index, query, out_rows, out_scores);
+    cosine_topk(context, index.index, query, out_rows, out_scores, certificates.data());
   }
-  return {std::move(rows), std::move(scores)};
+  Array<float> bounds({query.queries.rows, int64_t{2}});
+  Array<int64_t> scored(query.queries.rows);
+  for (int64_t q = 0; q < query.queries.rows; ++q) {
+    const TopKCertificate& certificate = certificates[static_cast<size_t>(q)];
+    bounds.mutable_at(q, 0) = certificate.threshold;
+    bounds.mutable_at(q, 1) = certificate.bound;
+    scored.mutable_at(q) = certificate.scored;
+  }
+  return {std::move(rows), std::move(scores), std::move(bounds), std::move(scored)};
 }
 
 std::pair<Array<int64_t>, Array<float>> call_order(const Array<int64_t>& candidate_ids,

@@ -135,7 +135,8 @@ CosineGather gather_for(Isa isa) {
   return cosine_gather_portable;
 }
 
-void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query) {
+void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query, int64_t scored,
+                  float bound) {
   const int64_t k = search.k();
   const int64_t found = std::min(k, static_cast<int64_t>(keys.size()));
   if (found < static_cast<int64_t>(keys.size())) {
@@ -147,6 +148,9 @@ void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t que
     const uint64_t key = is_item ? keys[static_cast<size_t>(i)] : 0;
     search.out_rows.row(query)[i] = is_item ? int64_t{key_position(key)} : kNoItem;
     search.out_scores.row(query)[i] = is_item ? key_score(key) : kLowest;
+  }
+  if (search.certificates != nullptr) {
+    search.certificates[query] = {search.out_scores.row(query)[k - 1], bound, scored};
   }
 }
 
@@ -162,7 +166,7 @@ void search_rows(const Context& context, const Search& search, const std::vector
     for (size_t i = 0; i < rows.size(); ++i) {
       if (!excluded.holds(rows[i])) keys.push_back(sort_key(scores[i], rows[i]));
     }
-    write_answer(keys, search, query);
+    write_answer(keys, search, query, static_cast<int64_t>(rows.size()));
   };
   if (context.pool != nullptr && search.queries.count > 1) {
     context.pool->parallel_for(search.queries.count, answer);
@@ -172,7 +176,8 @@ void search_rows(const Context& context, const Search& search, const std::vector
 }
 
 void cosine_topk(const Context& context, const ItemIndex& index, const TopKQuery& query,
-                 Matrix<int64_t> out_rows, Matrix<float> out_scores) {
+                 Matrix<int64_t> out_rows, Matrix<float> out_scores,
+                 TopKCertificate* certificates) {
   check_shapes(index, query, out_rows, out_scores);
   const int64_t batch = query.queries.rows;
   const Exclusions exclusions = sort_exclusions(index, query);
@@ -182,7 +187,8 @@ void cosine_topk(const Context& context, const ItemIndex& index, const TopKQuery
 
   const Search search = {&index,      {units.data(), batch, padded_dim},
                          &exclusions, query.allow_bitmap,
-                         out_rows,    out_scores};
+                         out_rows,    out_scores,
+                         certificates};
   if (const std::optional<std::vector<uint32_t>> rows = few_allowed(search)) {
     search_rows(context, search, *rows);
   } else if (index.codes() != nullptr && search.k() <= index.rows() / kItemsPerWanted) {

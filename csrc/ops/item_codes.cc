@@ -51,6 +51,9 @@ std::shared_ptr<const ItemCodes> ItemCodes::pack(Matrix<const float> vectors, Th
   } else {
     for (int64_t task = 0; task < tasks; ++task) pack_blocks(task);
   }
+  for (const float error : codes->errors_) {
+    codes->largest_error_ = std::max(codes->largest_error_, error);
+  }
   return codes;
 }
 

@@ -33,6 +33,7 @@ class ItemCodes {
   const float* scales() const { return scales_.data(); }                  // [blocks]
   const float* inverse_scales() const { return inverse_scales_.data(); }  // [blocks]
   const float* errors() const { return errors_.data(); }  // [blocks], lengths, rounded up
+  float largest_error() const { return largest_error_; }
 
  private:
   struct Free {
@@ -47,6 +48,7 @@ class ItemCodes {
   std::vector<float> scales_;
   std::vector<float> inverse_scales_;
   std::vector<float> errors_;
+  float largest_error_ = 0;
 };
 
 }  // namespace recengine

@@ -33,8 +33,9 @@ struct Search {
   UnitQueries queries;
   const Exclusions* exclusions = nullptr;
   const uint64_t* allow_bitmap = nullptr;
-  Matrix<int64_t> out_rows;  // [queries, k]
-  Matrix<float> out_scores;  // [queries, k]
+  Matrix<int64_t> out_rows;                 // [queries, k]
+  Matrix<float> out_scores;                 // [queries, k]
+  TopKCertificate* certificates = nullptr;  // [queries], or null
 
   int64_t k() const { return out_rows.cols; }
 };
@@ -63,8 +64,10 @@ inline bool is_allowed(const uint64_t* bitmap, int64_t row) {
 CosineScan scan_for(Isa isa);
 CosineGather gather_for(Isa isa);
 
-// Writes the best of `keys` as the answer to a query; reorders them.
-void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query);
+// Writes the best of `keys` as the answer to a query; reorders them. `bound` is how far the
+// estimates may be off that others were left out by; `scored` items were not.
+void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query, int64_t scored,
+                  float bound = 0);
 
 // The three ways to search; all give the same answer.
 void search_vectors(const Context& context, const Search& search);  // scores every item

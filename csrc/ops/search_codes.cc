@@ -381,7 +381,8 @@ class CodeSearch {
     for (int64_t i = 0; i < found.size; ++i) {
       keys.push_back(sort_key(found.items[i].lower, found.items[i].row));
     }
-    write_answer(keys, search_, first_ + q);
+    write_answer(keys, search_, first_ + q, found.size,
+                 query(q).slack + codes_.largest_error() * query(q).error_share);
   }
 
   const Context context_;

@@ -172,7 +172,7 @@ class VectorSearch {
       const BestRows& best = best_[static_cast<size_t>(chunk * count + q)];
       keys.insert(keys.end(), best.begin(), best.end());
     }
-    write_answer(keys, search, query);
+    write_answer(keys, search, query, index_.rows());
   }
 
   const ItemIndex& index_;

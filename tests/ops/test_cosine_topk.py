@@ -119,6 +119,27 @@ def test_a_search_by_codes_equals_the_reference_to_the_bit(isa, search, threads)
     assert_same(found, reference(*search))
 
 
+def test_a_certificate_proves_the_answer_in_fp64(isa):
+    rng = np.random.default_rng(9)
+    vectors = rng.standard_normal((40_000, 48), dtype=np.float32)
+    queries = rng.standard_normal((5, 48), dtype=np.float32)
+    rows, scores, certificate = ops.certified_topk(vectors, queries, 20, isa=isa)
+    exact = unit(queries).astype(np.float64) @ unit(vectors).astype(np.float64).T
+    np.testing.assert_array_equal(certificate.threshold, scores[:, -1])
+    assert ((certificate.bound > 0) & (certificate.bound < 0.05)).all()
+    # Far fewer than all were scored, and yet nothing in fp64 beats what was found.
+    assert ((certificate.scored >= 20) & (certificate.scored < 400)).all()
+    np.put_along_axis(exact, rows, -np.inf, axis=1)
+    assert (exact.max(axis=1) < certificate.threshold + 1e-6).all()
+
+
+def test_a_small_catalog_is_scored_whole():
+    _, _, certificate = ops.certified_topk(np.eye(4), np.ones((2, 4)), 9)
+    assert certificate.scored.tolist() == [4, 4]
+    assert certificate.bound.tolist() == [0, 0]
+    assert np.isneginf(certificate.threshold).all()
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_bounds_guessed_from_a_sample_do_not_change_the_answer(isa, threads):
     """70,000 rows are sampled; the second half of the queries finds its best outside the sample."""

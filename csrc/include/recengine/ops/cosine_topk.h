@@ -17,6 +17,13 @@ struct TopKQuery {
   const uint64_t* allow_bitmap = nullptr;
 };
 
+// What shows that one query's answer is exact.
+struct TopKCertificate {
+  float threshold;  // at least K items reach it; what certainly does not was left out
+  float bound;      // how far the estimates that items were left out by may be from their scores
+  int64_t scored;   // items whose score was computed
+};
+
 // The exact K best rows of each query by cosine, best first, ties by lower row.
 // K = out_rows.cols; slots beyond what is allowed hold row -1 and score -inf.
 //
@@ -24,9 +31,12 @@ struct TopKQuery {
 // with an fp64 norm and rounded to fp32, products are rounded to fp32 and added into 16 lanes
 // (lane j takes dimensions j, j + 16, ...), and the lanes are added as a tree 8, 4, 2, 1.
 //
+// `certificates`, when not null, is [batch] and is filled in.
+//
 // Throws InputError when shapes disagree, a query is not finite (naming its row) or an excluded
 // row is outside the index.
 void cosine_topk(const Context& context, const ItemIndex& index, const TopKQuery& query,
-                 Matrix<int64_t> out_rows, Matrix<float> out_scores);
+                 Matrix<int64_t> out_rows, Matrix<float> out_scores,
+                 TopKCertificate* certificates = nullptr);
 
 }  // namespace recengine

@@ -1,0 +1,1 @@
+"""Benches of single operations beside the libraries that a user would call instead."""
