@@ -14,7 +14,7 @@ BUNDLE := artifacts/bundle
 REPOSITORY := model_repository
 CXX_FILES = $(shell find csrc bench -name '*.h' -o -name '*.cc' -o -name '*.cu')
 
-.PHONY: setup demo test check sanitize stubs format bench-serving bench-overload bench-ops clean
+.PHONY: setup demo test check sanitize stubs format bench-serving bench-overload bench-coalescing bench-ops clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -85,6 +85,9 @@ bench-serving: $(REPOSITORY)/.compiled $(VENV)/perf_analyzer/perf_analyzer
 
 bench-overload: $(VENV)/perf_analyzer/perf_analyzer
 	$(BIN)/python -m bench.serving.overload
+
+bench-coalescing: $(VENV)/perf_analyzer/perf_analyzer
+	$(BIN)/python -m bench.serving.coalescing
 
 bench-ops: $(VENV)/installed
 	$(BIN)/python -m bench.ops.cosine_topk

@@ -150,6 +150,9 @@ def quantize_rows(
 class ItemIndex:
     """Item vectors packed for exact search: immutable, shared by all queries.
 
+    From 2^19 values on the index also holds an 8-bit code of each, about dim bytes an item, which
+    is what a search reads; of the float32 vectors it then reads some hundred rows.
+
     Args:
         vectors: float [rows, dim], normalised here; a row of zeros stays so and scores 0.
 
@@ -162,7 +165,11 @@ class ItemIndex:
 
     @classmethod
     def from_unit_vectors(cls, unit_vectors: npt.ArrayLike) -> ItemIndex:
-        """An index over float32 vectors that are of unit length already; they are not copied."""
+        """An index over float32 vectors that are of unit length already; they are not copied.
+
+        Raises:
+            InputError: the rank is not 2, or a value is not finite.
+        """
         index = cls.__new__(cls)
         index._native = _ops.ItemIndex.from_unit_vectors(
             cast_array("[item_index] unit_vectors", unit_vectors, np.float32)

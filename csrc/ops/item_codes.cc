@@ -5,9 +5,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <new>
 
 #include "cpu/thread_pool.h"
+#include "recengine/error.h"
 
 namespace recengine {
 namespace {
@@ -39,6 +41,7 @@ std::shared_ptr<const ItemCodes> ItemCodes::pack(Matrix<const float> vectors, Th
   codes->scales_.resize(blocks);
   codes->inverse_scales_.resize(blocks);
   codes->errors_.resize(blocks);
+  codes->norms_.resize(blocks);
   const auto pack_blocks = [&](int64_t task) {
     const int64_t end = std::min((task + 1) * kBlocksPerTask, codes->blocks_);
     for (int64_t block = task * kBlocksPerTask; block < end; ++block) {
@@ -51,8 +54,12 @@ std::shared_ptr<const ItemCodes> ItemCodes::pack(Matrix<const float> vectors, Th
   } else {
     for (int64_t task = 0; task < tasks; ++task) pack_blocks(task);
   }
-  for (const float error : codes->errors_) {
-    codes->largest_error_ = std::max(codes->largest_error_, error);
+  for (size_t block = 0; block < blocks; ++block) {
+    codes->largest_error_ = std::max(codes->largest_error_, codes->errors_[block]);
+    codes->largest_norm_ = std::max(codes->largest_norm_, codes->norms_[block]);
+  }
+  if (!std::isfinite(codes->largest_norm_)) {
+    throw InputError("[item_index] unit_vectors: expected finite values");
   }
   return codes;
 }
@@ -63,29 +70,41 @@ void ItemCodes::pack_block(Matrix<const float> vectors, int64_t block) {
   const int64_t count = std::min(vectors.rows - first, kBlockItems);
   const int64_t dim = vectors.cols;
   float largest = 0;
+  bool finite = true;
   for (int64_t i = 0; i < count * dim; ++i) {
-    largest = std::max(largest, std::fabs(vectors.row(first)[i]));
+    const float value = std::fabs(vectors.row(first)[i]);
+    finite = finite && std::isfinite(value);
+    largest = std::max(largest, value);
+  }
+  if (!finite) {  // pack() refuses it
+    norms_[static_cast<size_t>(block)] = std::numeric_limits<float>::infinity();
+    return;
   }
   const float scale = largest > 0 ? largest / kLargestCode : 1.0f;
   const float inverse = 1 / scale;
   uint8_t* const codes = codes_.get() + block * steps_ * kStepDims * kBlockItems;
   double longest = 0;
+  double longest_left = 0;
   for (int64_t i = 0; i < kBlockItems; ++i) {
     double squares = 0;
+    double left_squares = 0;
     for (int64_t d = 0; d < steps_ * kStepDims; ++d) {
       const float value = i < count && d < dim ? vectors.row(first + i)[d] : 0.0f;
       const float code = std::clamp(std::nearbyint(value * inverse), -kLargestCode, kLargestCode);
       const double left = double{value} - double{scale} * double{code};
-      squares += left * left;
+      squares += double{value} * double{value};
+      left_squares += left * left;
       codes[d / kStepDims * kStepDims * kBlockItems + i * kStepDims + d % kStepDims] =
           static_cast<uint8_t>(static_cast<int32_t>(code) + kCodeOffset);
     }
     longest = std::max(longest, squares);
+    longest_left = std::max(longest_left, left_squares);
   }
   const auto place = static_cast<size_t>(block);
   scales_[place] = scale;
   inverse_scales_[place] = inverse;
-  errors_[place] = static_cast<float>(std::sqrt(longest) * kRoundUp);
+  errors_[place] = static_cast<float>(std::sqrt(longest_left) * kRoundUp);
+  norms_[place] = static_cast<float>(std::sqrt(longest) * kRoundUp);
 }
 
 }  // namespace recengine

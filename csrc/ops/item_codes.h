@@ -19,7 +19,8 @@ constexpr int32_t kCodeOffset = 128;
 // One byte a dimension and 12 a block.
 class ItemCodes {
  public:
-  // Codes of `vectors`, on the pool's threads when there is one.
+  // Codes of `vectors`, on the pool's threads when there is one. Throws InputError when a value is
+  // not finite.
   static std::shared_ptr<const ItemCodes> pack(Matrix<const float> vectors, ThreadPool* pool);
 
   int64_t blocks() const { return blocks_; }
@@ -34,6 +35,7 @@ class ItemCodes {
   const float* inverse_scales() const { return inverse_scales_.data(); }  // [blocks]
   const float* errors() const { return errors_.data(); }  // [blocks], lengths, rounded up
   float largest_error() const { return largest_error_; }
+  float largest_norm() const { return largest_norm_; }  // of the vectors, rounded up
 
  private:
   struct Free {
@@ -48,7 +50,9 @@ class ItemCodes {
   std::vector<float> scales_;
   std::vector<float> inverse_scales_;
   std::vector<float> errors_;
+  std::vector<float> norms_;  // [blocks], the largest
   float largest_error_ = 0;
+  float largest_norm_ = 0;
 };
 
 }  // namespace recengine

@@ -22,11 +22,13 @@ void check_shape(Matrix<const float> vectors) {
   }
 }
 
-// Vectors of fewer values are in the caches anyway.
+// Vectors of fewer values are in the caches anyway; sums over more dimensions could overflow.
 constexpr int64_t kLeastCoded = 1 << 19;
+constexpr int64_t kMostCodedDims = 1 << 14;
 
 std::shared_ptr<const ItemCodes> codes_of(Matrix<const float> unit_vectors, ThreadPool* pool) {
-  if (unit_vectors.rows * unit_vectors.cols < kLeastCoded) return nullptr;
+  const bool large = unit_vectors.rows * unit_vectors.cols >= kLeastCoded;
+  if (!large || unit_vectors.cols > kMostCodedDims) return nullptr;
   return ItemCodes::pack(unit_vectors, pool);
 }
 

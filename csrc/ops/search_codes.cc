@@ -51,17 +51,17 @@ struct CodedQuery {
   float scale = 1;
   int32_t offset = 0;     // kCodeOffset * sum of its codes: what the items' offset adds to products
   float slack = 0;        // of every bound
-  float error_share = 0;  // of a group's error that is added to that
+  float error_share = 0;  // of a block's error that is added to that
 };
 
-CodedQuery encode(const float* unit, int64_t dim, int64_t steps, int8_t* codes) {
+CodedQuery encode(const float* unit, const ItemCodes& items, int64_t dim, int8_t* codes) {
   float largest = 0;
   for (int64_t d = 0; d < dim; ++d) largest = std::max(largest, std::fabs(unit[d]));
   CodedQuery query;
   if (largest > 0) query.scale = largest / kLargestCode;
   double squares = 0;
   int32_t sum = 0;
-  for (int64_t d = 0; d < steps * kStepDims; ++d) {
+  for (int64_t d = 0; d < items.steps() * kStepDims; ++d) {
     const float value = d < dim ? unit[d] : 0.0f;
     const float code = std::nearbyint(value / query.scale);
     const double left = double{value} - double{query.scale} * double{code};
@@ -70,10 +70,11 @@ CodedQuery encode(const float* unit, int64_t dim, int64_t steps, int8_t* codes) 
     sum += codes[d];
   }
   query.offset = kCodeOffset * sum;
-  // |q|, |x| <= 1 + 1e-6, and |x'| <= |x| + |x - x'|. A score itself is rounded dim + 4 times.
+  // |q| <= 1 + 1e-6, and |x'| <= |x| + |x - x'|. A score itself is rounded dim + 4 times.
   const double error = std::sqrt(squares);
   const double rounding = kRounding + double(dim + 4) * 0x1p-24;
-  query.slack = static_cast<float>((error + rounding) * (1 + kRounding));
+  query.slack =
+      static_cast<float>((error + rounding) * double{items.largest_norm()} * (1 + kRounding));
   query.error_share = static_cast<float>((1 + error) * (1 + kRounding));
   return query;
 }
@@ -147,7 +148,7 @@ class CodeSearch {
     query_codes_.resize(static_cast<size_t>(count * stride()));
     for (std::atomic<float>& bound : bounds_) bound.store(kLowest, std::memory_order_relaxed);
     for (int64_t q = 0; q < count; ++q) {
-      queries_.push_back(encode(search.queries.row(first + q), index_.dim(), codes_.steps(),
+      queries_.push_back(encode(search.queries.row(first + q), codes_, index_.dim(),
                                 query_codes_.data() + q * stride()));
     }
   }
@@ -192,9 +193,9 @@ class CodeSearch {
     idle_.push_back(found);
   }
 
-  // Guesses the bounds of a tile's queries from some of the blocks. It lies where about rank times
-  // as many items are above it as the sample is smaller: more than K, almost always. answer()
-  // checks.
+  // Guesses the bounds of a tile's queries from some of the blocks, so that most items are ruled
+  // out from the first: about 2 K + 6 strides of all items lie above a guess. answer() checks that
+  // there are K.
   void sample(int64_t first) {
     const int64_t end = std::min<int64_t>(first + kTileQueries, count_);
     const int64_t rank = 2 * k_ / kSampleStride + kSampleRank;
@@ -206,8 +207,9 @@ class CodeSearch {
     for (int64_t block = kSampleStride / 2; block < codes_.blocks(); block += kSampleStride) {
       const uint64_t allowed = allowed_items(block);
       if (allowed == 0) continue;
-      for (int64_t q = first; q < end; ++q)
+      for (int64_t q = first; q < end; ++q) {
         set_thresholds(q, block, block + 1, thresholds + q - first);
+      }
       scan_tile(candidates_.data(), first, end, block, allowed, thresholds, 1,
                 codes_at(block + kSampleStride));
     }
@@ -227,8 +229,7 @@ class CodeSearch {
     }
     static thread_local std::vector<int32_t> thresholds;  // [count, blocks of a step]
     thresholds.resize(static_cast<size_t>(count_ * kBlocksPerStep));
-    // Nothing may be known at first, and everything a candidate: short steps until there are
-    // bounds.
+    // Without a guess all are candidates at first: short steps until there are bounds.
     int64_t step = 1;
     for (int64_t block = begin; block < end; step = std::min(2 * step, kBlocksPerStep)) {
       const int64_t step_begin = block;

@@ -36,3 +36,22 @@ def test_an_index_outlives_the_name_of_its_vectors():
 def test_vectors_without_dimensions_are_refused():
     with pytest.raises(InputError, match="expected dim at least 1, found 0"):
         ops.ItemIndex(np.empty((3, 0)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_borrowed_vectors_that_cannot_be_coded_are_refused(value):
+    vectors = np.zeros((9000, 64), np.float32)
+    vectors[8999, 3] = value
+    with pytest.raises(InputError, match="unit_vectors: expected finite values"):
+        ops.ItemIndex.from_unit_vectors(vectors)
+
+
+def test_bounds_hold_for_borrowed_vectors_of_any_length(isa):
+    rng = np.random.default_rng(2)
+    vectors = rng.standard_normal((9000, 64), dtype=np.float32) * 3  # norms of about 24, not 1
+    query = rng.standard_normal((1, 64), dtype=np.float32)
+    index = ops.ItemIndex.from_unit_vectors(vectors)
+    rows, scores = ops.cosine_topk(index, query, 50, isa=isa)
+    products = vectors.astype(np.float64) @ (query[0] / np.linalg.norm(query[0]))
+    assert rows[0].tolist() == np.argsort(-products)[:50].tolist()
+    np.testing.assert_allclose(scores[0], np.sort(products)[::-1][:50], rtol=1e-5)

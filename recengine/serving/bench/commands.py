@@ -210,15 +210,20 @@ def run_overload(
 
 
 def write_serving(
-    out: Path, series: Series, settings: dict[str, Any], extra: dict[str, Any] | None = None
+    out: Path,
+    series: Series,
+    settings: dict[str, Any],
+    extra: dict[str, Any] | None = None,
+    name: str = "serving",
 ) -> None:
-    """Writes serving-<machine>.{json,md,png}.
+    """Writes <name>-<machine>.{json,md,png}.
 
     Args:
         out: folder.
         series: what was measured.
         settings: how, for the record.
         extra: more of the result: `notes` (markdown) goes into the page, the rest into the JSON.
+        name: of the bench.
     """
     extra = dict(extra or {})
     notes = extra.pop("notes", "")
@@ -228,7 +233,7 @@ def write_serving(
         filter(
             None,
             [
-                "# Serving",
+                f"# {name.capitalize()}",
                 "Closed loop, perf_analyzer over gRPC on the same machine as the server; latency "
                 f"is the client's. {how}.",
                 notes,
@@ -237,9 +242,11 @@ def write_serving(
             ],
         )
     )
-    path = out / f"serving-{machine_name()}"
+    path = out / f"{name}-{machine_name()}"
     write_result(path, result, markdown)
-    plot_serving(path.with_suffix(".png"), series, f"Serving on {result['machine']['cpu']}")
+    plot_serving(
+        path.with_suffix(".png"), series, f"{name.capitalize()} on {result['machine']['cpu']}"
+    )
     typer.echo(serving_table(series))
     typer.echo(f"wrote {path}.json, .md, .png")
 

@@ -1,0 +1,103 @@
+"""Requests that wait together are searched together: retrieval over a large catalog under load.
+
+Closed loop with perf_analyzer at rising concurrency, beside the same model as a Python-backend
+model with faiss on the same server. Both answer the same users before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+from pathlib import Path
+
+from bench.serving import synthetic
+from bench.serving.compare import check_agreement, prepare_peer, serve_peer
+from bench.serving.peer import repository as peer
+from recengine.compile import compile_bundle
+from recengine.ops import usable_cores
+from recengine.serving.bench.closed_loop import Contender, Load, Series, measure_rounds
+from recengine.serving.bench.commands import NUM_REQUESTS, served, write_serving
+from recengine.serving.bench.perf_analyzer import Windows, find_perf_analyzer
+from recengine.serving.bench.report import Bar, bars_json, bars_table
+from recengine.serving.bench.requests import draw_requests, write_input_data
+
+CONCURRENCY = (1, 8, 32, 128)
+BARS = {32: 5.0, 128: 5.0}
+"""Our throughput over the peer's, by concurrency."""
+CHECKED_USERS = 64
+
+
+def throughput_bars(series: Series) -> list[Bar]:
+    """The bars of retrieval against the peer."""
+    ours, theirs = (
+        {point.concurrency: point.throughput for point in series[label]}
+        for label in ("retrieval", "peer retrieval")
+    )
+    return [
+        Bar(
+            f"throughput at concurrency {level}, over the peer's",
+            bar,
+            ours[level] / theirs[level],
+            True,
+        )
+        for level, bar in BARS.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--items", type=int, default=1_000_000)
+    parser.add_argument("--work", type=Path, default=Path("build/bench/coalescing"))
+    parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--window-ms", type=int, default=2000)
+    parser.add_argument("--peer-instances", type=int, default=usable_cores())
+    parser.add_argument("--peer-threads", type=int, default=peer.Tuning.threads)
+    arguments = parser.parse_args()
+    work: Path = arguments.work
+    size = synthetic.Size(items=arguments.items, candidates=100, hidden=(64, 32))
+    synthetic.write(work / "bundle", size)
+    with tempfile.TemporaryDirectory() as folder:
+        repository = compile_bundle(work / "bundle", Path(folder) / "model_repository")
+        requests = draw_requests(work / "bundle", NUM_REQUESTS, "zipf")
+        data = Path(folder) / "requests.json"
+        write_input_data(data, requests)
+        tuning = peer.Tuning(instances=arguments.peer_instances, threads=arguments.peer_threads)
+        prepare_peer(work / "peer", work / "bundle", tuning)
+        ours = Contender(
+            lambda: served(repository, None, None, work / "recengine.log"),
+            [Load("retrieval", "retrieval", data)],
+        )
+        theirs = Contender(
+            lambda: serve_peer(work / "peer", work / "peer.log"),
+            [Load("peer retrieval", "retrieval", data)],
+        )
+        agreement = check_agreement(ours, theirs, requests[:CHECKED_USERS])
+        series = measure_rounds(
+            [ours, theirs],
+            find_perf_analyzer(),
+            CONCURRENCY,
+            Windows(arguments.window_ms),
+            arguments.rounds,
+        )
+    bars = throughput_bars(series)
+    about = f"{size.items:,} items of {size.dim} dimensions, {size.candidates} wanted."
+    write_serving(
+        arguments.out,
+        series,
+        {"rounds": arguments.rounds, "window_ms": arguments.window_ms},
+        {
+            "peer": dataclasses.asdict(tuning),
+            "agreement": dataclasses.asdict(agreement),
+            "bars": bars_json(bars),
+            "notes": f"{about}\n\n{bars_table(bars)}",
+        },
+        name="coalescing",
+    )
+    for bar in bars:
+        print(bar)
+
+
+if __name__ == "__main__":
+    main()
