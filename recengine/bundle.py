@@ -163,6 +163,8 @@ class Ranking(_Model):
     item_table: str
     graph: str
     k: Annotated[int, Field(gt=0)]
+    usual_candidates: Annotated[int, Field(gt=0)] | None = None
+    """How many most requests bring, where the retrieval stage is not there to say it."""
 
 
 class Reference(_Model):

@@ -167,6 +167,8 @@ class ItemIndex:
     def from_unit_vectors(cls, unit_vectors: npt.ArrayLike) -> ItemIndex:
         """An index over float32 vectors that are of unit length already; they are not copied.
 
+        They must stay as they are while the index lives: its codes are made from them here.
+
         Raises:
             InputError: the rank is not 2, or a value is not finite.
         """
@@ -316,7 +318,7 @@ class TopKCertificate:
         threshold: float32 [batch], the k-th best score; -inf when there are fewer items.
         bound: float32 [batch], how far an estimate may be from the score; 0 where every item that
             was allowed was scored.
-        scored: int64 [batch], items whose score was computed.
+        scored: int64 [batch], items whose score was computed; without codes: all.
     """
 
     threshold: npt.NDArray[np.float32]

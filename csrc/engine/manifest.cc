@@ -167,13 +167,16 @@ RetrievalSpec read_retrieval(const JsonValue& value) {
 }
 
 RankingSpec read_ranking(const JsonValue& value) {
-  value.require_only({"family", "bags", "item_table", "graph", "k"});
+  value.require_only({"family", "bags", "item_table", "graph", "k", "usual_candidates"});
   RankingSpec spec;
   value.at("family").as_string();
   spec.bags = read_bags(value.at("bags"));
   spec.item_table = value.at("item_table").as_string();
   spec.graph = value.at("graph").as_string();
   spec.k = positive_int32(value.at("k"));
+  if (const auto usual = value.find("usual_candidates")) {
+    spec.usual_candidates = positive_int32(*usual);
+  }
   return spec;
 }
 

@@ -99,6 +99,7 @@ struct RankingSpec {
   std::string item_table;
   std::string graph;
   int64_t k = 0;
+  int64_t usual_candidates = 0;  // 0: not said
 };
 
 struct Manifest {

@@ -12,7 +12,8 @@ namespace {
 
 GraphSignature signature(const Lookup& lookup, int64_t item_dim, const Manifest& manifest) {
   GraphSignature signature = {lookup.graph_inputs(), {"scores", {kDynamicDim, kDynamicDim}}};
-  if (manifest.retrieval) signature.usual_cols = manifest.retrieval->num_candidates;
+  signature.usual_cols =
+      manifest.retrieval ? manifest.retrieval->num_candidates : manifest.ranking->usual_candidates;
   signature.inputs.push_back({"items", {kDynamicDim, kDynamicDim, item_dim}});
   signature.inputs.push_back({"candidate_scores", {kDynamicDim, kDynamicDim}});
   return signature;

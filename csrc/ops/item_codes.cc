@@ -17,6 +17,8 @@ namespace {
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int64_t kBlocksPerTask = 256;
 constexpr float kLargestCode = 127;
+constexpr float kSmallestValue = 1e-15f;  // of a block's largest: far from what fp32 loses
+constexpr float kLargestValue = 1e15f;
 constexpr double kRoundUp = 1 + 1e-6;  // more than the conversion to fp32 may take off
 
 uint8_t* allocate(size_t bytes) {
@@ -41,11 +43,11 @@ std::shared_ptr<const ItemCodes> ItemCodes::pack(Matrix<const float> vectors, Th
   codes->scales_.resize(blocks);
   codes->inverse_scales_.resize(blocks);
   codes->errors_.resize(blocks);
-  codes->norms_.resize(blocks);
+  std::vector<float> norms(blocks);
   const auto pack_blocks = [&](int64_t task) {
     const int64_t end = std::min((task + 1) * kBlocksPerTask, codes->blocks_);
     for (int64_t block = task * kBlocksPerTask; block < end; ++block) {
-      codes->pack_block(vectors, block);
+      norms[static_cast<size_t>(block)] = codes->pack_block(vectors, block);
     }
   };
   const int64_t tasks = (codes->blocks_ + kBlocksPerTask - 1) / kBlocksPerTask;
@@ -56,16 +58,18 @@ std::shared_ptr<const ItemCodes> ItemCodes::pack(Matrix<const float> vectors, Th
   }
   for (size_t block = 0; block < blocks; ++block) {
     codes->largest_error_ = std::max(codes->largest_error_, codes->errors_[block]);
-    codes->largest_norm_ = std::max(codes->largest_norm_, codes->norms_[block]);
+    codes->largest_norm_ = std::max(codes->largest_norm_, norms[block]);
   }
-  if (!std::isfinite(codes->largest_norm_)) {
+  if (std::isinf(codes->largest_norm_)) {
     throw InputError("[item_index] unit_vectors: expected finite values");
   }
+  const auto cannot = [](float norm) { return std::isnan(norm); };
+  if (std::any_of(norms.begin(), norms.end(), cannot)) return nullptr;
   return codes;
 }
 
 // What lies behind the last row and the last dimension is coded as zero.
-void ItemCodes::pack_block(Matrix<const float> vectors, int64_t block) {
+float ItemCodes::pack_block(Matrix<const float> vectors, int64_t block) {
   const int64_t first = block * kBlockItems;
   const int64_t count = std::min(vectors.rows - first, kBlockItems);
   const int64_t dim = vectors.cols;
@@ -76,9 +80,9 @@ void ItemCodes::pack_block(Matrix<const float> vectors, int64_t block) {
     finite = finite && std::isfinite(value);
     largest = std::max(largest, value);
   }
-  if (!finite) {  // pack() refuses it
-    norms_[static_cast<size_t>(block)] = std::numeric_limits<float>::infinity();
-    return;
+  if (!finite) return std::numeric_limits<float>::infinity();
+  if (largest > 0 && (largest < kSmallestValue || largest > kLargestValue)) {
+    return std::numeric_limits<float>::quiet_NaN();
   }
   const float scale = largest > 0 ? largest / kLargestCode : 1.0f;
   const float inverse = 1 / scale;
@@ -104,7 +108,7 @@ void ItemCodes::pack_block(Matrix<const float> vectors, int64_t block) {
   scales_[place] = scale;
   inverse_scales_[place] = inverse;
   errors_[place] = static_cast<float>(std::sqrt(longest_left) * kRoundUp);
-  norms_[place] = static_cast<float>(std::sqrt(longest) * kRoundUp);
+  return static_cast<float>(std::sqrt(longest) * kRoundUp);
 }
 
 }  // namespace recengine

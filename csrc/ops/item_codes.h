@@ -19,8 +19,9 @@ constexpr int32_t kCodeOffset = 128;
 // One byte a dimension and 12 a block.
 class ItemCodes {
  public:
-  // Codes of `vectors`, on the pool's threads when there is one. Throws InputError when a value is
-  // not finite.
+  // Codes of `vectors`, on the pool's threads when there is one; null when values are so large or
+  // so small that the bounds' fp32 arithmetic would not hold. Throws InputError when a value is not
+  // finite.
   static std::shared_ptr<const ItemCodes> pack(Matrix<const float> vectors, ThreadPool* pool);
 
   int64_t blocks() const { return blocks_; }
@@ -42,7 +43,8 @@ class ItemCodes {
     void operator()(uint8_t* memory) const;
   };
 
-  void pack_block(Matrix<const float> vectors, int64_t block);
+  // Returns the largest norm, rounded up; infinity, or NaN for one that cannot be coded.
+  float pack_block(Matrix<const float> vectors, int64_t block);
 
   int64_t blocks_ = 0;
   int64_t steps_ = 0;
@@ -50,7 +52,6 @@ class ItemCodes {
   std::vector<float> scales_;
   std::vector<float> inverse_scales_;
   std::vector<float> errors_;
-  std::vector<float> norms_;  // [blocks], the largest
   float largest_error_ = 0;
   float largest_norm_ = 0;
 };

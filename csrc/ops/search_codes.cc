@@ -99,6 +99,7 @@ struct Candidates {
   int64_t size = 0;
   int64_t rank = 0;       // whose lower bound is a bound for all
   int64_t limit = 0;      // size at which they are looked through
+  int64_t scored = 0;     // so far, those that were dropped included
   ExcludedRows excluded;  // of the rows that are being scanned
 
   void open(int64_t wanted_rank, int64_t growth, ExcludedRows rows) {
@@ -112,9 +113,10 @@ struct Candidates {
 class CodeSearch {
  public:
   CodeSearch(const Context& context, const Search& search, int64_t first, int64_t count,
-             bool may_sample)
+             bool may_sample, int64_t scored_before)
       : context_(context),
         may_sample_(may_sample),
+        scored_before_(scored_before),
         search_(search),
         index_(*search.index),
         codes_(*search.index->codes()),
@@ -316,7 +318,7 @@ class CodeSearch {
   void tighten(int64_t q, Candidates& found) {
     drop(q, found);
     if (found.size > capacity_ - growth_) {
-      score(q, found.items, found.size);
+      score(q, found);
       const auto better = [](const Candidate& a, const Candidate& b) {
         return sort_key(a.lower, a.row) > sort_key(b.lower, b.row);
       };
@@ -343,33 +345,36 @@ class CodeSearch {
     found.size = end - found.items;
   }
 
-  void score(int64_t q, Candidate* items, int64_t size) const {
+  void score(int64_t q, Candidates& found) const {
     static thread_local std::vector<uint32_t> rows;
     static thread_local std::vector<float> scores;
     rows.clear();
-    for (int64_t i = 0; i < size; ++i) rows.push_back(items[i].row);
+    for (int64_t i = 0; i < found.size; ++i) rows.push_back(found.items[i].row);
     scores.resize(rows.size());
-    gather_(index_.unit_vectors(), {rows.data(), size}, search_.queries.row(first_ + q),
+    gather_(index_.unit_vectors(), {rows.data(), found.size}, search_.queries.row(first_ + q),
             scores.data());
-    for (int64_t i = 0; i < size; ++i) {
-      items[i].lower = items[i].upper = scores[static_cast<size_t>(i)];
+    for (int64_t i = 0; i < found.size; ++i) {
+      found.items[i].lower = found.items[i].upper = scores[static_cast<size_t>(i)];
     }
+    found.scored += found.size;
   }
 
   void answer(int64_t q) {
+    int64_t scored = scored_before_;
     std::vector<Candidate> all;
     std::vector<uint64_t> keys;
     for (size_t list = static_cast<size_t>(q); list < candidates_.size();
          list += static_cast<size_t>(count_)) {
       const Candidates& found = candidates_[list];
       all.insert(all.end(), found.items, found.items + found.size);
+      scored += found.scored;
     }
     const float guess = guesses_[static_cast<size_t>(q)];
     const auto above = std::count_if(all.begin(), all.end(),
                                      [guess](const Candidate& c) { return c.lower >= guess; });
     if (guess > kLowest && above < k_) {
       // The guess was too high, or there are fewer than K: search again without one.
-      CodeSearch(context_, search_, first_ + q, 1, /*may_sample=*/false).run();
+      CodeSearch(context_, search_, first_ + q, 1, /*may_sample=*/false, scored).run();
       return;
     }
     Candidates found;
@@ -377,17 +382,19 @@ class CodeSearch {
     found.size = static_cast<int64_t>(all.size());
     found.rank = k_;
     drop(q, found);
-    score(q, found.items, found.size);
+    found.scored = scored;
+    score(q, found);
     keys.reserve(static_cast<size_t>(found.size));
     for (int64_t i = 0; i < found.size; ++i) {
       keys.push_back(sort_key(found.items[i].lower, found.items[i].row));
     }
-    write_answer(keys, search_, first_ + q, found.size,
+    write_answer(keys, search_, first_ + q, found.scored,
                  query(q).slack + codes_.largest_error() * query(q).error_share);
   }
 
   const Context context_;
   bool may_sample_;
+  int64_t scored_before_;  // of the one query, in a search that did not answer it
   const Search& search_;
   const ItemIndex& index_;
   const ItemCodes& codes_;
@@ -416,7 +423,7 @@ class CodeSearch {
 void search_codes(const Context& context, const Search& search) {
   for (int64_t first = 0; first < search.queries.count; first += kQueriesPerPass) {
     const int64_t count = std::min(kQueriesPerPass, search.queries.count - first);
-    CodeSearch(context, search, first, count, /*may_sample=*/true).run();
+    CodeSearch(context, search, first, count, /*may_sample=*/true, /*scored_before=*/0).run();
   }
 }
 

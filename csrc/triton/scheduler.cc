@@ -1,6 +1,7 @@
 #include "triton/scheduler.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "triton/status.h"
@@ -112,13 +113,14 @@ double Scheduler::later_stages_ns(const Queue& queue) const {
 double Scheduler::backlog_ns() const {
   double total_ns = 0;
   for (const std::unique_ptr<Queue>& queue : queues_) {
-    double row_ns = queue->estimate.row_ns;
+    double later_ns = 0;
     for (const std::unique_ptr<Queue>& other : queues_) {
       if (other->model->config().stage > queue->model->config().stage) {
-        row_ns += other->estimate.row_ns;
+        later_ns = std::max(later_ns, other->estimate.row_ns);
       }
     }
-    total_ns += double(queue->waiting_rows + queue->running_rows) * row_ns;
+    const int64_t rows = queue->waiting_rows + queue->running_rows;
+    total_ns += double(rows) * (queue->estimate.row_ns + later_ns);
   }
   return total_ns;
 }

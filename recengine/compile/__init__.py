@@ -108,7 +108,11 @@ def _part(manifest: Manifest, stage: Stage) -> Manifest:
     return manifest.model_copy(
         update={
             "retrieval": retrieval if stage == "retrieval" else None,
-            "ranking": ranking if stage == "ranking" else None,
+            "ranking": (
+                ranking.model_copy(update={"usual_candidates": retrieval.num_candidates})
+                if stage == "ranking"
+                else None
+            ),
             "reference": manifest.reference if stage == "retrieval" else None,
             "tables": {name: manifest.tables[name] for name in manifest.tables if name in tables},
             "vocabularies": {

@@ -108,6 +108,14 @@ def test_warmup_files_hold_one_valid_request(repository, bundle):
     assert set(candidates) <= set(keys)
 
 
+def test_the_ranking_version_says_how_many_candidates_are_usual(bundle, tmp_path):
+    """It compiles its graph for that many; the retrieval stage that says so is not in it."""
+    repository = compile_bundle(bundle, tmp_path / "repository")
+    part = read_manifest(repository / "ranking" / "1")
+    assert part.retrieval is None
+    assert part.ranking.usual_candidates == read_manifest(bundle).retrieval.num_candidates
+
+
 def test_a_bundle_without_reference_is_warmed_up_with_known_ids(changed_bundle, tmp_path):
     with pytest.warns(UserWarning, match="has no reference answers; what is served is not checked"):
         repository = compile_bundle(changed_bundle(reference=None), tmp_path / "repository")

@@ -46,6 +46,18 @@ def test_borrowed_vectors_that_cannot_be_coded_are_refused(value):
         ops.ItemIndex.from_unit_vectors(vectors)
 
 
+@pytest.mark.parametrize("size", [1e-37, 1e-30, 1e30])
+def test_vectors_that_fp32_bounds_cannot_hold_are_searched_without_codes(size):
+    rng = np.random.default_rng(3)
+    vectors = rng.standard_normal((9000, 64)).astype(np.float32) * np.float32(size)
+    query = rng.standard_normal((1, 64)).astype(np.float32)
+    index = ops.ItemIndex.from_unit_vectors(vectors)
+    rows, _, certificate = ops.certified_topk(index, query, 50)
+    products = vectors.astype(np.float64) @ query[0].astype(np.float64)
+    assert set(rows[0].tolist()) == set(np.argsort(-products)[:50].tolist())
+    assert certificate.scored.tolist() == [9000]
+
+
 def test_bounds_hold_for_borrowed_vectors_of_any_length(isa):
     rng = np.random.default_rng(2)
     vectors = rng.standard_normal((9000, 64), dtype=np.float32) * 3  # norms of about 24, not 1

@@ -21,7 +21,7 @@ struct TopKQuery {
 struct TopKCertificate {
   float threshold;  // at least K items reach it; what certainly does not was left out
   float bound;      // how far the estimates that items were left out by may be from their scores
-  int64_t scored;   // items whose score was computed
+  int64_t scored;   // items whose score was computed; all, in a search without codes
 };
 
 // The exact K best rows of each query by cosine, best first, ties by lower row.
