@@ -170,7 +170,7 @@ class ItemIndex:
         They must stay as they are while the index lives: its codes are made from them here.
 
         Raises:
-            InputError: the rank is not 2, or a value is not finite.
+            InputError: the rank is not 2, or a value is not finite where there are codes.
         """
         index = cls.__new__(cls)
         index._native = _ops.ItemIndex.from_unit_vectors(

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -20,10 +18,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.compiler import compile_cpp
 from recengine import ops
 from recengine.errors import RecengineError
-from recengine.serving.bench.machine import describe_machine, describe_versions, machine_name
-from recengine.serving.bench.report import Bar, bars_json, bars_table
+from recengine.serving.bench.commands import provenance
+from recengine.serving.bench.machine import machine_name
+from recengine.serving.bench.report import (
+    Bar,
+    bars_json,
+    bars_table,
+    provenance_lines,
+    write_result,
+)
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -53,12 +59,9 @@ class Limits:
 
 def measure_limits(folder: Path, threads: int) -> Limits:
     """Builds and runs limits.cc, in a process of its own."""
-    source = Path(__file__).with_name("limits.cc")
     program = folder / "limits"
-    folder.mkdir(parents=True, exist_ok=True)
-    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
-    flags = ["-std=c++17", "-O2", "-mavx512f", "-mavx512vnni", "-pthread"]
-    subprocess.run([compiler, *flags, str(source), "-o", str(program)], check=True)
+    flags = ["-mavx512f", "-mavx512vnni", "-pthread"]
+    compile_cpp(Path(__file__).with_name("limits.cc"), program, flags)
     done = subprocess.run([str(program), str(threads)], check=True, capture_output=True, text=True)
     return Limits(**json.loads(done.stdout))
 
@@ -213,41 +216,25 @@ def main() -> None:
         for result in results
         for batch, bar, point in zip(BATCHES, BARS[result["kind"]], result["points"], strict=True)
     ]
-    machine, versions = describe_machine(), describe_versions(PACKAGES)
-    command = (
-        f"python -m bench.ops.cosine_topk --rows {arguments.rows} --dim {arguments.dim} "
-        f"--k {arguments.k} --rounds {arguments.rounds}"
-    )
+    result = {
+        **provenance(PACKAGES),
+        "threads": threads,
+        "limits": dataclasses.asdict(limits),
+        "results": results,
+        "bars": bars_json(bars),
+    }
     text = "\n\n".join(
         [
             "# Exact top-K",
             f"Median milliseconds of a call, {threads} threads. Limit: reading every 8-bit code "
             f"once at {limits.read_bytes_per_s / 1e9:.0f} GB/s, or multiplying it by every query "
             f"at {limits.int8_macs_per_s / 1e9:.0f} G multiply-adds/s, both measured in this run.",
-            *[table(result) for result in results],
+            *[table(measured) for measured in results],
             bars_table(bars),
-            f"Machine: {', '.join(f'{key} {value}' for key, value in machine.items())}.",
-            f"Versions: {', '.join(f'{key} {value}' for key, value in versions.items())}.",
-            f"Command: `{command}`.",
+            provenance_lines(result),
         ]
     )
-    path = arguments.out / f"cosine-topk-{machine_name()}"
-    path.with_suffix(".md").write_text(text + "\n")
-    path.with_suffix(".json").write_text(
-        json.dumps(
-            {
-                "machine": machine,
-                "versions": versions,
-                "command": command,
-                "threads": threads,
-                "limits": dataclasses.asdict(limits),
-                "results": results,
-                "bars": bars_json(bars),
-            },
-            indent=2,
-        )
-        + "\n"
-    )
+    write_result(arguments.out / f"cosine-topk-{machine_name()}", result, text)
     for bar in bars:
         print(bar)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
+
+from bench.compiler import compile_cpp
 
 MODEL = "identity"
 ENSEMBLE = "identity_ensemble"
@@ -24,12 +23,8 @@ def build(folder: Path) -> Path:
     library = folder / f"libtriton_{MODEL}.so"
     if library.exists() and library.stat().st_mtime > SOURCE.stat().st_mtime:
         return library
-    compiler = os.environ.get("CXX") or shutil.which("c++") or "g++"
-    command = [compiler, "-std=c++17", "-O2", "-shared", "-fPIC", "-fvisibility=hidden"]
-    command += ["-Wall", "-Wextra", "-I", str(ROOT / "csrc"), str(SOURCE), "-o", str(library)]
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(command, check=True)
-    return library
+    flags = ["-shared", "-fPIC", "-fvisibility=hidden", "-I", str(ROOT / "csrc")]
+    return compile_cpp(SOURCE, library, flags)
 
 
 def write_repository(folder: Path) -> Path:

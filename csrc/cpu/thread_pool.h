@@ -55,4 +55,14 @@ class ThreadPool {
   std::vector<std::thread> workers_;
 };
 
+// parallel_for() on the pool, or in order on the calling thread when there is none.
+template <typename Body>
+void for_each(ThreadPool* pool, int64_t count, Body&& body) {
+  if (pool != nullptr) {
+    pool->parallel_for(count, body);
+  } else {
+    for (int64_t i = 0; i < count; ++i) body(i);
+  }
+}
+
 }  // namespace recengine

@@ -197,11 +197,7 @@ struct DenseGraph::Compiled {
       const Lease lease(*this);
       run_rows(lease.stream, fixed, arguments, row, std::min(row + part_rows, out.rows), out);
     };
-    if (pool != nullptr && parts > 2) {
-      pool->parallel_for(parts, run_part);
-    } else {
-      for (int64_t part = 0; part < parts; ++part) run_part(part);
-    }
+    for_each(parts > 2 ? pool : nullptr, parts, run_part);
   }
 
   // A stream that is idle until then, for as long as this lives.

@@ -3,12 +3,11 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "cpu/thread_pool.h"
+#include "cpu/isa.h"
 #include "ops/search.h"
 #include "ops/sort_key.h"
 #include "recengine/error.h"
@@ -16,8 +15,6 @@
 
 namespace recengine {
 namespace {
-
-constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
 // A list of so few rows is scored by itself; longer ones are read faster as part of all.
 constexpr int64_t kSparseShare = 32;
@@ -109,30 +106,9 @@ ExcludedRows::ExcludedRows(const Exclusions& exclusions, int64_t query, int64_t 
   next_ = std::lower_bound(rows + exclusions.begin[static_cast<size_t>(query)], end_, first_row);
 }
 
-CosineScan scan_for(Isa isa) {
-  switch (isa) {
-    case Isa::kPortable:
-      return cosine_scan_portable;
-    case Isa::kAvx2:
-      return cosine_scan_avx2;
-    case Isa::kAvx512:
-    case Isa::kAvx512Vnni:
-      return cosine_scan_avx512;
-  }
-  return cosine_scan_portable;
-}
-
 CosineGather gather_for(Isa isa) {
-  switch (isa) {
-    case Isa::kPortable:
-      return cosine_gather_portable;
-    case Isa::kAvx2:
-      return cosine_gather_avx2;
-    case Isa::kAvx512:
-    case Isa::kAvx512Vnni:
-      return cosine_gather_avx512;
-  }
-  return cosine_gather_portable;
+  return pick_kernel(isa, cosine_gather_portable, cosine_gather_avx2, cosine_gather_avx512,
+                     cosine_gather_avx512);
 }
 
 void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query, int64_t scored,
@@ -168,11 +144,7 @@ void search_rows(const Context& context, const Search& search, const std::vector
     }
     write_answer(keys, search, query, static_cast<int64_t>(rows.size()));
   };
-  if (context.pool != nullptr && search.queries.count > 1) {
-    context.pool->parallel_for(search.queries.count, answer);
-  } else {
-    for (int64_t query = 0; query < search.queries.count; ++query) answer(query);
-  }
+  for_each(context.pool, search.queries.count, answer);
 }
 
 void cosine_topk(const Context& context, const ItemIndex& index, const TopKQuery& query,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 
+#include "cpu/isa.h"
 #include "cpu/thread_pool.h"
 #include "ops/embedding_bag_kernel.h"
 #include "recengine/error.h"
@@ -14,16 +15,8 @@ constexpr int64_t kMaxChunks = 64;
 constexpr int64_t kRowsPerChunk = 4096;  // below, waking a thread costs more than it saves
 
 EmbeddingBagKernel kernel_for(Isa isa) {
-  switch (isa) {
-    case Isa::kPortable:
-      return embedding_bag_portable;
-    case Isa::kAvx2:
-      return embedding_bag_avx2;
-    case Isa::kAvx512:
-    case Isa::kAvx512Vnni:
-      return embedding_bag_avx512;
-  }
-  return embedding_bag_portable;
+  return pick_kernel(isa, embedding_bag_portable, embedding_bag_avx2, embedding_bag_avx512,
+                     embedding_bag_avx512);
 }
 
 [[noreturn]] void fail(const std::string& what) { throw InputError("[embedding_bag] " + what); }

@@ -3,9 +3,9 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdlib>
-#include <limits>
 #include <new>
 
 #include "cpu/thread_pool.h"
@@ -44,32 +44,25 @@ std::shared_ptr<const ItemCodes> ItemCodes::pack(Matrix<const float> vectors, Th
   codes->inverse_scales_.resize(blocks);
   codes->errors_.resize(blocks);
   std::vector<float> norms(blocks);
+  std::atomic<bool> codable{true};
   const auto pack_blocks = [&](int64_t task) {
     const int64_t end = std::min((task + 1) * kBlocksPerTask, codes->blocks_);
     for (int64_t block = task * kBlocksPerTask; block < end; ++block) {
-      norms[static_cast<size_t>(block)] = codes->pack_block(vectors, block);
+      if (!codes->pack_block(vectors, block, norms[static_cast<size_t>(block)])) codable = false;
     }
   };
   const int64_t tasks = (codes->blocks_ + kBlocksPerTask - 1) / kBlocksPerTask;
-  if (pool != nullptr) {
-    pool->parallel_for(tasks, pack_blocks);
-  } else {
-    for (int64_t task = 0; task < tasks; ++task) pack_blocks(task);
-  }
+  for_each(pool, tasks, pack_blocks);
+  if (!codable) return nullptr;
   for (size_t block = 0; block < blocks; ++block) {
     codes->largest_error_ = std::max(codes->largest_error_, codes->errors_[block]);
     codes->largest_norm_ = std::max(codes->largest_norm_, norms[block]);
   }
-  if (std::isinf(codes->largest_norm_)) {
-    throw InputError("[item_index] unit_vectors: expected finite values");
-  }
-  const auto cannot = [](float norm) { return std::isnan(norm); };
-  if (std::any_of(norms.begin(), norms.end(), cannot)) return nullptr;
   return codes;
 }
 
 // What lies behind the last row and the last dimension is coded as zero.
-float ItemCodes::pack_block(Matrix<const float> vectors, int64_t block) {
+bool ItemCodes::pack_block(Matrix<const float> vectors, int64_t block, float& largest_norm) {
   const int64_t first = block * kBlockItems;
   const int64_t count = std::min(vectors.rows - first, kBlockItems);
   const int64_t dim = vectors.cols;
@@ -80,10 +73,8 @@ float ItemCodes::pack_block(Matrix<const float> vectors, int64_t block) {
     finite = finite && std::isfinite(value);
     largest = std::max(largest, value);
   }
-  if (!finite) return std::numeric_limits<float>::infinity();
-  if (largest > 0 && (largest < kSmallestValue || largest > kLargestValue)) {
-    return std::numeric_limits<float>::quiet_NaN();
-  }
+  if (!finite) throw InputError("[item_index] unit_vectors: expected finite values");
+  if (largest > 0 && (largest < kSmallestValue || largest > kLargestValue)) return false;
   const float scale = largest > 0 ? largest / kLargestCode : 1.0f;
   const float inverse = 1 / scale;
   uint8_t* const codes = codes_.get() + block * steps_ * kStepDims * kBlockItems;
@@ -108,7 +99,8 @@ float ItemCodes::pack_block(Matrix<const float> vectors, int64_t block) {
   scales_[place] = scale;
   inverse_scales_[place] = inverse;
   errors_[place] = static_cast<float>(std::sqrt(longest_left) * kRoundUp);
-  return static_cast<float>(std::sqrt(longest) * kRoundUp);
+  largest_norm = static_cast<float>(std::sqrt(longest) * kRoundUp);
+  return true;
 }
 
 }  // namespace recengine

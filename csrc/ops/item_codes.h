@@ -43,8 +43,8 @@ class ItemCodes {
     void operator()(uint8_t* memory) const;
   };
 
-  // Returns the largest norm, rounded up; infinity, or NaN for one that cannot be coded.
-  float pack_block(Matrix<const float> vectors, int64_t block);
+  // Writes a block and its largest norm, rounded up; false when its values cannot be coded.
+  bool pack_block(Matrix<const float> vectors, int64_t block, float& largest_norm);
 
   int64_t blocks_ = 0;
   int64_t steps_ = 0;

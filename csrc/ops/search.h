@@ -1,8 +1,12 @@
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cstdint>
+#include <limits>
 #include <vector>
 
+#include "cpu/thread_pool.h"
 #include "ops/cosine_topk_kernel.h"
 #include "recengine/context.h"
 #include "recengine/item_index.h"
@@ -11,7 +15,9 @@
 
 namespace recengine {
 
-constexpr int64_t kBitmapWord = 64;  // blocks and chunks of rows begin at whole words
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+constexpr int64_t kBitmapWord = 64;      // blocks and chunks of rows begin at whole words
+constexpr int64_t kQueriesPerPass = 64;  // of a scan; bounds its memory
 
 // What each query must not be answered with: rows [begin[q], begin[q + 1]), ascending.
 struct Exclusions {
@@ -61,8 +67,23 @@ inline bool is_allowed(const uint64_t* bitmap, int64_t row) {
   return bitmap == nullptr || (bitmap[row / kBitmapWord] >> (row % kBitmapWord) & 1) != 0;
 }
 
-CosineScan scan_for(Isa isa);
 CosineGather gather_for(Isa isa);
+
+// A bound that only rises, shared by the threads that scan for one query.
+inline void raise(std::atomic<float>& bound, float value) {
+  float current = bound.load(std::memory_order_relaxed);
+  while (value > current &&
+         !bound.compare_exchange_weak(current, value, std::memory_order_relaxed)) {
+  }
+}
+
+// How many runs of blocks a scan is cut into for the pool, with `worth` of them worth a thread's
+// waking. Four a thread: one that loses its core for a while does not hold up the others.
+inline int64_t count_chunks(const ThreadPool* pool, int64_t worth, int64_t blocks) {
+  const bool alone = pool == nullptr || pool->num_workers() == 0;
+  const int64_t most = alone ? 1 : 4 * (pool->num_workers() + 1);
+  return std::clamp<int64_t>(std::min(worth, most), 1, std::max<int64_t>(blocks, 1));
+}
 
 // Writes the best of `keys` as the answer to a query; reorders them. `bound` is how far the
 // estimates may be off that others were left out by; `scored` items were not.

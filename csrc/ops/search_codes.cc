@@ -6,12 +6,11 @@
 #include <atomic>
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <memory>
 #include <mutex>
 #include <vector>
 
-#include "cpu/thread_pool.h"
+#include "cpu/isa.h"
 #include "ops/code_scan_kernel.h"
 #include "ops/search.h"
 #include "ops/sort_key.h"
@@ -19,8 +18,6 @@
 namespace recengine {
 namespace {
 
-constexpr float kLowest = -std::numeric_limits<float>::infinity();
-constexpr int64_t kQueriesPerPass = 64;         // bounds the memory of one pass
 constexpr int64_t kBlocksAhead = 2;             // fetched before they are scanned
 constexpr int64_t kBlocksPerStep = 16;          // scanned with the thresholds of their beginning
 constexpr int64_t kSampleStride = 64;           // of the blocks that guesses come from
@@ -34,16 +31,8 @@ constexpr float kLargestThreshold = 1e9f;  // beyond any sum of products, within
 constexpr double kRounding = 2e-6;
 
 CodeScan code_scan_for(Isa isa) {
-  switch (isa) {
-    case Isa::kPortable:
-      return code_scan_portable;
-    case Isa::kAvx2:
-    case Isa::kAvx512:
-      return code_scan_avx2;
-    case Isa::kAvx512Vnni:
-      return code_scan_avx512_vnni;
-  }
-  return code_scan_portable;
+  return pick_kernel(isa, code_scan_portable, code_scan_avx2, code_scan_avx2,
+                     code_scan_avx512_vnni);
 }
 
 // A query as signed codes: about scale * code, and its part of the bounds.
@@ -86,13 +75,6 @@ struct Candidate {
   uint32_t row;
 };
 
-void raise(std::atomic<float>& bound, float value) {
-  float current = bound.load(std::memory_order_relaxed);
-  while (value > current &&
-         !bound.compare_exchange_weak(current, value, std::memory_order_relaxed)) {
-  }
-}
-
 // Those of one query that one thread has found.
 struct Candidates {
   Candidate* items = nullptr;  // [capacity]
@@ -122,22 +104,20 @@ class CodeSearch {
         codes_(*search.index->codes()),
         scan_(code_scan_for(context.isa)),
         gather_(gather_for(context.isa)),
-        pool_(context.pool),
         first_(first),
         count_(count),
         k_(search.k()),
         bounds_(static_cast<size_t>(count)),
         guesses_(static_cast<size_t>(count), kLowest) {
-    const int64_t threads = pool_ == nullptr ? 1 : pool_->num_workers() + 1;
     const int64_t worth = index_.rows() * index_.dim() / kProductsPerChunk * count;
     const int64_t steps = (codes_.blocks() + kBlocksPerStep - 1) / kBlocksPerStep;
-    // Four chunks a thread: a thread that loses its core for a while does not hold up the others.
-    num_chunks_ = threads == 1 ? 1 : std::clamp<int64_t>(worth, 1, 4 * threads);
-    num_chunks_ = std::clamp<int64_t>(steps, 1, num_chunks_);
+    num_chunks_ = count_chunks(context.pool, worth, steps);
+    if (num_chunks_ > 1) pool_ = context.pool;
     chunk_blocks_ = (steps + num_chunks_ - 1) / num_chunks_ * kBlocksPerStep;
     growth_ = k_ + kBlockItems;
     capacity_ = 2 * k_ + 4 * growth_;
-    const int64_t lists = std::min(threads, num_chunks_);
+    const int64_t lists =
+        pool_ == nullptr ? 1 : std::min<int64_t>(pool_->num_workers() + 1, num_chunks_);
     memory_.reset(new Candidate[static_cast<size_t>(lists * count * capacity_)]);
     candidates_.resize(static_cast<size_t>(lists * count));
     for (int64_t list = 0; list < lists * count; ++list) {
@@ -158,26 +138,17 @@ class CodeSearch {
   void run() {
     if (may_sample_ && codes_.blocks() >= kLeastSampled) {
       const int64_t tiles = (count_ + kTileQueries - 1) / kTileQueries;
-      for_each(tiles, [this](int64_t tile) { sample(tile * kTileQueries); });
+      for_each(pool_, tiles, [this](int64_t tile) { sample(tile * kTileQueries); });
     }
-    for_each(num_chunks_, [this](int64_t chunk) {
+    for_each(pool_, num_chunks_, [this](int64_t chunk) {
       Candidates* const found = take();
       scan_chunk(chunk, found);
       give_back(found);
     });
-    for_each(count_, [this](int64_t q) { answer(q); });
+    for_each(pool_, count_, [this](int64_t q) { answer(q); });
   }
 
  private:
-  template <typename Body>
-  void for_each(int64_t count, const Body& body) {
-    if (pool_ != nullptr && num_chunks_ > 1) {
-      pool_->parallel_for(count, body);
-    } else {
-      for (int64_t i = 0; i < count; ++i) body(i);
-    }
-  }
-
   int64_t stride() const { return codes_.steps() * kStepDims; }
   std::atomic<float>& bound(int64_t q) { return bounds_[static_cast<size_t>(q)]; }
   const CodedQuery& query(int64_t q) const { return queries_[static_cast<size_t>(q)]; }
@@ -400,8 +371,8 @@ class CodeSearch {
   const ItemCodes& codes_;
   CodeScan scan_;
   CosineGather gather_;
-  ThreadPool* pool_;
-  int64_t first_;  // query of the call
+  ThreadPool* pool_ = nullptr;  // null also for what is not worth several threads
+  int64_t first_;               // query of the call
   int64_t count_;
   int64_t k_;
   int64_t num_chunks_;

@@ -2,21 +2,23 @@
 #include <atomic>
 #include <cmath>
 #include <functional>
-#include <limits>
 #include <memory>
 #include <vector>
 
-#include "cpu/thread_pool.h"
+#include "cpu/isa.h"
 #include "ops/search.h"
 #include "ops/sort_key.h"
 
 namespace recengine {
 namespace {
 
-constexpr float kLowest = -std::numeric_limits<float>::infinity();
-constexpr int64_t kQueriesPerPass = 64;         // bounds the memory of one pass
 constexpr int64_t kBlockBytes = 32 << 10;       // items that all queries of a pass score from L1
 constexpr int64_t kProductsPerChunk = 1 << 20;  // below, waking a thread costs more than it saves
+
+CosineScan scan_for(Isa isa) {
+  return pick_kernel(isa, cosine_scan_portable, cosine_scan_avx2, cosine_scan_avx512,
+                     cosine_scan_avx512);
+}
 
 // The best items of one query among the rows of one chunk, as sort keys. Rows come in ascending
 // order, so one that ties with the worst of K kept ones cannot replace it.
@@ -60,27 +62,17 @@ class BestRows {
   ExcludedRows excluded_;
 };
 
-// A bound that only rises, shared by the threads that scan for one query.
-void raise(std::atomic<float>& bound, float value) {
-  float current = bound.load(std::memory_order_relaxed);
-  while (value > current &&
-         !bound.compare_exchange_weak(current, value, std::memory_order_relaxed)) {
-  }
-}
-
 // One pass of at most kQueriesPerPass queries over all items.
 class VectorSearch {
  public:
   VectorSearch(const Context& context, const ItemIndex& index, int64_t num_queries, int64_t k)
-      : index_(index), scan_(scan_for(context.isa)), pool_(context.pool), k_(k) {
+      : index_(index), scan_(scan_for(context.isa)), k_(k) {
     const int64_t words = kBlockBytes / (index.dim() * int64_t{sizeof(float)}) / kBitmapWord;
     block_rows_ = std::clamp<int64_t>(words * kBitmapWord, kBitmapWord, kMaxBlockItems);
     const int64_t blocks = (index.rows() + block_rows_ - 1) / block_rows_;
-    const int64_t threads = pool_ == nullptr ? 1 : pool_->num_workers() + 1;
     const int64_t worth = index.rows() * index.dim() / kProductsPerChunk * num_queries;
-    // Four chunks a thread: a thread that loses its core for a while does not hold up the others.
-    num_chunks_ = threads == 1 ? 1 : std::clamp<int64_t>(worth, 1, 4 * threads);
-    num_chunks_ = std::clamp<int64_t>(blocks, 1, num_chunks_);
+    num_chunks_ = count_chunks(context.pool, worth, blocks);
+    if (num_chunks_ > 1) pool_ = context.pool;
     chunk_rows_ = (blocks + num_chunks_ - 1) / num_chunks_ * block_rows_;
     capacity_ = std::min(std::max(2 * k, k + 256), chunk_rows_);
     keys_.reset(new uint64_t[static_cast<size_t>(num_chunks_ * num_queries * capacity_)]);
@@ -91,24 +83,15 @@ class VectorSearch {
   // Answers queries [first, first + count).
   void run(const Search& search, int64_t first, int64_t count) {
     for (std::atomic<float>& bound : bounds_) bound.store(kLowest, std::memory_order_relaxed);
-    for_each(num_chunks_, [&](int64_t chunk) {
+    for_each(pool_, num_chunks_, [&](int64_t chunk) {
       open(chunk, first, count, *search.exclusions);
       scan_chunk(chunk, search.queries.row(first), search.queries.padded_dim, count,
                  search.allow_bitmap);
     });
-    for_each(count, [&](int64_t q) { collect(q, count, search, first + q); });
+    for_each(pool_, count, [&](int64_t q) { collect(q, count, search, first + q); });
   }
 
  private:
-  template <typename Body>
-  void for_each(int64_t count, const Body& body) {
-    if (pool_ != nullptr && num_chunks_ > 1) {
-      pool_->parallel_for(count, body);
-    } else {
-      for (int64_t i = 0; i < count; ++i) body(i);
-    }
-  }
-
   void open(int64_t chunk, int64_t first, int64_t count, const Exclusions& exclusions) {
     for (int64_t q = 0; q < count; ++q) {
       const int64_t slot = chunk * count + q;
@@ -177,7 +160,7 @@ class VectorSearch {
 
   const ItemIndex& index_;
   CosineScan scan_;
-  ThreadPool* pool_;
+  ThreadPool* pool_ = nullptr;  // null also for what is not worth several threads
   int64_t k_;
   int64_t block_rows_;
   int64_t num_chunks_;

@@ -89,8 +89,8 @@ std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& 
   if (queue.waiting_rows + request.rows() > queue.model->config().max_queue_rows) {
     return ShedReason::kQueueFull;
   }
-  const double expected_ns =
-      backlog_ns() / pool_.num_workers() + queue.estimate.batch_ns + later_stages_ns(queue);
+  const double expected_ns = backlog_ns() / pool_.num_workers() + queue.estimate.batch_ns +
+                             later_stages(queue, &LoadEstimate::batch_ns);
   const bool last = queue.model->config().stage == Stage::kRanking;
   const double share = last ? kLastShareOfDeadline : kShareOfDeadline;
   const double granted_ns = elapsed_ns(request.arrival_ns(), request.deadline_ns());
@@ -98,12 +98,12 @@ std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& 
   return std::nullopt;
 }
 
-// Expected time in the stages after this one.
-double Scheduler::later_stages_ns(const Queue& queue) const {
+// What is expected of the stages after this one: the time of a batch, or of a row.
+double Scheduler::later_stages(const Queue& queue, double LoadEstimate::* expected_ns) const {
   double later_ns = 0;
   for (const std::unique_ptr<Queue>& other : queues_) {
     if (other->model->config().stage > queue.model->config().stage) {
-      later_ns = std::max(later_ns, other->estimate.batch_ns);
+      later_ns = std::max(later_ns, other->estimate.*expected_ns);
     }
   }
   return later_ns;
@@ -113,14 +113,9 @@ double Scheduler::later_stages_ns(const Queue& queue) const {
 double Scheduler::backlog_ns() const {
   double total_ns = 0;
   for (const std::unique_ptr<Queue>& queue : queues_) {
-    double later_ns = 0;
-    for (const std::unique_ptr<Queue>& other : queues_) {
-      if (other->model->config().stage > queue->model->config().stage) {
-        later_ns = std::max(later_ns, other->estimate.row_ns);
-      }
-    }
     const int64_t rows = queue->waiting_rows + queue->running_rows;
-    total_ns += double(rows) * (queue->estimate.row_ns + later_ns);
+    total_ns +=
+        double(rows) * (queue->estimate.row_ns + later_stages(*queue, &LoadEstimate::row_ns));
   }
   return total_ns;
 }
@@ -153,7 +148,7 @@ std::unique_ptr<Request> Scheduler::pop(Queue& queue) {
 Scheduler::Batch Scheduler::take(Queue& queue) {
   const int64_t max_rows = queue.model->config().max_batch_rows;
   const uint64_t now = now_ns();
-  const double later_ns = later_stages_ns(queue);
+  const double later_ns = later_stages(queue, &LoadEstimate::batch_ns);
   uint64_t first_deadline_ns = std::numeric_limits<uint64_t>::max();
   Batch batch;
   while (!queue.waiting.empty()) {

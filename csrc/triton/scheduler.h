@@ -60,7 +60,7 @@ class Scheduler {
 
   // These need the lock.
   std::optional<ShedReason> refusal(const Queue& queue, const Request& request) const;
-  double later_stages_ns(const Queue& queue) const;
+  double later_stages(const Queue& queue, double LoadEstimate::* expected_ns) const;
   double backlog_ns() const;
   Queue& queue_of(const Model& model);
   Queue* next_queue();

@@ -215,12 +215,11 @@ class TritonServer:
         with ExitStack() as stack:
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, pass_on))
-            # Not popen.wait(): a signal that arrives just before it blocks would be handled only
-            # after the server has ended, so never.
-            while (status := popen.poll()) is None:
+            # Without a timeout, a signal that arrives just before wait() blocks would be handled
+            # only after the server has ended, so never.
+            while True:
                 with suppress(subprocess.TimeoutExpired):
-                    popen.wait(_SIGNAL_CHECK_S)
-            return status
+                    return popen.wait(_SIGNAL_CHECK_S)
 
     def stop(self, timeout: float = 30.0) -> int | None:
         """Asks the server to end, after `timeout` seconds makes it. Returns its exit status.

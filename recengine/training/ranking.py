@@ -92,9 +92,8 @@ class RankingTask(L.LightningModule):
         distinct, places = torch.unique(items, return_inverse=True)
         rows, dense = self._encoded.items(distinct)
         table = self.model.items(forget(rows, self._config.unknown_rate), dense)
-        return F.embedding(
-            places, table
-        )  # its gradient is summed in one order, unlike table[places]
+        # Unlike table[places], its gradient is summed in one order.
+        return F.embedding(places, table)
 
     def on_validation_epoch_start(self) -> None:
         """Pools the catalog once for all validation batches."""

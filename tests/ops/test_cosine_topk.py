@@ -142,7 +142,7 @@ def test_a_small_catalog_is_scored_whole():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_bounds_guessed_from_a_sample_do_not_change_the_answer(isa, threads):
-    """70,000 rows are sampled; the second half of the queries finds its best outside the sample."""
+    """70,000 rows are enough for a sample; what it suggests for the third query is far too high."""
     rng = np.random.default_rng(8)
     vectors = rng.standard_normal((70_000, 32), dtype=np.float32)
     queries = rng.standard_normal((4, 32), dtype=np.float32)

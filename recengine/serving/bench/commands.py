@@ -180,7 +180,7 @@ def run_overload(
             server.stop()
     bars = overload_bars(result)
     result = {
-        **_provenance(),
+        **provenance(),
         "about": about,
         "server_cores": sorted(server_cores),
         "generator_cores": sorted(generator_cores),
@@ -227,7 +227,7 @@ def write_serving(
     """
     extra = dict(extra or {})
     notes = extra.pop("notes", "")
-    result = {**_provenance(), "settings": settings, "series": series_json(series), **extra}
+    result = {**provenance(), "settings": settings, "series": series_json(series), **extra}
     how = ", ".join(f"{key} {value}" for key, value in settings.items())
     markdown = "\n\n".join(
         filter(
@@ -263,10 +263,11 @@ def served(
         yield server.endpoints.grpc
 
 
-def _provenance() -> dict[str, Any]:
+def provenance(packages: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Where a result comes from: machine, versions (of `packages`, too) and command line."""
     return {
         "machine": describe_machine(),
-        "versions": describe_versions(),
+        "versions": describe_versions(packages),
         "command": shlex.join(["python", *_command()]),
     }
 
