@@ -90,7 +90,8 @@ bench-coalescing: $(VENV)/perf_analyzer/perf_analyzer
 	$(BIN)/python -m bench.serving.coalescing
 
 bench-ops: $(VENV)/installed
-	$(BIN)/python -m bench.ops.cosine_topk
+	$(BIN)/python -m bench.ops.cosine_topk $(BENCH_ARGS)
+	$(BIN)/python -m bench.ops.embedding_bag $(BENCH_ARGS)
 
 clean:
 	rm -rf build $(VENV) artifacts $(DATA) $(REPOSITORY)/.compiled $(REPOSITORY)/*/[0-9]* $(REPOSITORY)/*/warmup

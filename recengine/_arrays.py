@@ -9,6 +9,10 @@ import numpy.typing as npt
 
 from recengine.errors import InputError
 
+_DTYPES: dict[type[np.generic], np.dtype[Any]] = {
+    dtype: np.dtype(dtype) for dtype in (np.float32, np.int32, np.int64, np.uint8, np.uint64)
+}
+
 
 def as_numpy(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
     """The array itself, or a view of what offers DLPack on the CPU."""
@@ -24,8 +28,12 @@ def as_numpy(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
 
 def cast_array(name: str, value: npt.ArrayLike, dtype: type[np.generic]) -> npt.NDArray[Any]:
     """The array as `dtype` in C order; integers stay integers and keep their value."""
+    wanted = _DTYPES[dtype]
+    if type(value) is np.ndarray and value.dtype is wanted:  # what costs nothing comes first
+        flags = value.flags
+        if flags.c_contiguous and flags.aligned:
+            return value
     array = as_numpy(name, value)
-    wanted = np.dtype(dtype)
     kinds = "f" if wanted.kind == "f" else "iu"
     if array.size > 0 and array.dtype.kind not in kinds:
         raise InputError(f"{name}: expected {wanted}, found {array.dtype}")
@@ -35,3 +43,13 @@ def cast_array(name: str, value: npt.ArrayLike, dtype: type[np.generic]) -> npt.
             raise InputError(f"{name}: expected values within {wanted}, found {array.dtype} beyond")
     with np.errstate(over="ignore"):  # what becomes infinite is refused by the operation
         return np.require(array, wanted, ["C", "A"])
+
+
+def expect_output(name: str, array: npt.NDArray[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """The array itself, which an operation can write to as it is."""
+    if not isinstance(array, np.ndarray) or array.dtype != _DTYPES[dtype]:
+        found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise InputError(f"{name}: expected a NumPy array of {_DTYPES[dtype]}, found {found}")
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        raise InputError(f"{name}: expected an array in C order, found strides {array.strides}")
+    return array

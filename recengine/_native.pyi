@@ -25,11 +25,21 @@ __all__: list[str] = [
 ]
 
 class EmbeddingTable:
+    @staticmethod
+    def fused(
+        name: str,
+        data: numpy.typing.NDArray[numpy.uint8],
+        dim: typing.SupportsInt | typing.SupportsIndex,
+        int4: bool,
+        rowwise: bool,
+    ) -> EmbeddingTable: ...
     def __init__(
         self, name: str, data: numpy.ndarray, scales: numpy.typing.NDArray[numpy.float32] | None
     ) -> None: ...
     @property
     def data(self) -> numpy.ndarray: ...
+    @property
+    def dim(self) -> int: ...
     @property
     def name(self) -> str: ...
     @property
@@ -130,6 +140,7 @@ def embedding_bag(
     rows: numpy.typing.NDArray[numpy.int64],
     lengths: numpy.typing.NDArray[numpy.int32],
     weights: numpy.typing.NDArray[numpy.float32] | None,
+    out: numpy.typing.NDArray[numpy.float32] | None,
     threads: typing.SupportsInt | typing.SupportsIndex | None,
     isa: str | None,
 ) -> numpy.typing.NDArray[numpy.float32]: ...

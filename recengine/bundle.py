@@ -27,7 +27,7 @@ FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
 CHUNK_BYTES = 64 * 1024 * 1024
 
-RowType = Literal["fp32", "fp16", "int8"]
+RowType = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 Pooling = Literal["sum", "mean"]
 Target = Literal["cpu"]
 
@@ -88,7 +88,11 @@ class Feature(_Model):
 
 
 class Table(_Model):
-    """Embedding rows [rows, dim], row 0 out-of-vocabulary; int8 rows have scales [rows]."""
+    """Embedding rows [rows, dim], row 0 out-of-vocabulary.
+
+    As tensors [rows, dim]: float32, float16, uint16 (the bits of bf16), int8 with float32 scales
+    [rows]; int4 as uint8 [rows, 4 + ceil(dim / 2)], see `ops.fuse_rows`.
+    """
 
     rows: Annotated[int, Field(gt=0)]
     dim: Annotated[int, Field(gt=0)]

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from recengine import _ops
-from recengine._arrays import as_numpy, cast_array
+from recengine._arrays import as_numpy, cast_array, expect_output
+from recengine._embedding_table import EmbeddingTable, RowType, fuse_rows, quantize_rows
 from recengine.errors import InputError
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "cuda_devices",
     "default_isa",
     "embedding_bag",
+    "fuse_rows",
     "order",
     "quantize_rows",
     "supported_isas",
@@ -41,110 +43,6 @@ __all__ = [
 ]
 
 Pooling = Literal["sum", "mean", "none"]
-RowType = Literal["fp32", "fp16", "int8"]
-
-
-class EmbeddingTable:
-    """Embedding rows [rows, dim] as they are stored: fp32, fp16, or int8 with a scale per row.
-
-    The arrays are borrowed, not copied; do not change them while an operation runs.
-
-    Args:
-        data: float32, float16 or int8 [rows, dim] in C order.
-        scales: float32 [rows], for int8 only: value = scale * code.
-        name: what messages call the table.
-
-    Raises:
-        InputError: the dtype, the shape or the presence of scales is not as said above.
-    """
-
-    def __init__(
-        self, data: npt.ArrayLike, scales: npt.ArrayLike | None = None, *, name: str = "table"
-    ) -> None:
-        self._native = _ops.EmbeddingTable(
-            name,
-            np.require(as_numpy("[embedding_table] data", data), requirements=["C", "A"]),
-            None if scales is None else cast_array("[embedding_table] scales", scales, np.float32),
-        )
-
-    @classmethod
-    def from_array(
-        cls, values: npt.ArrayLike, row_type: RowType = "fp32", *, name: str = "table"
-    ) -> EmbeddingTable:
-        """Stores float values [rows, dim] as rows of `row_type`.
-
-        Raises:
-            InputError: a value is not finite, or beyond fp16 where that was asked for.
-        """
-        array = cast_array("[embedding_table] values", values, np.float32)
-        _check_finite("[embedding_table] values", array)
-        if row_type == "fp32":
-            return cls(array, name=name)
-        if row_type == "int8":
-            return cls(*quantize_rows(array), name=name)
-        if row_type != "fp16":
-            raise InputError(
-                f"[embedding_table] row_type: expected fp32, fp16 or int8, found {row_type!r}"
-            )
-        with np.errstate(over="ignore"):
-            halves = array.astype(np.float16)
-        _check_finite("[embedding_table] values as fp16", halves)
-        return cls(halves, name=name)
-
-    @property
-    def data(self) -> npt.NDArray[Any]:
-        """The stored rows [rows, dim]."""
-        return self._native.data
-
-    @property
-    def scales(self) -> npt.NDArray[np.float32] | None:
-        """The scale of each int8 row [rows], else None."""
-        return self._native.scales
-
-    @property
-    def name(self) -> str:
-        """What messages call the table."""
-        return self._native.name
-
-    @property
-    def rows(self) -> int:
-        """Number of rows."""
-        return int(self.data.shape[0])
-
-    @property
-    def dim(self) -> int:
-        """Values in a row."""
-        return int(self.data.shape[1])
-
-    @property
-    def row_type(self) -> RowType:
-        """How a row is stored."""
-        return cast(RowType, self._native.row_type)
-
-    def to_array(self) -> npt.NDArray[np.float32]:
-        """The values that the rows stand for, float32 [rows, dim]."""
-        values = self.data.astype(np.float32)
-        return values if self.scales is None else values * self.scales[:, None]
-
-
-def quantize_rows(
-    values: npt.ArrayLike,
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Symmetric int8 codes with one scale a row: scale = max|x| / 127, code = round(x / scale).
-
-    Args:
-        values: float [rows, dim], finite.
-
-    Returns:
-        Codes int8 [rows, dim] and scales float32 [rows]; a row of zeros has scale 0.
-    """
-    array = cast_array("[quantize_rows] values", values, np.float32)
-    if array.ndim != 2:
-        raise InputError(f"[quantize_rows] values: expected rank 2, found {array.ndim}")
-    scales = np.abs(array).max(axis=1, initial=0) / np.float32(127)
-    divisors = np.where(scales > 0, scales, np.float32(1))
-    codes = np.clip(np.rint(array / divisors[:, None]), -127, 127)
-    return codes.astype(np.int8), scales
 
 
 class ItemIndex:
@@ -265,13 +163,15 @@ def embedding_bag(
     pooling: Pooling | Sequence[Pooling],
     weights: npt.ArrayLike | None = None,
     max_length: int | Sequence[int] = 0,
+    out: npt.NDArray[np.float32] | None = None,
     threads: int | None = None,
     isa: str | None = None,
 ) -> npt.NDArray[np.float32]:
     """Looks up and pools rows of many tables in one call.
 
     Bag (b, c) reads tables[c]; its rows follow those of the bag before it, user by user and column
-    by column. Values are added in row order in fp32. An empty bag gives zeros.
+    by column. Values are added in row order in fp32, the biases of fused rows apart and last. An
+    empty bag gives zeros.
 
     Args:
         tables: one per column; the same table may stand in several.
@@ -281,6 +181,7 @@ def embedding_bag(
             themselves one after the other, zeros behind them); one for all columns, or one each.
         weights: float32 [total], multiplied into each row.
         max_length: longest sequence of "none" columns; one for all, or one each.
+        out: where the result goes, in C order; None for a new array. Undefined after an error.
         threads: see the module.
         isa: see the module.
 
@@ -302,6 +203,7 @@ def embedding_bag(
         cast_array("[embedding_bag] rows", rows, np.int64),
         cast_array("[embedding_bag] lengths", lengths, np.int32),
         None if weights is None else cast_array("[embedding_bag] weights", weights, np.float32),
+        None if out is None else expect_output("[embedding_bag] out", out, np.float32),
         threads,
         isa,
     )
@@ -445,12 +347,6 @@ def supported_isas() -> list[str]:
 def usable_cores() -> int:
     """Cores this process may use: the affinity mask, capped by the cgroup's CPU quota."""
     return _ops.usable_cores()
-
-
-def _check_finite(name: str, array: npt.NDArray[Any]) -> None:
-    bad = np.argwhere(~np.isfinite(array))
-    if bad.size > 0:
-        raise InputError(f"{name}: row {bad[0, 0]}: expected finite values")
 
 
 def _pack_exclude(

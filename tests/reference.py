@@ -47,8 +47,15 @@ class Reference:
         return dict(zip(keys[rows >= 0].tolist(), rows[rows >= 0].tolist(), strict=True))
 
     def table(self, table):
-        data = self.load(table.data).astype(np.float32)
-        return data if table.scales is None else data * self.load(table.scales)[:, None]
+        data = self.load(table.data)
+        if table.row_type == "bf16":
+            return (data.astype(np.uint32) << 16).view(np.float32)
+        if table.row_type == "int4":
+            scale, bias = data[:, :4].copy().view(np.float16).astype(np.float32).T[:, :, None]
+            codes = np.stack([data[:, 4:] & 15, data[:, 4:] >> 4], axis=2).reshape(len(data), -1)
+            return codes[:, : table.dim] * scale + bias
+        values = data.astype(np.float32)
+        return values if table.scales is None else values * self.load(table.scales)[:, None]
 
     def lists(self, users, row):
         """One user's ids by feature; the last list holds the excluded items."""

@@ -1,16 +1,12 @@
 """Exact top-K beside faiss, torch and usearch: the same items, queries and threads, in one run.
 
-Contenders take turns in every round, so that a slow moment of the machine hits all of them. Before
-they are timed their answers are compared: the same items, near ties aside.
+Before the contenders are timed their answers are compared: the same items, near ties aside.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.compiler import compile_cpp
+from bench.ops.contest import best_peer, plot_ratios, race
+from bench.ops.limits import Limits, measure_limits
 from recengine import ops
 from recengine.errors import RecengineError
 from recengine.serving.bench.commands import provenance
@@ -38,32 +35,8 @@ Search = Callable[[Vectors], Rows]
 BATCHES = (1, 8, 32, 256)
 BARS = {"gaussian": (8, 8, 7, 5.5), "decaying": (10, 10, 10, 10)}
 """Best peer over ours, per batch of BATCHES."""
-SECONDS = 1.0
-"""That one contender takes of a round, at most one call over it."""
 QUERY_POOL = 512
 PACKAGES = ("faiss-cpu", "torch", "usearch")
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    """What the machine can do, measured in the same run, all threads together."""
-
-    int8_macs_per_s: float
-    read_bytes_per_s: float
-
-    def least_ms(self, rows: int, dim: int, batch: int) -> float:
-        """No scan of every item's 8-bit code can take less."""
-        codes = rows * dim
-        return 1e3 * max(codes / self.read_bytes_per_s, codes * batch / self.int8_macs_per_s)
-
-
-def measure_limits(folder: Path, threads: int) -> Limits:
-    """Builds and runs limits.cc, in a process of its own."""
-    program = folder / "limits"
-    flags = ["-mavx512f", "-mavx512vnni", "-pthread"]
-    compile_cpp(Path(__file__).with_name("limits.cc"), program, flags)
-    done = subprocess.run([str(program), str(threads)], check=True, capture_output=True, text=True)
-    return Limits(**json.loads(done.stdout))
 
 
 def make_items(kind: str, rows: int, dim: int, seed: int = 0) -> Vectors:
@@ -133,25 +106,9 @@ def check_agreement(searches: dict[str, Search], items: Vectors, queries: Vector
             raise RecengineError(f"[bench] {name} finds other items than recengine")
 
 
-def time_batches(
-    searches: dict[str, Search], pool: Vectors, batch: int, rounds: int
-) -> dict[str, float]:
-    """Median milliseconds of a call, the contenders one after another in every round."""
-    batches = [pool[i : i + batch] for i in range(0, len(pool) - batch + 1, batch)]
-    taken: dict[str, list[float]] = {name: [] for name in searches}
-    for _ in range(rounds):
-        for name, search in searches.items():
-            end, call = time.perf_counter() + SECONDS, 0
-            while call < 2 or time.perf_counter() < end:
-                start = time.perf_counter()
-                search(batches[call % len(batches)])
-                if call > 0:
-                    taken[name].append(time.perf_counter() - start)
-                call += 1
-    return {name: 1e3 * float(np.median(times)) for name, times in taken.items()}
-
-
-def run(kind: str, rows: int, dim: int, k: int, rounds: int, limits: Limits) -> dict[str, Any]:
+def run(
+    kind: str, rows: int, dim: int, k: int, rounds: int, seconds: float, limits: Limits
+) -> dict[str, Any]:
     """One data set: the table's rows, as JSON values."""
     threads = ops.usable_cores()
     items = make_items(kind, rows, dim)
@@ -160,19 +117,26 @@ def run(kind: str, rows: int, dim: int, k: int, rounds: int, limits: Limits) -> 
     check_agreement(searches, items, pool[:8])
     points = []
     for batch in BATCHES:
-        times = time_batches(searches, pool, batch, rounds)
-        best = min((name for name in times if name != "recengine"), key=lambda name: times[name])
+        batches = [pool[i : i + batch] for i in range(0, len(pool) - batch + 1, batch)]
+        calls = {
+            name: lambda i, search=search, batches=batches: search(batches[i])
+            for name, search in searches.items()
+        }
+        times = race(calls, len(batches), rounds, seconds)
+        best = best_peer(times)
+        medians = {name: value.median for name, value in times.items()}
         point = {
             "batch": batch,
-            "ms": times,
+            "ms": medians,
+            "quartiles_ms": {name: value.quartiles for name, value in times.items()},
             "best_peer": best,
-            "ratio": times[best] / times["recengine"],
-            "least_ms": limits.least_ms(rows, dim, batch),
+            "ratio": medians[best] / medians["recengine"],
+            "least_ms": limits.scan_ms(rows, dim, batch),
         }
         points.append(point)
         print(
-            f"{kind} {rows:,} x {dim}, batch {batch}: {times['recengine']:.2f} ms, {best} "
-            f"{times[best]:.2f} ms, ratio {point['ratio']:.2f}, limit {point['least_ms']:.2f} ms"
+            f"{kind} {rows:,} x {dim}, batch {batch}: {medians['recengine']:.2f} ms, {best} "
+            f"{medians[best]:.2f} ms, ratio {point['ratio']:.2f}, limit {point['least_ms']:.2f} ms"
         )
     return {"kind": kind, "rows": rows, "dim": dim, "k": k, "points": points}
 
@@ -202,13 +166,17 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--k", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the rows, short turns")
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.rows, arguments.rounds = arguments.rows // 10, 1
+    seconds = 0.2 if arguments.quick else 1.0
     threads = ops.usable_cores()
     limits = measure_limits(arguments.work, threads)
     results = [
-        run(kind, arguments.rows, arguments.dim, arguments.k, arguments.rounds, limits)
+        run(kind, arguments.rows, arguments.dim, arguments.k, arguments.rounds, seconds, limits)
         for kind in BARS
     ]
     bars = [
@@ -234,7 +202,15 @@ def main() -> None:
             provenance_lines(result),
         ]
     )
-    write_result(arguments.out / f"cosine-topk-{machine_name()}", result, text)
+    path = arguments.out / f"cosine-topk-{machine_name()}"
+    write_result(path, result, text)
+    points = [(measured["kind"], point) for measured in results for point in measured["points"]]
+    plot_ratios(
+        path.with_suffix(".png"),
+        [f"{kind}, batch {point['batch']}" for kind, point in points],
+        [point["ratio"] for _, point in points],
+        "Exact top-K",
+    )
     for bar in bars:
         print(bar)
 

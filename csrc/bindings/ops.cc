@@ -67,39 +67,54 @@ RowType row_type_of(const py::array& data) {
   const py::ssize_t bytes = data.itemsize();
   if (kind == 'f' && bytes == 4) return RowType::kFloat32;
   if (kind == 'f' && bytes == 2) return RowType::kFloat16;
+  if (kind == 'u' && bytes == 2) return RowType::kBfloat16;
   if (kind == 'i' && bytes == 1) return RowType::kInt8;
-  throw InputError("[embedding_table] data: expected float32, float16 or int8, found " +
-                   std::string(py::str(data.dtype())));
+  throw InputError(
+      "[embedding_table] data: expected float32, float16, uint16 (bfloat16) or int8, found " +
+      std::string(py::str(data.dtype())));
 }
 
-BoundTable make_table(std::string name, py::array data, std::optional<Array<float>> scales) {
+void expect_rows(const py::array& data) {
   expect_rank("[embedding_table] data", data, 2);
   const bool plain = (data.flags() & py::array::c_style) != 0 &&
                      data.dtype().byteorder() != (PY_BIG_ENDIAN ? '<' : '>');
   if (!plain || data.shape(1) < 1 || data.shape(1) > INT32_MAX) {
     throw InputError("[embedding_table] data: expected native [rows, dim] in C order, dim >= 1");
   }
-  BoundTable table;
-  table.view.name = std::move(name);
-  table.view.data = data.data();
-  table.view.rows = data.shape(0);
-  table.view.dim = static_cast<int32_t>(data.shape(1));
-  table.view.row_type = row_type_of(data);
-  const bool needs_scales = table.view.row_type == RowType::kInt8;
+}
+
+BoundTable make_table(std::string name, py::array data, std::optional<Array<float>> scales) {
+  expect_rows(data);
+  const RowType type = row_type_of(data);
+  const int64_t rows = data.shape(0);
+  const bool needs_scales = type == RowType::kInt8;
   if (needs_scales != scales.has_value()) {
     throw InputError(std::string("[embedding_table] scales: expected ") +
                      (needs_scales ? "one per int8 row, found none" : "none, found some"));
   }
-  if (scales) {
-    const Span<const float> values = as_span("[embedding_table] scales", *scales);
-    if (values.size != table.view.rows) {
-      throw InputError("[embedding_table] scales: expected " + std::to_string(table.view.rows) +
-                       ", found " + std::to_string(values.size));
-    }
-    table.view.scales = values.data;
+  if (scales && as_span("[embedding_table] scales", *scales).size != rows) {
+    throw InputError("[embedding_table] scales: expected " + std::to_string(rows) + ", found " +
+                     std::to_string(scales->shape(0)));
   }
+  BoundTable table;
+  table.view = plain_table(std::move(name), data.data(), rows, static_cast<int32_t>(data.shape(1)),
+                           type, scales ? scales->data() : nullptr);
   table.data = std::move(data);
   table.scales = std::move(scales);
+  return table;
+}
+
+BoundTable make_fused_table(std::string name, Array<uint8_t> data, int64_t dim, bool int4,
+                            bool rowwise) {
+  expect_rows(data);
+  if (dim < 1 || dim > INT32_MAX) {
+    throw InputError("[embedding_table] dim: expected at least 1, found " + std::to_string(dim));
+  }
+  BoundTable table;
+  table.view = fused_table(std::move(name), data.data(), data.shape(0), static_cast<int32_t>(dim),
+                           int4 ? RowType::kFusedInt4 : RowType::kFusedInt8,
+                           rowwise ? FusedLayout::kRowwise : FusedLayout::kTbe, data.shape(1));
+  table.data = std::move(data);
   return table;
 }
 
@@ -109,8 +124,13 @@ std::string row_type_name(const BoundTable& table) {
       return "fp32";
     case RowType::kFloat16:
       return "fp16";
+    case RowType::kBfloat16:
+      return "bf16";
     case RowType::kInt8:
+    case RowType::kFusedInt8:
       return "int8";
+    case RowType::kFusedInt4:
+      return "int4";
   }
   return "unknown";
 }
@@ -127,7 +147,8 @@ Array<float> call_embedding_bag(const std::vector<const BoundTable*>& tables,
                                 const std::vector<int32_t>& max_lengths, const Array<int64_t>& rows,
                                 const Array<int32_t>& lengths,
                                 const std::optional<Array<float>>& weights,
-                                std::optional<int> threads, const std::optional<std::string>& isa) {
+                                std::optional<Array<float>> out, std::optional<int> threads,
+                                const std::optional<std::string>& isa) {
   if (poolings.size() != tables.size() || max_lengths.size() != tables.size()) {
     throw InputError("[embedding_bag] pooling: expected one per table");
   }
@@ -152,11 +173,18 @@ Array<float> call_embedding_bag(const std::vector<const BoundTable*>& tables,
     input.weights = values.data;
   }
   const Context context = make_context(threads, isa);
-  Array<float> out({input.lengths.rows, width});
-  const Matrix<float> result = as_output(out);
+  if (!out) {
+    out.emplace({input.lengths.rows, width});
+  } else if (out->ndim() != 2 || out->shape(0) != input.lengths.rows || out->shape(1) != width ||
+             !out->writeable()) {
+    throw InputError("[embedding_bag] out: expected writable float32 [" +
+                     std::to_string(input.lengths.rows) + ", " + std::to_string(width) +
+                     "], found " + std::string(py::str(out->attr("shape"))));
+  }
+  const Matrix<float> result = as_output(*out);
   py::gil_scoped_release release;
   embedding_bag(context, columns, input, result);
-  return out;
+  return *std::move(out);
 }
 
 using Certified = std::tuple<Array<int64_t>, Array<float>, Array<float>, Array<int64_t>>;
@@ -273,6 +301,9 @@ void bind_classes(py::module_& module) {
   py::class_<BoundTable>(module, "EmbeddingTable")
       .def(py::init(&make_table), "name"_a, py::arg("data").noconvert(),
            py::arg("scales").noconvert())
+      .def_static("fused", &make_fused_table, "name"_a, py::arg("data").noconvert(), "dim"_a,
+                  "int4"_a, "rowwise"_a)
+      .def_property_readonly("dim", [](const BoundTable& self) { return self.view.dim; })
       .def_property_readonly("name", [](const BoundTable& self) { return self.view.name; })
       .def_property_readonly("data", [](const BoundTable& self) { return self.data; })
       .def_property_readonly("scales", [](const BoundTable& self) { return self.scales; })
@@ -306,7 +337,7 @@ void bind_ops(py::module_& module) {
   module.def("usable_cores", &usable_cores);
   module.def("embedding_bag", &call_embedding_bag, "tables"_a, "poolings"_a, "max_lengths"_a,
              py::arg("rows").noconvert(), py::arg("lengths").noconvert(),
-             py::arg("weights").noconvert(), "threads"_a, "isa"_a);
+             py::arg("weights").noconvert(), py::arg("out").noconvert(), "threads"_a, "isa"_a);
   module.def("cosine_topk", &call_cosine_topk, "index"_a, py::arg("queries").noconvert(), "k"_a,
              py::arg("exclude_rows").noconvert(), py::arg("exclude_lengths").noconvert(),
              py::arg("allow_bitmap").noconvert(), "threads"_a, "isa"_a);

@@ -1,5 +1,6 @@
 #include "bindings/shared_pool.h"
 
+#include <chrono>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -8,6 +9,12 @@
 #include "recengine/error.h"
 
 namespace recengine {
+
+namespace {
+
+constexpr std::chrono::microseconds kSpin(50);  // calls from Python come one after the other
+
+}  // namespace
 
 ThreadPool* shared_pool(int threads) {
   if (threads < 1 || threads > 1024) {
@@ -19,7 +26,7 @@ ThreadPool* shared_pool(int threads) {
   static auto& pools = *new std::map<int, std::unique_ptr<ThreadPool>>;
   std::lock_guard<std::mutex> lock(mutex);
   std::unique_ptr<ThreadPool>& pool = pools[threads];
-  if (pool == nullptr) pool = std::make_unique<ThreadPool>(threads - 1);
+  if (pool == nullptr) pool = std::make_unique<ThreadPool>(threads - 1, kSpin);
   return pool.get();
 }
 

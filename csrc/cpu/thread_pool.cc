@@ -35,6 +35,13 @@ void take_long_slices() {
   syscall(SYS_sched_setattr, 0, &attributes, 0u);
 }
 
+// Returns when the condition holds or the time is over.
+template <typename Condition>
+void spin_until(std::chrono::microseconds time, Condition condition) {
+  const auto end = std::chrono::steady_clock::now() + time;
+  while (!condition() && std::chrono::steady_clock::now() < end) __builtin_ia32_pause();
+}
+
 }  // namespace
 
 struct ThreadPool::Loop {
@@ -42,13 +49,13 @@ struct ThreadPool::Loop {
   void (*call)(void*, int64_t);
   int64_t num_chunks;
   std::atomic<int64_t> next{0};
-  int helpers = 0;           // workers inside; guarded by mutex_
-  std::exception_ptr error;  // the first; guarded by mutex_
+  std::atomic<int> helpers{0};  // workers inside; changed under mutex_
+  std::exception_ptr error;     // the first; guarded by mutex_
   std::condition_variable left;
   Loop* link = nullptr;
 };
 
-ThreadPool::ThreadPool(int num_workers) {
+ThreadPool::ThreadPool(int num_workers, std::chrono::microseconds spin) : spin_(spin) {
   if (num_workers < 0) {
     throw InputError("[thread_pool] num_workers: expected at least 0, found " +
                      std::to_string(num_workers));
@@ -61,6 +68,7 @@ ThreadPool::~ThreadPool() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stopping_ = true;
+    announce();
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
@@ -71,6 +79,7 @@ void ThreadPool::submit(std::function<void()> task) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     tasks_.push_back(std::move(task));
+    announce();
   }
   wake_.notify_one();
 }
@@ -88,6 +97,7 @@ void ThreadPool::run_loop(int64_t num_chunks, void* callable, void (*call)(void*
     std::lock_guard<std::mutex> lock(mutex_);
     loop.link = loops_;
     loops_ = &loop;
+    announce();
   }
   const int64_t wanted = std::min<int64_t>(num_chunks - 1, num_workers());
   for (int64_t i = 0; i < wanted; ++i) wake_.notify_one();
@@ -97,6 +107,11 @@ void ThreadPool::run_loop(int64_t num_chunks, void* callable, void (*call)(void*
   Loop** place = &loops_;
   while (*place != &loop) place = &(*place)->link;
   *place = loop.link;
+  if (spin_.count() > 0 && loop.helpers > 0) {
+    lock.unlock();
+    spin_until(spin_, [&loop] { return loop.helpers == 0; });
+    lock.lock();
+  }
   loop.left.wait(lock, [&loop] { return loop.helpers == 0; });
   if (loop.error) std::rethrow_exception(loop.error);
 }
@@ -124,6 +139,19 @@ ThreadPool::Loop* ThreadPool::open_loop() const {
   return loop;
 }
 
+void ThreadPool::announce() { announced_.fetch_add(1, std::memory_order_relaxed); }
+
+void ThreadPool::wait_for_work(std::unique_lock<std::mutex>& lock) {
+  const uint64_t seen = announced_.load(std::memory_order_relaxed);
+  const auto changed = [&] { return announced_.load(std::memory_order_relaxed) != seen; };
+  if (spin_.count() > 0) {
+    lock.unlock();
+    spin_until(spin_, changed);
+    lock.lock();
+  }
+  wake_.wait(lock, changed);
+}
+
 void ThreadPool::work() {
   pthread_setname_np(pthread_self(), "recengine");  // what profilers and `top -H` show
   take_long_slices();
@@ -146,7 +174,7 @@ void ThreadPool::work() {
     } else if (stopping_) {
       return;
     } else {
-      wake_.wait(lock);
+      wait_for_work(lock);
     }
   }
 }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -15,7 +17,9 @@ namespace recengine {
 // on it itself, so no more threads compute than workers + callers and nothing waits for a free one.
 class ThreadPool {
  public:
-  explicit ThreadPool(int num_workers);
+  // `spin`: how long an idle thread looks for work before it sleeps. Waking a thread takes tens of
+  // microseconds, so it pays where calls follow each other and nothing else needs the cores.
+  explicit ThreadPool(int num_workers, std::chrono::microseconds spin = {});
 
   // Joins after what was submitted is finished.
   ~ThreadPool();
@@ -45,6 +49,8 @@ class ThreadPool {
   void run_loop(int64_t num_chunks, void* callable, void (*call)(void*, int64_t));
   void help(Loop& loop);
   Loop* open_loop() const;  // a loop with chunks left; needs mutex_
+  void announce();          // that there is work; needs mutex_
+  void wait_for_work(std::unique_lock<std::mutex>& lock);
   void work();
 
   std::mutex mutex_;
@@ -52,6 +58,8 @@ class ThreadPool {
   std::deque<std::function<void()>> tasks_;
   Loop* loops_ = nullptr;  // those running now, linked through the callers' stacks
   bool stopping_ = false;
+  const std::chrono::microseconds spin_;
+  std::atomic<uint64_t> announced_{0};
   std::vector<std::thread> workers_;
 };
 

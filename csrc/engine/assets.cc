@@ -33,24 +33,64 @@ bool all_finite(const float* values, int64_t size) {
   return bad == 0;
 }
 
-bool all_finite(const uint16_t* halves, int64_t size) {
+constexpr uint16_t kHalfExponent = 0x7c00;
+constexpr uint16_t kBfloatExponent = 0x7f80;
+
+bool all_finite(const uint16_t* values, int64_t size, uint16_t exponent) {
   uint16_t bad = 0;
   for (int64_t i = 0; i < size; ++i) {
-    bad |= static_cast<uint16_t>((halves[i] & 0x7c00u) == 0x7c00u);
+    bad |= static_cast<uint16_t>((values[i] & exponent) == exponent);
   }
   return bad == 0;
 }
 
-template <typename T>
-void require_finite(ThreadPool& pool, const std::string& what, Matrix<const T> values) {
-  for_each_block(pool, values.rows, [&](int64_t begin, int64_t end) {
+// Throws BundleError naming the first row of a block for which finite(row) is false.
+template <typename Finite>
+void require_finite_rows(ThreadPool& pool, const std::string& what, int64_t rows,
+                         const Finite& finite) {
+  for_each_block(pool, rows, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      if (!all_finite(values.row(row), values.cols)) {
+      if (!finite(row)) {
         throw BundleError(what + ": row " + std::to_string(row) +
                           ": expected finite values, found NaN or infinity");
       }
     }
   });
+}
+
+void require_finite(ThreadPool& pool, const std::string& what, Matrix<const float> values) {
+  require_finite_rows(pool, what, values.rows,
+                      [&](int64_t row) { return all_finite(values.row(row), values.cols); });
+}
+
+void require_finite(ThreadPool& pool, const EmbeddingTable& table) {
+  const std::string what = "table " + table.name;
+  const int64_t dim = table.dim;
+  const auto* bytes = static_cast<const char*>(table.data);
+  const auto values = [&](int64_t row) {
+    return reinterpret_cast<const uint16_t*>(bytes + row * table.row_bytes);
+  };
+  switch (table.row_type) {
+    case RowType::kFloat32:
+      return require_finite(pool, what, {static_cast<const float*>(table.data), table.rows, dim});
+    case RowType::kFloat16:
+      return require_finite_rows(pool, what, table.rows, [&](int64_t row) {
+        return all_finite(values(row), dim, kHalfExponent);
+      });
+    case RowType::kBfloat16:
+      return require_finite_rows(pool, what, table.rows, [&](int64_t row) {
+        return all_finite(values(row), dim, kBfloatExponent);
+      });
+    case RowType::kInt8:
+      return require_finite(pool, what + ": scales", {table.scales, table.rows, 1});
+    case RowType::kFusedInt8:
+    case RowType::kFusedInt4:
+      return require_finite_rows(pool, what + ": scale and bias", table.rows, [&](int64_t row) {
+        uint16_t scale_and_bias[2];
+        std::memcpy(scale_and_bias, bytes + row * table.row_bytes, sizeof scale_and_bias);
+        return all_finite(scale_and_bias, 2, kHalfExponent);
+      });
+  }
 }
 
 // A row of a slot goes into a table unchecked later.
@@ -79,32 +119,45 @@ Vocabulary load_vocabulary(const std::string& name, const VocabularySpec& spec,
   return Vocabulary::hashed(keys, rows, spec.count);
 }
 
+// Of the tensor that holds the rows of a table.
 DType stored_type(RowType type) {
-  if (type == RowType::kFloat32) return DType::kFloat32;
-  return type == RowType::kFloat16 ? DType::kFloat16 : DType::kInt8;
+  switch (type) {
+    case RowType::kFloat32:
+      return DType::kFloat32;
+    case RowType::kFloat16:
+      return DType::kFloat16;
+    case RowType::kBfloat16:
+      return DType::kUint16;
+    case RowType::kInt8:
+      return DType::kInt8;
+    case RowType::kFusedInt8:
+    case RowType::kFusedInt4:
+      return DType::kUint8;
+  }
+  return DType::kOther;
+}
+
+EmbeddingTable map_table(const std::string& name, const TableSpec& spec, BundleFiles& files) {
+  const bool fused = spec.row_type == RowType::kFusedInt4;
+  const int64_t row_bytes = packed_row_bytes(spec.row_type, spec.dim);
+  const void* data = files.tensors(spec.data.file)
+                         .data(spec.data.tensor, stored_type(spec.row_type),
+                               {spec.rows, fused ? row_bytes : spec.dim});
+  if (fused) {
+    return fused_table(name, data, spec.rows, spec.dim, spec.row_type, FusedLayout::kTbe,
+                       row_bytes);
+  }
+  const float* scales = nullptr;
+  if (spec.scales) {
+    scales = files.tensors(spec.scales->file).vector<float>(spec.scales->tensor, spec.rows).data;
+  }
+  return plain_table(name, data, spec.rows, spec.dim, spec.row_type, scales);
 }
 
 EmbeddingTable load_table(const std::string& name, const TableSpec& spec, BundleFiles& files,
                           ThreadPool& pool) {
-  EmbeddingTable table;
-  table.name = name;
-  table.rows = spec.rows;
-  table.dim = spec.dim;
-  table.row_type = spec.row_type;
-  table.data = files.tensors(spec.data.file)
-                   .data(spec.data.tensor, stored_type(spec.row_type), {spec.rows, spec.dim});
-  const std::string what = "table " + name;
-  if (spec.row_type == RowType::kFloat32) {
-    const auto* values = static_cast<const float*>(table.data);
-    require_finite<float>(pool, what, {values, spec.rows, spec.dim});
-  } else if (spec.row_type == RowType::kFloat16) {
-    const auto* halves = static_cast<const uint16_t*>(table.data);
-    require_finite<uint16_t>(pool, what, {halves, spec.rows, spec.dim});
-  } else {
-    const auto& tensors = files.tensors(spec.scales->file);
-    table.scales = tensors.vector<float>(spec.scales->tensor, spec.rows).data;
-    require_finite<float>(pool, what + ": scales", {table.scales, spec.rows, 1});
-  }
+  EmbeddingTable table = map_table(name, spec, files);
+  require_finite(pool, table);
   return table;
 }
 
@@ -169,7 +222,7 @@ ItemAssets load_items(const RetrievalSpec& spec, const Vocabulary& item_vocabula
   const auto vectors =
       files.tensors(spec.index.vectors.file)
           .matrix<float>(spec.index.vectors.tensor, spec.index.rows, spec.index.dim);
-  require_finite<float>(pool, "index", vectors);
+  require_finite(pool, "index", vectors);
   require_unit_rows(pool, vectors);
   items.index = ItemIndex::from_unit_vectors(vectors, &pool);
   items.keys =
@@ -181,8 +234,8 @@ ItemAssets load_items(const RetrievalSpec& spec, const Vocabulary& item_vocabula
   items.fallback_scores =
       files.tensors(scores.file).vector<float>(scores.tensor, items.fallback_rows.size);
   require_fallback(items);
-  require_finite<float>(pool, "fallback: scores",
-                        {items.fallback_scores.data, items.fallback_scores.size, 1});
+  require_finite(pool, "fallback: scores",
+                 {items.fallback_scores.data, items.fallback_scores.size, 1});
   return items;
 }
 

@@ -84,8 +84,10 @@ TableSpec read_table(const JsonValue& value) {
   TableSpec spec;
   spec.rows = value.at("rows").as_int(1);
   spec.dim = positive_int32(value.at("dim"));
-  constexpr RowType kRowTypes[] = {RowType::kFloat32, RowType::kFloat16, RowType::kInt8};
-  spec.row_type = kRowTypes[value.at("row_type").as_one_of({"fp32", "fp16", "int8"})];
+  constexpr RowType kRowTypes[] = {RowType::kFloat32, RowType::kFloat16, RowType::kBfloat16,
+                                   RowType::kInt8, RowType::kFusedInt4};
+  spec.row_type =
+      kRowTypes[value.at("row_type").as_one_of({"fp32", "fp16", "bf16", "int8", "int4"})];
   spec.data = read_tensor_name(value.at("data"));
   spec.scales = find_tensor_name(value, "scales");
   if (spec.scales.has_value() != (spec.row_type == RowType::kInt8)) {

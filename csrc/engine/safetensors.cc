@@ -23,8 +23,8 @@ struct DTypeName {
 constexpr DTypeName kDTypes[] = {
     {"F32", 32, DType::kFloat32}, {"F16", 16, DType::kFloat16},  {"I8", 8, DType::kInt8},
     {"I32", 32, DType::kInt32},   {"I64", 64, DType::kInt64},    {"BOOL", 8, DType::kOther},
-    {"U8", 8, DType::kOther},     {"F8_E5M2", 8, DType::kOther}, {"F8_E4M3", 8, DType::kOther},
-    {"I16", 16, DType::kOther},   {"U16", 16, DType::kOther},    {"BF16", 16, DType::kOther},
+    {"U8", 8, DType::kUint8},     {"F8_E5M2", 8, DType::kOther}, {"F8_E4M3", 8, DType::kOther},
+    {"I16", 16, DType::kOther},   {"U16", 16, DType::kUint16},   {"BF16", 16, DType::kOther},
     {"U32", 32, DType::kOther},   {"U64", 64, DType::kOther},    {"F64", 64, DType::kOther},
 };
 

@@ -12,7 +12,7 @@
 
 namespace recengine {
 
-enum class DType : uint8_t { kFloat32, kFloat16, kInt8, kInt32, kInt64, kOther };
+enum class DType : uint8_t { kFloat32, kFloat16, kUint8, kUint16, kInt8, kInt32, kInt64, kOther };
 
 template <typename T>
 constexpr DType dtype_of() {

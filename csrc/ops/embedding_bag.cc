@@ -86,29 +86,19 @@ void split_users(Span<const BagColumn> columns, const BagInput& input, int64_t w
   split.starts[split.num_chunks] = {input.lengths.rows, total};
 }
 
-[[noreturn]] void fail_row(const EmbeddingTable& table, const BagInput& input, int64_t position) {
-  fail("table \"" + table.name + "\": rows[" + std::to_string(position) + "]: expected 0 to " +
-       std::to_string(table.rows - 1) + ", found " + std::to_string(input.rows[position]));
-}
-
-void check_rows(Span<const BagColumn> columns, const BagInput& input, ChunkStart begin,
-                int64_t end_user) {
+// Names the first row of the chunk that is outside its table; there is one.
+[[noreturn]] void fail_row(Span<const BagColumn> columns, const BagInput& input, ChunkStart begin) {
   int64_t position = begin.position;
-  for (int64_t user = begin.user; user < end_user; ++user) {
+  for (int64_t user = begin.user;; ++user) {
     for (int64_t c = 0; c < columns.size; ++c) {
       const EmbeddingTable& table = *columns[c].table;
-      const int64_t end = position + input.lengths.row(user)[c];
-      bool outside = false;
-      for (int64_t i = position; i < end; ++i) {
-        outside |= static_cast<uint64_t>(input.rows[i]) >= static_cast<uint64_t>(table.rows);
+      for (const int64_t end = position + input.lengths.row(user)[c]; position < end; ++position) {
+        const int64_t row = input.rows[position];
+        if (row >= 0 && row < table.rows) continue;
+        fail("table \"" + table.name + "\": rows[" + std::to_string(position) +
+             "]: expected 0 to " + std::to_string(table.rows - 1) + ", found " +
+             std::to_string(row));
       }
-      if (outside) {
-        while (static_cast<uint64_t>(input.rows[position]) < static_cast<uint64_t>(table.rows)) {
-          ++position;
-        }
-        fail_row(table, input, position);
-      }
-      position = end;
     }
   }
 }
@@ -130,11 +120,11 @@ void embedding_bag(const Context& context, Span<const BagColumn> columns, const 
   const auto run_chunk = [&](int64_t i) {
     const ChunkStart begin = split.starts[i];
     const int64_t end_user = split.starts[i + 1].user;
-    check_rows(columns, input, begin, end_user);
-    kernel({columns.data, columns.size, input.rows.data + begin.position,
-            input.lengths.row(begin.user),
-            input.weights == nullptr ? nullptr : input.weights + begin.position,
-            end_user - begin.user, out.row(begin.user), out.cols});
+    const float* weights = input.weights == nullptr ? nullptr : input.weights + begin.position;
+    const bool inside = kernel({columns.data, columns.size, input.rows.data + begin.position,
+                                input.lengths.row(begin.user), weights, end_user - begin.user,
+                                out.row(begin.user), out.cols});
+    if (!inside) fail_row(columns, input, begin);
   };
   if (split.num_chunks > 1) {
     context.pool->parallel_for(split.num_chunks, run_chunk);

@@ -1,5 +1,8 @@
 #include <immintrin.h>
 
+#include <cstring>
+#include <type_traits>
+
 #include "ops/embedding_bag_loop.h"
 
 namespace recengine {
@@ -16,7 +19,7 @@ struct Avx2 {
   static Reg div(Reg a, Reg b) { return _mm256_div_ps(a, b); }
 
   static Reg load(const float* values) { return _mm256_loadu_ps(values); }
-  static Reg load(const uint16_t* halves) {
+  static Reg load(const Half* halves) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(halves)));
   }
   static Reg load(const int8_t* codes) {
@@ -24,12 +27,46 @@ struct Avx2 {
         _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes))));
   }
 
+  static Reg load(const Bfloat* values) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(values));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+  }
+  static Reg load(const uint8_t* codes) {
+    return _mm256_cvtepi32_ps(
+        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(codes))));
+  }
+  static Reg load(const Nibbles* codes) {
+    int32_t bits;
+    std::memcpy(&bits, codes, sizeof bits);
+    const __m256i low = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bits));
+    const __m256i pairs = _mm256_or_si256(low, _mm256_slli_epi64(low, 28));
+    return _mm256_cvtepi32_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(15)));
+  }
+
   // AVX2 has no masked loads of bytes: a tail goes through a buffer.
   template <typename T>
   static Reg load_part(const T* values, int count) {
     T buffer[kWidth] = {};
-    for (int i = 0; i < count; ++i) buffer[i] = values[i];
+    const int stored = std::is_same_v<T, Nibbles> ? (count + 1) / 2 : count;
+    for (int i = 0; i < stored; ++i) buffer[i] = values[i];
     return load(buffer);
+  }
+
+  template <typename T>
+  static Reg spread(float factor) {
+    return broadcast(factor);
+  }
+  template <typename T>
+  static Reg scaled(const T* values, Reg factors) {
+    return mul(load(values), factors);
+  }
+
+  // Two fp16 values at any address.
+  static ScaleAndBias load_halves(const char* at) {
+    int32_t bits;
+    std::memcpy(&bits, at, sizeof bits);
+    const __m128 values = _mm_cvtph_ps(_mm_cvtsi32_si128(bits));
+    return {_mm_cvtss_f32(values), _mm_cvtss_f32(_mm_movehdup_ps(values))};
   }
 
   static void store(float* out, Reg reg) { _mm256_storeu_ps(out, reg); }
@@ -42,6 +79,6 @@ struct Avx2 {
 
 }  // namespace
 
-void embedding_bag_avx2(const BagChunk& chunk) { embedding_bag_loop<Avx2>(chunk); }
+bool embedding_bag_avx2(const BagChunk& chunk) { return embedding_bag_loop<Avx2>(chunk); }
 
 }  // namespace recengine

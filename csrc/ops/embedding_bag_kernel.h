@@ -6,8 +6,8 @@
 
 namespace recengine {
 
-// Consecutive users of one call, checked: every row is inside its table. Plain pointers: an inline
-// function of a shared header must not be compiled for one instruction set and run on another.
+// Consecutive users of one call; lengths are checked. Plain pointers: an inline function of a
+// shared header must not be compiled for one instruction set and run on another.
 struct BagChunk {
   const BagColumn* columns;
   int64_t num_columns;
@@ -19,10 +19,12 @@ struct BagChunk {
   int64_t out_cols;
 };
 
-using EmbeddingBagKernel = void (*)(const BagChunk& chunk);
+// Returns whether every row is inside its table. When one is not, it is not read, and what was not
+// written yet is left as it is.
+using EmbeddingBagKernel = bool (*)(const BagChunk& chunk);
 
-void embedding_bag_portable(const BagChunk& chunk);
-void embedding_bag_avx2(const BagChunk& chunk);
-void embedding_bag_avx512(const BagChunk& chunk);
+bool embedding_bag_portable(const BagChunk& chunk);
+bool embedding_bag_avx2(const BagChunk& chunk);
+bool embedding_bag_avx512(const BagChunk& chunk);
 
 }  // namespace recengine

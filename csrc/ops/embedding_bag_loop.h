@@ -3,10 +3,16 @@
 // The loops of embedding_bag over a SIMD type, included by each embedding_bag_<isa>.cc. All of it
 // has internal linkage: the copies are compiled for different instruction sets.
 //
+// Lookups are bound by how many cache lines are on their way at once. So rows are taken in blocks
+// of some hundred lines: first their addresses are computed, checked and prefetched in a loop of
+// few instructions, across bags and tables, then they are pooled out of the first-level cache. Bags
+// are taken column by column over a group of users, so that a table's constants stay in registers.
+//
 // Every element is added in row order with products rounded before the addition, so that all
 // instruction sets give the same bits.
 
 #include <cstdint>
+#include <cstring>
 
 #include "ops/embedding_bag_kernel.h"
 
@@ -14,191 +20,436 @@ namespace recengine {
 namespace {
 
 constexpr int64_t kLineBytes = 64;
-constexpr int64_t kRowsAhead = 16;  // 64 cache lines in flight at 256-byte rows
-constexpr int64_t kRowsPerStep = 8;
+constexpr int64_t kBlockLines = 384;  // half of a first-level cache
+constexpr int64_t kGroupUsers = 256;
+
+// Stored values, told apart by type. An address within a row counts in values.
+struct Half {
+  uint16_t bits;
+};
+struct Bfloat {
+  uint16_t bits;
+};
+struct Nibbles {
+  uint8_t pair;
+};
 
 template <typename T>
-constexpr RowType kRowTypeOf = RowType::kFloat32;
+const T* value_at(const char* row, int64_t value) {
+  return reinterpret_cast<const T*>(row) + value;
+}
 template <>
-constexpr RowType kRowTypeOf<uint16_t> = RowType::kFloat16;
-template <>
-constexpr RowType kRowTypeOf<int8_t> = RowType::kInt8;
-
-int64_t value_bytes(RowType type) {
-  return type == RowType::kFloat32 ? 4 : type == RowType::kFloat16 ? 2 : 1;
+const Nibbles* value_at<Nibbles>(const char* row, int64_t value) {
+  return reinterpret_cast<const Nibbles*>(row) + value / 2;
 }
 
-// Walks the rows of a chunk ahead of the pooling, across bags and tables.
-class Prefetcher {
- public:
-  explicit Prefetcher(const BagChunk& chunk)
-      : chunk_(chunk), num_bags_(chunk.batch * chunk.num_columns) {}
-
-  // Makes sure that rows [0, target) of the chunk are on their way to the cache.
-  void advance(int64_t target) {
-    while (position_ < target) {
-      if (position_ == bag_end_) {
-        if (bag_ == num_bags_) return;
-        column_ = column_ + 1 == chunk_.num_columns ? 0 : column_ + 1;
-        bag_end_ += chunk_.lengths[bag_++];
-        continue;
-      }
-      fetch_rows(*chunk_.columns[column_].table, target < bag_end_ ? target : bag_end_);
-    }
-  }
-
- private:
-  void fetch_rows(const EmbeddingTable& table, int64_t end) {
-    const int64_t bytes = table.dim * value_bytes(table.row_type);
-    for (; position_ < end; ++position_) {
-      const int64_t row = chunk_.rows[position_];
-      const char* data = static_cast<const char*>(table.data) + row * bytes;
-      for (int64_t offset = 0; offset < bytes; offset += kLineBytes) {
-        __builtin_prefetch(data + offset);
-      }
-      __builtin_prefetch(data + bytes - 1);
-      if (table.scales != nullptr) __builtin_prefetch(table.scales + row);
-    }
-  }
-
-  const BagChunk& chunk_;
-  int64_t num_bags_;
-  int64_t bag_ = 0;      // bags begun
-  int64_t column_ = -1;  // of the bag begun last
-  int64_t bag_end_ = 0;
-  int64_t position_ = 0;
+// Where a walk over the bags of a group is: column by column, each over all users.
+struct Cursor {
+  int64_t column = 0;
+  int64_t user = 0;
+  int64_t done = 0;  // rows of that bag taken already
 };
 
-// One bag: `count` rows of a table, from `position` of the chunk's rows on.
-struct Bag {
+// Up to kGroupUsers users of a chunk.
+struct Group {
+  const BagChunk* chunk;
+  int64_t first_user;
+  int64_t num_users;
+  const int64_t* starts;  // positions of the users' first rows in the chunk
+
+  int64_t length(int64_t column, int64_t user) const {
+    return chunk->lengths[(first_user + user) * chunk->num_columns + column];
+  }
+};
+
+// Where a column's bags begin in the chunk, kept up to date while a walk goes from column to
+// column.
+struct Positions {
+  int64_t of_user[kGroupUsers];
+
+  explicit Positions(const Group& group) {
+    for (int64_t user = 0; user < group.num_users; ++user) of_user[user] = group.starts[user];
+  }
+};
+
+// Rows that were prefetched and wait to be pooled.
+struct Block {
+  const char* rows[kBlockLines];
+  int64_t positions[kBlockLines];  // in the chunk's rows
+  int64_t size = 0;
+};
+
+// Takes rows of the cursor's column until the block has `room` lines or the column ends,
+// prefetching kLines lines of each; 0: as many as a row has. Returns the lines that fit still, -1
+// at a row outside its table.
+template <int kLines>
+int64_t fill_column(const Group& group, Cursor& cursor, Positions& positions, Block& block,
+                    int64_t room, int64_t lines) {
+  const BagChunk& chunk = *group.chunk;
+  const EmbeddingTable& table = *chunk.columns[cursor.column].table;
+  const char* const data = static_cast<const char*>(table.data);
+  const auto num_rows = static_cast<uint64_t>(table.rows);
+  const int64_t bytes = table.row_bytes;
+  const int64_t last = bytes - 1;
+  const float* const scales = table.scales;
+  int64_t size = block.size;
+  int64_t fit = size == 0 && room < lines ? 1 : room / lines;
+  for (; cursor.user < group.num_users; ++cursor.user, cursor.done = 0) {
+    const int64_t left = group.length(cursor.column, cursor.user) - cursor.done;
+    const int64_t count = left < fit ? left : fit;
+    const int64_t begin = positions.of_user[cursor.user] + cursor.done;
+    for (int64_t position = begin; position < begin + count; ++position) {
+      const int64_t id = chunk.rows[position];
+      if (static_cast<uint64_t>(id) >= num_rows) return -1;
+      const char* const row = data + id * bytes;
+      block.rows[size] = row;
+      block.positions[size++] = position;
+      const int64_t full = kLines > 0 ? kLines - 1 : last / kLineBytes;
+      for (int64_t line = 0; line < full; ++line) __builtin_prefetch(row + line * kLineBytes);
+      __builtin_prefetch(row + last);
+      if (kLines == 0) __builtin_prefetch(row + full * kLineBytes);
+      if (scales != nullptr) __builtin_prefetch(scales + id);
+    }
+    fit -= count;
+    room -= count * lines;
+    cursor.done += count;
+    if (count < left) break;
+    positions.of_user[cursor.user] += cursor.done;
+  }
+  block.size = size;
+  return room > 0 ? room : 0;
+}
+
+using FillColumn = int64_t (*)(const Group&, Cursor&, Positions&, Block&, int64_t, int64_t);
+
+FillColumn fill_column_for(int64_t lines) {
+  constexpr FillColumn kFill[] = {fill_column<0>, fill_column<1>, fill_column<2>, fill_column<3>,
+                                  fill_column<4>, fill_column<5>, fill_column<6>, fill_column<7>,
+                                  fill_column<8>, fill_column<9>};
+  return kFill[lines < 10 ? lines : 0];
+}
+
+// Lines that a row of the table may touch.
+int64_t lines_of(const EmbeddingTable& table) {
+  const auto edges =
+      reinterpret_cast<uintptr_t>(table.data) | static_cast<uintptr_t>(table.row_bytes);
+  const bool aligned = edges % static_cast<uintptr_t>(kLineBytes) == 0;
+  return (table.row_bytes + kLineBytes - 1) / kLineBytes + (aligned ? 0 : 1);
+}
+
+// Takes rows into the block until it is full or the group ends. Returns false at a row outside its
+// table.
+bool fill(const Group& group, Cursor& cursor, Positions& positions, Block& block) {
+  int64_t room = kBlockLines;  // in lines
+  block.size = 0;
+  while (cursor.column < group.chunk->num_columns) {
+    const int64_t lines = lines_of(*group.chunk->columns[cursor.column].table);
+    room = fill_column_for(lines)(group, cursor, positions, block, room, lines);
+    if (room < 0) return false;
+    if (cursor.user < group.num_users) return true;
+    ++cursor.column;
+    cursor.user = 0;
+  }
+  return true;
+}
+
+// Bags of one column whose rows are in the block. The first one may have begun in the block before
+// and the last one may end in the next.
+struct Run {
+  const BagChunk* chunk;
   const EmbeddingTable* table;
-  const int64_t* rows;
-  const float* weights;
-  int64_t position;
-  int64_t count;
-  float divisor;
+  const char* const* rows;   // of all bags, concatenated
+  const int64_t* positions;  // beside rows
+  const int32_t* counts;     // rows of each bag here, [size]
+  int64_t size;
+  int64_t done;         // rows of the first bag in blocks before, their sum in `out`
+  float biases_before;  // their biases
+  bool cut;             // the last bag goes on
+  bool mean;
+  float* out;      // of the first bag
+  int64_t stride;  // from one bag's `out` to the next
 };
 
-float factor_of(const Bag& bag, int64_t i) {
-  const float scale = bag.table->scales != nullptr ? bag.table->scales[bag.rows[i]] : 1.0f;
-  return bag.weights != nullptr ? scale * bag.weights[i] : scale;
+// What a row's codes are multiplied by, and what is added to each value.
+struct ScaleAndBias {
+  float scale;
+  float bias;
+};
+
+template <typename T>
+constexpr bool kFused = false;
+template <>
+constexpr bool kFused<uint8_t> = true;
+template <>
+constexpr bool kFused<Nibbles> = true;
+
+template <typename Simd, typename T>
+ScaleAndBias scale_and_bias(const Run& run, int64_t i) {
+  const EmbeddingTable& table = *run.table;
+  ScaleAndBias found{1.0f, 0.0f};
+  if constexpr (kFused<T>) {
+    const char* const at = run.rows[i] + table.scale_at;
+    if (table.half_scale) {
+      found = Simd::load_halves(at);
+    } else {
+      std::memcpy(&found, at, sizeof found);
+    }
+  } else if (table.scales != nullptr) {
+    found.scale = table.scales[run.chunk->rows[run.positions[i]]];
+  }
+  if (run.chunk->weights != nullptr) {
+    const float weight = run.chunk->weights[run.positions[i]];
+    found.scale *= weight;
+    found.bias *= weight;
+  }
+  return found;
 }
 
-// Columns [begin, begin + kVectors * width) of one bag, in registers.
+// Where a bag is in its run.
+struct BagState {
+  bool continues;
+  bool complete;
+  int64_t length;  // rows up to here
+};
+
+BagState state_of(const Run& run, int64_t bag) {
+  const bool first = bag == 0;
+  return {first && run.done > 0, bag + 1 < run.size || !run.cut,
+          run.counts[bag] + (first ? run.done : 0)};
+}
+
+// The sum over bias and count of a bag that is complete; nothing changes without either.
+template <typename Simd, typename T>
+typename Simd::Reg finish(const Run& run, const BagState& state, float bias,
+                          typename Simd::Reg sum) {
+  if (!state.complete) return sum;
+  if constexpr (kFused<T>) sum = Simd::add(sum, Simd::broadcast(bias));
+  if (!run.mean || state.length <= 1) return sum;
+  return Simd::div(sum, Simd::broadcast(static_cast<float>(state.length)));
+}
+
+// Columns [begin, begin + kVectors * width) of every bag, pooled in registers. Returns the biases
+// of the last bag.
 template <typename Simd, typename T, bool kScaled, int kVectors>
-void pool_vectors(const Bag& bag, int64_t begin, Prefetcher& prefetcher, float* out) {
+float pool_vectors(const Run& run, int64_t begin) {
   using Reg = typename Simd::Reg;
-  const T* data = static_cast<const T*>(bag.table->data) + begin;
-  const int64_t dim = bag.table->dim;
-  Reg sums[kVectors];
-  for (int v = 0; v < kVectors; ++v) sums[v] = Simd::zero();
-  for (int64_t step = 0; step < bag.count; step += kRowsPerStep) {
-    const int64_t end = bag.count < step + kRowsPerStep ? bag.count : step + kRowsPerStep;
-    prefetcher.advance(bag.position + end + kRowsAhead);
-    for (int64_t i = step; i < end; ++i) {
-      const T* row = data + bag.rows[i] * dim;
-      const Reg factor = kScaled ? Simd::broadcast(factor_of(bag, i)) : Simd::zero();
+  const int64_t codes_at = run.table->codes_at;
+  const char* const* const rows = run.rows;
+  float* out = run.out + begin;
+  float bias = run.biases_before;
+  int64_t i = 0;
+  for (int64_t bag = 0; bag < run.size; ++bag, out += run.stride) {
+    const BagState state = state_of(run, bag);
+    Reg sums[kVectors];
+    for (int v = 0; v < kVectors; ++v) sums[v] = Simd::zero();
+    if (state.continues) {
+      for (int v = 0; v < kVectors; ++v) sums[v] = Simd::load(out + v * Simd::kWidth);
+    } else {
+      bias = 0;
+    }
+    for (const int64_t end = i + run.counts[bag]; i < end; ++i) {
+      const char* const row = rows[i] + codes_at;
+      Reg factor;
+      if constexpr (kScaled) {
+        const ScaleAndBias found = scale_and_bias<Simd, T>(run, i);
+        factor = Simd::template spread<T>(found.scale);
+        bias += found.bias;
+      }
       for (int v = 0; v < kVectors; ++v) {
-        const Reg values = Simd::load(row + v * Simd::kWidth);
-        sums[v] = Simd::add(sums[v], kScaled ? Simd::mul(values, factor) : values);
+        const T* const values = value_at<T>(row, begin + v * Simd::kWidth);
+        if constexpr (kScaled) {
+          sums[v] = Simd::add(sums[v], Simd::scaled(values, factor));
+        } else {
+          sums[v] = Simd::add(sums[v], Simd::load(values));
+        }
       }
     }
+    for (int v = 0; v < kVectors; ++v) {
+      Simd::store(out + v * Simd::kWidth, finish<Simd, T>(run, state, bias, sums[v]));
+    }
   }
-  const Reg divisor = Simd::broadcast(bag.divisor);
-  for (int v = 0; v < kVectors; ++v) {
-    Simd::store(out + begin + v * Simd::kWidth, Simd::div(sums[v], divisor));
-  }
+  return bias;
 }
 
-// The last columns of one bag, fewer than a vector holds.
+// The same for the last columns, fewer than a vector holds.
 template <typename Simd, typename T>
-void pool_tail(const Bag& bag, int64_t begin, bool scaled, float* out) {
+float pool_tail(const Run& run, int64_t begin, bool scaled) {
   using Reg = typename Simd::Reg;
-  const int64_t dim = bag.table->dim;
-  const int width = static_cast<int>(dim - begin);
-  Reg sum = Simd::zero();
-  for (int64_t i = 0; i < bag.count; ++i) {
-    const T* row = static_cast<const T*>(bag.table->data) + bag.rows[i] * dim;
-    const Reg values = Simd::load_part(row + begin, width);
-    const Reg factor = Simd::broadcast(scaled ? factor_of(bag, i) : 1.0f);
-    sum = Simd::add(sum, Simd::mul(values, factor));
+  const int width = static_cast<int>(run.table->dim - begin);
+  float* out = run.out + begin;
+  float bias = run.biases_before;
+  int64_t i = 0;
+  for (int64_t bag = 0; bag < run.size; ++bag, out += run.stride) {
+    const BagState state = state_of(run, bag);
+    Reg sum = state.continues ? Simd::load_part(out, width) : Simd::zero();
+    if (!state.continues) bias = 0;
+    for (const int64_t end = i + run.counts[bag]; i < end; ++i) {
+      const T* const values = value_at<T>(run.rows[i] + run.table->codes_at, begin);
+      const ScaleAndBias found =
+          scaled ? scale_and_bias<Simd, T>(run, i) : ScaleAndBias{1.0f, 0.0f};
+      bias += found.bias;
+      const Reg factor = Simd::broadcast(found.scale);
+      sum = Simd::add(sum, Simd::mul(Simd::load_part(values, width), factor));
+    }
+    Simd::store_part(out, finish<Simd, T>(run, state, bias, sum), width);
   }
-  Simd::store_part(out + begin, Simd::div(sum, Simd::broadcast(bag.divisor)), width);
+  return bias;
 }
 
 template <typename Simd, typename T, bool kScaled>
-void pool_typed(const Bag& bag, Prefetcher& prefetcher, float* out) {
+float pool_typed(const Run& run) {
   constexpr int64_t kWidth = Simd::kWidth;
-  const int64_t dim = bag.table->dim;
+  const int64_t dim = run.table->dim;
   int64_t begin = 0;
+  float bias = 0;
   for (; begin + 8 * kWidth <= dim; begin += 8 * kWidth) {
-    pool_vectors<Simd, T, kScaled, 8>(bag, begin, prefetcher, out);
+    bias = pool_vectors<Simd, T, kScaled, 8>(run, begin);
   }
   if (begin + 4 * kWidth <= dim) {
-    pool_vectors<Simd, T, kScaled, 4>(bag, begin, prefetcher, out);
+    bias = pool_vectors<Simd, T, kScaled, 4>(run, begin);
     begin += 4 * kWidth;
   }
   for (; begin + kWidth <= dim; begin += kWidth) {
-    pool_vectors<Simd, T, kScaled, 1>(bag, begin, prefetcher, out);
+    bias = pool_vectors<Simd, T, kScaled, 1>(run, begin);
   }
-  if (begin < dim) pool_tail<Simd, T>(bag, begin, kScaled, out);
+  if (begin < dim) bias = pool_tail<Simd, T>(run, begin, kScaled);
+  return bias;
 }
 
+// Returns the biases of the last bag.
 template <typename Simd>
-void pool(const Bag& bag, Prefetcher& prefetcher, float* out) {
-  const bool weighted = bag.weights != nullptr;
-  switch (bag.table->row_type) {
+float pool_bags(const Run& run) {
+  const bool weighted = run.chunk->weights != nullptr;
+  switch (run.table->row_type) {
     case RowType::kFloat32:
-      return weighted ? pool_typed<Simd, float, true>(bag, prefetcher, out)
-                      : pool_typed<Simd, float, false>(bag, prefetcher, out);
+      return weighted ? pool_typed<Simd, float, true>(run) : pool_typed<Simd, float, false>(run);
     case RowType::kFloat16:
-      return weighted ? pool_typed<Simd, uint16_t, true>(bag, prefetcher, out)
-                      : pool_typed<Simd, uint16_t, false>(bag, prefetcher, out);
+      return weighted ? pool_typed<Simd, Half, true>(run) : pool_typed<Simd, Half, false>(run);
+    case RowType::kBfloat16:
+      return weighted ? pool_typed<Simd, Bfloat, true>(run) : pool_typed<Simd, Bfloat, false>(run);
     case RowType::kInt8:
-      return pool_typed<Simd, int8_t, true>(bag, prefetcher, out);
+      return pool_typed<Simd, int8_t, true>(run);
+    case RowType::kFusedInt8:
+      return pool_typed<Simd, uint8_t, true>(run);
+    case RowType::kFusedInt4:
+      return pool_typed<Simd, Nibbles, true>(run);
   }
+  return 0;
 }
 
-// Rows as they are, one after the other, and zeros behind them: a row is a bag of one.
-template <typename Simd>
-void copy_sequence(Bag bag, int64_t max_length, Prefetcher& prefetcher, float* out) {
-  const int64_t dim = bag.table->dim;
-  const int64_t count = bag.count;
-  bag.count = 1;
-  for (int64_t i = 0; i < count; ++i) {
-    pool<Simd>(bag, prefetcher, out + i * dim);
-    ++bag.rows;
-    ++bag.position;
-    if (bag.weights != nullptr) ++bag.weights;
-  }
-  for (int64_t i = count * dim; i < max_length * dim; ++i) out[i] = 0;
-}
+constexpr int32_t kOnes[1] = {1};
 
+// Pools the rows that fill() took, empty bags included.
 template <typename Simd>
-void embedding_bag_loop(const BagChunk& chunk) {
-  Prefetcher prefetcher(chunk);
-  const int32_t* lengths = chunk.lengths;
-  int64_t position = 0;
-  for (int64_t user = 0; user < chunk.batch; ++user) {
-    for (int64_t c = 0; c < chunk.num_columns; ++c) {
-      const BagColumn& column = chunk.columns[c];
-      const int64_t count = *lengths++;
-      const bool mean = column.pooling == Pooling::kMean && count > 0;
-      const Bag bag{column.table,
-                    chunk.rows + position,
-                    chunk.weights == nullptr ? nullptr : chunk.weights + position,
-                    position,
-                    count,
-                    mean ? static_cast<float>(count) : 1.0f};
-      float* out = chunk.out + user * chunk.out_cols + column.offset;
-      if (column.pooling == Pooling::kNone) {
-        copy_sequence<Simd>(bag, column.max_length, prefetcher, out);
-      } else {
-        pool<Simd>(bag, prefetcher, out);
+class Pooler {
+ public:
+  explicit Pooler(const Group& group) : group_(group) {}
+
+  // Up to where fill() came.
+  void run(const Block& block, const Cursor& end) {
+    int64_t taken = 0;
+    while (cursor_.column < end.column) {
+      taken += run_column(block, taken, {cursor_.column, group_.num_users, 0});
+      cursor_ = {cursor_.column + 1, 0, 0};
+    }
+    if (cursor_.column < group_.chunk->num_columns) run_column(block, taken, end);
+    cursor_ = end;
+  }
+
+ private:
+  // From cursor_ on within its column; returns how many rows of the block were pooled.
+  int64_t run_column(const Block& block, int64_t taken, const Cursor& end) {
+    const BagChunk& chunk = *group_.chunk;
+    const BagColumn& column = chunk.columns[cursor_.column];
+    int32_t counts[kGroupUsers];
+    int64_t size = 0;
+    int64_t total = 0;
+    for (int64_t user = cursor_.user; user < end.user; ++user) {
+      counts[size] = static_cast<int32_t>(group_.length(cursor_.column, user));
+      total += counts[size++];
+    }
+    if (end.done > 0) {
+      counts[size++] = static_cast<int32_t>(end.done);
+      total += end.done;
+    }
+    if (size == 0) return 0;
+    counts[0] -= static_cast<int32_t>(cursor_.done);
+    total -= cursor_.done;
+    Run run;
+    run.chunk = &chunk;
+    run.table = column.table;
+    run.rows = block.rows + taken;
+    run.positions = block.positions + taken;
+    run.counts = counts;
+    run.size = size;
+    run.done = cursor_.done;
+    run.biases_before = biases_;
+    run.cut = end.done > 0;
+    run.mean = column.pooling == Pooling::kMean;
+    run.out = chunk.out + (group_.first_user + cursor_.user) * chunk.out_cols + column.offset;
+    run.stride = chunk.out_cols;
+    if (column.pooling == Pooling::kNone) {
+      copy_rows(run, column);
+    } else {
+      biases_ = pool_bags<Simd>(run);
+    }
+    return total;
+  }
+
+  // Rows as they are, one after the other, and zeros behind them: each row is a bag of its own.
+  void copy_rows(const Run& bags, const BagColumn& column) {
+    const int64_t dim = bags.table->dim;
+    Run row = bags;
+    row.counts = kOnes;
+    row.size = 1;
+    row.done = 0;
+    row.cut = false;
+    for (int64_t bag = 0; bag < bags.size; ++bag) {
+      float* const out = bags.out + bag * bags.stride;
+      const int64_t done = bag == 0 ? bags.done : 0;
+      for (int64_t i = done; i < done + bags.counts[bag]; ++i, ++row.rows, ++row.positions) {
+        row.out = out + i * dim;
+        pool_bags<Simd>(row);
       }
-      position += count;
+      // A bag that was cut is filled up further when its rest comes.
+      const int64_t end = (done + bags.counts[bag]) * dim;
+      for (int64_t i = end; i < column.max_length * dim; ++i) out[i] = 0;
     }
   }
+
+  const Group& group_;
+  Cursor cursor_;
+  float biases_ = 0;  // of the bag that the cursor is in, summed
+};
+
+template <typename Simd>
+bool pool_group(const Group& group) {
+  Cursor cursor;
+  Positions positions(group);
+  Pooler<Simd> pooler(group);
+  Block block;
+  while (cursor.column < group.chunk->num_columns) {
+    if (!fill(group, cursor, positions, block)) return false;
+    pooler.run(block, cursor);
+  }
+  return true;
+}
+
+template <typename Simd>
+bool embedding_bag_loop(const BagChunk& chunk) {
+  int64_t starts[kGroupUsers];
+  int64_t position = 0;
+  const int32_t* lengths = chunk.lengths;
+  for (int64_t user = 0; user < chunk.batch; user += kGroupUsers) {
+    const int64_t left = chunk.batch - user;
+    const Group group{&chunk, user, left < kGroupUsers ? left : kGroupUsers, starts};
+    for (int64_t i = 0; i < group.num_users; ++i) {
+      starts[i] = position;
+      for (int64_t c = 0; c < chunk.num_columns; ++c) position += *lengths++;
+    }
+    if (!pool_group<Simd>(group)) return false;
+  }
+  return true;
 }
 
 }  // namespace

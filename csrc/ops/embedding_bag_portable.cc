@@ -5,6 +5,12 @@
 namespace recengine {
 namespace {
 
+float bits_to_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 float half_to_float(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000u) << 16;
   const uint32_t magnitude = half & 0x7fffu;
@@ -17,14 +23,19 @@ float half_to_float(uint16_t half) {
     const float value = static_cast<float>(magnitude) * 0x1p-24f;
     return sign != 0 ? -value : value;
   }
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
+  return bits_to_float(bits);
 }
 
-float to_float(float value) { return value; }
-float to_float(uint16_t half) { return half_to_float(half); }
-float to_float(int8_t code) { return static_cast<float>(code); }
+// Value i of those that begin at `values`.
+float read(const float* values, int i) { return values[i]; }
+float read(const Half* values, int i) { return half_to_float(values[i].bits); }
+float read(const Bfloat* values, int i) { return bits_to_float(uint32_t{values[i].bits} << 16); }
+float read(const int8_t* codes, int i) { return static_cast<float>(codes[i]); }
+float read(const uint8_t* codes, int i) { return static_cast<float>(codes[i]); }
+float read(const Nibbles* codes, int i) {
+  const uint8_t pair = codes[i / 2].pair;
+  return static_cast<float>(i % 2 == 0 ? pair & 15 : pair >> 4);
+}
 
 // Eight floats in a plain array; compilers turn the loops into the vectors of the base ISA.
 struct Portable {
@@ -58,8 +69,21 @@ struct Portable {
   template <typename T>
   static Reg load_part(const T* values, int count) {
     Reg reg = zero();
-    for (int i = 0; i < count; ++i) reg.lanes[i] = to_float(values[i]);
+    for (int i = 0; i < count; ++i) reg.lanes[i] = read(values, i);
     return reg;
+  }
+  template <typename T>
+  static Reg spread(float factor) {
+    return broadcast(factor);
+  }
+  template <typename T>
+  static Reg scaled(const T* values, const Reg& factors) {
+    return mul(load(values), factors);
+  }
+  static ScaleAndBias load_halves(const char* at) {
+    uint16_t halves[2];
+    std::memcpy(halves, at, sizeof halves);
+    return {half_to_float(halves[0]), half_to_float(halves[1])};
   }
   static void store(float* out, const Reg& reg) { store_part(out, reg, kWidth); }
   static void store_part(float* out, const Reg& reg, int count) {
@@ -69,6 +93,6 @@ struct Portable {
 
 }  // namespace
 
-void embedding_bag_portable(const BagChunk& chunk) { embedding_bag_loop<Portable>(chunk); }
+bool embedding_bag_portable(const BagChunk& chunk) { return embedding_bag_loop<Portable>(chunk); }
 
 }  // namespace recengine

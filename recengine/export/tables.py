@@ -63,23 +63,17 @@ def add_vocabulary(file: TensorFile, name: str, keys: Int64s) -> Vocabulary:
 
 
 def add_table(file: TensorFile, name: str, values: Array, row_type: RowType) -> Table:
-    """Embedding rows [rows, dim] stored as `row_type`; int8 gets one scale a row.
+    """Embedding rows [rows, dim] stored as `row_type`, as `ops.EmbeddingTable.from_array` does.
 
     Raises:
         InputError: a row is not finite, or is not once stored as `row_type`.
     """
     check_finite(name, values)
-    data: Array = np.ascontiguousarray(values, np.float32)
-    scales = None
-    if row_type == "fp16":
-        with np.errstate(over="ignore"):
-            data = data.astype(np.float16)
-        check_finite(f"{name} as fp16", data)
-    elif row_type == "int8":
-        data, row_scales = ops.quantize_rows(data)
-        scales = file.add(f"{name}.scales", row_scales)
-    rows, dim = data.shape
-    return Table(rows=rows, dim=dim, row_type=row_type, data=file.add(name, data), scales=scales)
+    array = np.ascontiguousarray(values, np.float32)
+    table = ops.EmbeddingTable.from_array(array, row_type, name=name)
+    scales = None if table.scales is None else file.add(f"{name}.scales", table.scales)
+    data = file.add(name, table.data)
+    return Table(rows=table.rows, dim=table.dim, row_type=row_type, data=data, scales=scales)
 
 
 def add_tables(

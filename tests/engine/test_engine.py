@@ -7,6 +7,7 @@ import onnx
 import openvino
 import pytest
 from bundle_copy import Copy
+from reference import Reference
 
 from recengine.bundle import hash_file
 from recengine.client.wire import WireUsers, pack_users
@@ -52,6 +53,15 @@ def random_users(rng, oracle, count):
 
 def row(users, i):
     return WireUsers(users.ids[i : i + 1], users.lengths[i : i + 1], users.dense[i : i + 1])
+
+
+@pytest.mark.parametrize("row_type", ["bf16", "int4"])
+def test_tables_of_the_row_types_that_the_golden_bundle_lacks(copy, rng, row_type):
+    copy.store_table("user", row_type)
+    oracle = Reference(copy.directory)
+    assert oracle.manifest.tables["user"].row_type == row_type
+    users = random_users(rng, oracle, 40)
+    assert_same(Engine(copy.directory).recommend(users), oracle.recommend(users, 10, 20), 1e-4)
 
 
 def test_engine_answers_as_when_the_golden_bundle_was_made(engine, golden_users, golden_answers):

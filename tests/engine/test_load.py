@@ -160,7 +160,7 @@ BAD_FIELDS = [
     ("tables.user.rows", HUGE - 1, r"tensor user: expected shape \[9223372036854775807, 8\]"),
     ("tables.user.dim", 0, "tables.user.dim: expected an integer >= 1, found 0"),
     ("tables.user.dim", 2**40, "tables.user.dim: expected at most 2147483647"),
-    ("tables.user.row_type", "fp64", 'row_type: expected "fp32" or "fp16" or "int8", found "fp64"'),
+    ("tables.user.row_type", "fp64", 'row_type: expected "fp32" or .* "int4", found "fp64"'),
     ("tables.user.row_type", "fp16", "tensor user: expected dtype F16, found F32"),
     ("tables.user.row_type", "int8", "tables.user: int8 rows have scales, others have none"),
     ("tables.recent.scales", DELETED, "tables.recent: int8 rows have scales"),
@@ -339,6 +339,24 @@ def test_value_that_would_harm_an_answer_is_refused(copy, case):
     path = copy.directory / TENSORS
     tensors = load_file(path)
     change(tensors)
+    save_file(tensors, path)
+    copy.rehash(TENSORS)
+    assert_refused(copy, message)
+
+
+@pytest.mark.parametrize(
+    ("row_type", "bits", "message"),
+    [
+        ("bf16", [0x7F80] + [0] * 7, "table user: row 3: expected finite values"),
+        ("int4", [0, 0x7C, 0, 0] + [0] * 4, "table user: scale and bias: row 3: expected finite"),
+        ("int4", [0, 0, 0, 0xFC] + [0] * 4, "table user: scale and bias: row 3: expected finite"),
+    ],
+)
+def test_rows_of_bits_that_stand_for_no_number_are_refused(copy, row_type, bits, message):
+    copy.store_table("user", row_type)
+    path = copy.directory / TENSORS
+    tensors = load_file(path)
+    tensors["user"][3] = bits
     save_file(tensors, path)
     copy.rehash(TENSORS)
     assert_refused(copy, message)

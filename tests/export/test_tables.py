@@ -61,7 +61,7 @@ def test_rows_are_stored_within_half_a_step(file, row_type, relative):
 def test_a_value_beyond_fp16_is_refused(file):
     values = np.full((3, 2), 1, np.float32)
     values[2, 1] = 1e6
-    with pytest.raises(InputError, match="table as fp16: row 2, column 1"):
+    with pytest.raises(InputError, match='"table" as fp16: row 2'):
         add_table(file, "table", values, "fp16")
 
 

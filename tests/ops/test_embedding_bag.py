@@ -8,7 +8,36 @@ from hypothesis import strategies as st
 from recengine import ops
 from recengine.errors import DeviceError, InputError
 
-ROW_TYPES = ["fp32", "fp16", "int8"]
+ROW_TYPES = ["fp32", "fp16", "bf16", "int8", "int4"]
+FUSED = [("int8", "tbe"), ("int8", "rowwise"), ("int4", "tbe"), ("int4", "rowwise")]
+
+
+def fused_parts(table, bag):
+    """Codes, scales and biases of fused rows, read byte by byte."""
+    half = table._layout == "tbe" or table.row_type == "int4"
+    bytes_of_codes = table.dim if table.row_type == "int8" else (table.dim + 1) // 2
+    codes, parts = np.zeros((len(bag), table.dim), np.float32), np.zeros((len(bag), 2), np.float32)
+    for i, row in enumerate(bag):
+        raw = table.data[row].tobytes()
+        at = 0 if table._layout == "tbe" else bytes_of_codes
+        parts[i] = np.frombuffer(raw, "<f2" if half else "<f4", 2, at)
+        for d in range(table.dim):
+            code = raw[
+                (4 if table._layout == "tbe" else 0) + (d if table.row_type == "int8" else d // 2)
+            ]
+            codes[i, d] = code if table.row_type == "int8" else code >> 4 * (d % 2) & 15
+    return codes, parts[:, 0], parts[:, 1]
+
+
+def stored_parts(table, bag):
+    if table._layout is not None:
+        return fused_parts(table, bag)
+    if table.row_type == "bf16":
+        values = (table.data[bag].astype(np.uint32) << 16).view(np.float32)
+    else:
+        values = table.data[bag].astype(np.float32)
+    factors = np.ones(len(bag), np.float32) if table.scales is None else table.scales[bag]
+    return values, factors, None
 
 
 def reference(tables, rows, lengths, poolings, weights, max_lengths):
@@ -20,17 +49,23 @@ def reference(tables, rows, lengths, poolings, weights, max_lengths):
             tables, user, poolings, max_lengths, strict=True
         ):
             bag = rows[position : position + length]
-            factors = np.ones(length, np.float32) if table.scales is None else table.scales[bag]
+            values, factors, biases = stored_parts(table, bag)
             if weights is not None:
                 factors = factors * weights[position : position + length]
-            values = table.data[bag].astype(np.float32) * factors[:, None]
+                biases = None if biases is None else biases * weights[position : position + length]
+            values = values * factors[:, None]
             if pooling == "none":
                 part = np.zeros((longest, table.dim), np.float32)
-                part[:length] = values
+                part[:length] = values if biases is None else values + biases[:, None]
             else:
                 part = np.zeros(table.dim, np.float32)
                 for value in values:
                     part = part + value
+                if biases is not None:
+                    total = np.float32(0)
+                    for bias in biases:
+                        total = total + bias
+                    part = part + total
                 if pooling == "mean" and length > 0:
                     part = part / np.float32(length)
             parts.append(part.reshape(-1))
@@ -41,7 +76,11 @@ def reference(tables, rows, lengths, poolings, weights, max_lengths):
 
 def make_table(rng, row_type, rows, dim, name="table"):
     values = rng.standard_normal((rows, dim)).astype(np.float32)
-    return ops.EmbeddingTable.from_array(values, row_type, name=name)
+    if isinstance(row_type, str):
+        return ops.EmbeddingTable.from_array(values, row_type, name=name)
+    data = ops.fuse_rows(values, *row_type)
+    padding = rng.integers(0, 256, (rows, int(rng.integers(0, 20))), np.uint8)
+    return ops.EmbeddingTable.from_fused(np.hstack([data, padding]), dim, *row_type, name=name)
 
 
 def make_rows(rng, tables, lengths):
@@ -59,7 +98,7 @@ def calls(draw):
     tables = [
         make_table(
             rng,
-            draw(st.sampled_from(ROW_TYPES)),
+            draw(st.sampled_from([*ROW_TYPES, *FUSED])),
             draw(st.integers(1, 9)),
             draw(st.integers(1, 300)),
         )
@@ -94,9 +133,9 @@ def test_equals_the_reference_to_the_bit(isa, call):
     np.testing.assert_array_equal(found, reference(*call))
 
 
-@pytest.mark.parametrize("row_type", ROW_TYPES)
+@pytest.mark.parametrize("row_type", [*ROW_TYPES, *FUSED])
 @pytest.mark.parametrize("pooling", ["sum", "mean", "none"])
-@pytest.mark.parametrize("dim", [1, 7, 16, 64, 100, 129])
+@pytest.mark.parametrize("dim", [1, 4, 7, 16, 64, 100, 129, 512])
 def test_every_row_type_pooling_and_tail(isa, row_type, pooling, dim):
     rng = np.random.default_rng(dim)
     tables = [make_table(rng, row_type, 50, dim), make_table(rng, row_type, 7, 16)]
@@ -107,15 +146,61 @@ def test_every_row_type_pooling_and_tail(isa, row_type, pooling, dim):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("row_type", [*ROW_TYPES, *FUSED])
+@pytest.mark.parametrize("pooling", ["sum", "mean", "none"])
+def test_bags_longer_than_a_block_and_more_users_than_a_group(isa, row_type, pooling):
+    rng = np.random.default_rng(2)
+    tables = [make_table(rng, row_type, 300, dim) for dim in (8, 300)]
+    lengths = rng.integers(0, 3, (530, 2)).astype(np.int32)
+    lengths[[0, 255, 256, 529]] = [[700, 1], [0, 900], [399, 400], [1000, 0]]
+    rows = make_rows(rng, tables, lengths)
+    weights = rng.standard_normal(rows.size).astype(np.float32)
+    if pooling == "none":
+        lengths, rows, weights = (
+            lengths[:2],
+            rows[: lengths[:2].sum()],
+            weights[: lengths[:2].sum()],
+        )
+    call = {"pooling": pooling, "weights": weights, "max_length": 1000, "isa": isa}
+    found = ops.embedding_bag(tables, rows, lengths, **call)
+    expected = reference(tables, rows, lengths, [pooling] * 2, weights, [1000] * 2)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_the_result_goes_to_out():
+    table = ops.EmbeddingTable(np.ones((4, 4), np.float32), name="t")
+    out = np.full((2, 4), 7, np.float32)
+    found = ops.embedding_bag([table], [0, 1], [[2], [0]], pooling="sum", out=out)
+    assert found is out
+    assert out.tolist() == [[2] * 4, [0] * 4]
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (np.empty((2, 3), np.float32), r"expected writable float32 \[2, 4\], found \(2, 3\)"),
+        (np.empty((2, 4)), "expected a NumPy array of float32, found float64"),
+        ([0.0] * 8, "expected a NumPy array of float32, found list"),
+        (np.empty((4, 2), np.float32).T, "expected an array in C order"),
+        (np.broadcast_to(np.float32(0), (2, 4)), "expected an array in C order"),
+        (np.frombuffer(bytes(32), np.float32).reshape(2, 4), "expected writable"),
+    ],
+)
+def test_an_out_that_cannot_take_the_result_is_refused(out, message):
+    table = ops.EmbeddingTable(np.ones((4, 4), np.float32))
+    with pytest.raises(InputError, match=message):
+        ops.embedding_bag([table], [0, 1], [[2], [0]], pooling="sum", out=out)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_large_calls_are_the_same_on_any_number_of_threads(isa, threads):
     rng = np.random.default_rng(0)
     tables = [make_table(rng, row_type, 1000, 24) for row_type in ROW_TYPES]
-    lengths = rng.integers(0, 60, (300, 3)).astype(np.int32)
+    lengths = rng.integers(0, 60, (300, 5)).astype(np.int32)
     lengths[100:110] = 0
     rows = make_rows(rng, tables, lengths)
     found = ops.embedding_bag(tables, rows, lengths, pooling="sum", threads=threads, isa=isa)
-    expected = reference(tables, rows, lengths, ["sum"] * 3, None, [0] * 3)
+    expected = reference(tables, rows, lengths, ["sum"] * 5, None, [0] * 5)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -207,9 +292,9 @@ def test_wrong_weights_pooling_and_isa_are_refused():
 def test_many_python_threads_may_call_at_once():
     rng = np.random.default_rng(1)
     tables = [make_table(rng, row_type, 500, 32) for row_type in ROW_TYPES]
-    lengths = rng.integers(0, 40, (300, 3)).astype(np.int32)
+    lengths = rng.integers(0, 40, (300, 5)).astype(np.int32)
     rows = make_rows(rng, tables, lengths)
-    expected = reference(tables, rows, lengths, ["mean"] * 3, None, [0] * 3)
+    expected = reference(tables, rows, lengths, ["mean"] * 5, None, [0] * 5)
 
     def call(_):
         return ops.embedding_bag(tables, rows, lengths, pooling="mean", threads=3)

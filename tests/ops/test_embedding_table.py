@@ -75,7 +75,76 @@ def test_data_and_scales_that_do_not_fit_are_refused(data, scales, message):
         ops.EmbeddingTable(data, scales)
 
 
-@pytest.mark.parametrize("row_type", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("layout", ["tbe", "rowwise"])
+@pytest.mark.parametrize(("row_type", "steps"), [("int8", 255), ("int4", 15)])
+@pytest.mark.parametrize("dim", [1, 15, 64])
+def test_fused_rows_are_within_half_a_step_of_the_values(layout, row_type, steps, dim):
+    values = np.random.default_rng(0).standard_normal((40, dim)).astype(np.float32)
+    values[3], values[4] = 0, -5
+    rows = ops.fuse_rows(values, row_type, layout)
+    table = ops.EmbeddingTable.from_fused(rows, dim, row_type, layout)
+    assert (table.row_type, table.rows, table.dim, table.scales) == (row_type, 40, dim, None)
+    spread = np.ptp(values, axis=1, keepdims=True)
+    # A bias in fp16 is up to 2^-10 of the lowest value below it, and so is the scale above.
+    step = (spread + np.abs(values).max(axis=1, keepdims=True) * 2**-9) / steps * (1 + 2**-9)
+    assert np.all(np.abs(table.to_array() - values) <= step / 2 + 1e-6)
+    assert np.all(table.to_array()[3] == 0)
+
+
+def test_fused_rows_are_read_as_the_peers_write_them():
+    torch = pytest.importorskip("torch")
+    values = np.random.default_rng(0).standard_normal((9, 24)).astype(np.float32)
+    for row_type, pack, unpack in (
+        ("int8", "embedding_bag_byte_prepack", "embedding_bag_byte_unpack"),
+        ("int4", "embedding_bag_4bit_prepack", "embedding_bag_4bit_unpack"),
+    ):
+        packed = getattr(torch.ops.quantized, pack)(torch.from_numpy(values))
+        expected = getattr(torch.ops.quantized, unpack)(packed).numpy()
+        table = ops.EmbeddingTable.from_fused(packed.numpy(), 24, row_type, "rowwise")
+        np.testing.assert_allclose(table.to_array(), expected, rtol=0, atol=1e-6)
+        found = ops.embedding_bag([table], [3, 7], [[2]], pooling="sum")
+        np.testing.assert_allclose(found[0], expected[3] + expected[7], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("data", "dim", "row_type", "layout", "message"),
+    [
+        (
+            np.zeros((2, 11), np.uint8),
+            8,
+            "int8",
+            "tbe",
+            "at least 12 bytes a row for dim 8, found 11",
+        ),
+        (np.zeros((2, 15), np.uint8), 8, "int8", "rowwise", "at least 16 bytes"),
+        (np.zeros((2, 8), np.uint8), 9, "int4", "tbe", "at least 9 bytes"),
+        (np.zeros((2, 12), np.uint8), 0, "int8", "tbe", "dim: expected at least 1, found 0"),
+        (np.zeros(12, np.uint8), 8, "int8", "tbe", "expected rank 2, found 1"),
+        (np.zeros((2, 12), np.int8), 8, "int8", "tbe", ""),
+        (np.full((2, 12), 0xFF, np.uint8), 8, "int8", "tbe", "scale and bias: row 0"),
+        (np.zeros((2, 12), np.uint8), 8, "fp16", "tbe", "expected int8 or int4, found 'fp16'"),
+        (np.zeros((2, 12), np.uint8), 8, "int8", "last", "expected tbe or rowwise, found 'last'"),
+    ],
+)
+def test_fused_rows_that_cannot_be_read_are_refused(data, dim, row_type, layout, message):
+    if not message:
+        assert ops.EmbeddingTable.from_fused(data, dim, row_type, layout).rows == 2
+        return
+    with pytest.raises(InputError, match=message):
+        ops.EmbeddingTable.from_fused(data, dim, row_type, layout)
+
+
+def test_bfloat16_rounds_to_nearest_even():
+    torch = pytest.importorskip("torch")
+    values = np.random.default_rng(0).standard_normal((30, 7)).astype(np.float32)
+    values[0] = [0, -0.0, 1, 1 + 2**-8, 1 + 3 * 2**-8, 1e-40, -1e38]
+    table = ops.EmbeddingTable.from_array(values, "bf16")
+    expected = torch.from_numpy(values).bfloat16()
+    np.testing.assert_array_equal(table.to_array(), expected.float().numpy())
+    assert ops.EmbeddingTable(expected.view(torch.uint16)).row_type == "bf16"
+
+
+@pytest.mark.parametrize("row_type", ["fp32", "fp16", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_values_that_are_not_finite_are_refused_by_row(row_type, value):
     values = np.ones((3, 4))
@@ -87,5 +156,7 @@ def test_values_that_are_not_finite_are_refused_by_row(row_type, value):
 def test_values_beyond_fp16_and_unknown_row_types_are_refused():
     with pytest.raises(InputError, match="as fp16: row 0"):
         ops.EmbeddingTable.from_array([[7e4]], "fp16")
-    with pytest.raises(InputError, match="expected fp32, fp16 or int8, found 'int2'"):
+    with pytest.raises(InputError, match="as bf16: row 0"):
+        ops.EmbeddingTable.from_array([[3.4e38]], "bf16")
+    with pytest.raises(InputError, match="fp32, fp16, bf16, int8 or int4, found 'int2'"):
         ops.EmbeddingTable.from_array([[1.0]], "int2")

@@ -1,0 +1,386 @@
+"""Embedding bags beside torch and FBGEMM: the same rows, ids and threads, in one run.
+
+Before the contenders are timed their sums are compared with fp64. FBGEMM reads the same bytes as
+recengine: its fused int8 and int4 rows are taken as they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.ops.contest import Contender, best_peer, plot_ratios, race
+from bench.ops.limits import Limits, measure_limits
+from recengine import ops
+from recengine.errors import RecengineError
+from recengine.serving.bench.commands import provenance
+from recengine.serving.bench.machine import machine_name
+from recengine.serving.bench.report import (
+    Bar,
+    bars_json,
+    bars_table,
+    provenance_lines,
+    write_result,
+)
+
+Floats = npt.NDArray[np.float32]
+Rows = npt.NDArray[np.int64]
+Bags = Callable[[Rows], Floats]
+
+PACKAGES = ("torch", "fbgemm-gpu-cpu")
+ZIPF = 1.05
+LINE_BYTES = 64
+CHECKED_USERS = 64
+IDS_IN_POOL = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """Tables [count] of [rows, dim] in one row type."""
+
+    count: int
+    rows: int
+    dim: int
+    row_type: ops.RowType
+
+    @property
+    def row_bytes(self) -> int:
+        """As FBGEMM stores a row: int8 and int4 with fp16 scale and bias inline."""
+        code_bits = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}[self.row_type]
+        return self.dim * code_bits // 8 + (4 if code_bits < 16 else 0)
+
+    @property
+    def lines(self) -> int:
+        """Cache lines that a row touches."""
+        return -(-self.row_bytes // LINE_BYTES)
+
+    def __str__(self) -> str:
+        return f"{self.count} × {self.rows:,} × {self.dim} {self.row_type}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One call: `batch` users, `length` ids of every table for each; `bar`: best peer over ours."""
+
+    tables: Tables
+    batch: int
+    length: int
+    bar: float | None = None
+
+
+def cases() -> list[Case]:
+    """All that is measured, tables of one kind next to each other."""
+    bars = {
+        ("fp32", 1): 8.0,
+        ("fp32", 64): 2.5,
+        ("fp32", 1024): 2.0,
+        ("int8", 1): 8.0,
+        ("int8", 64): 2.5,
+        ("int8", 1024): 2.5,
+        ("int8", 4096): 3.0,
+    }
+    shapes = [(1, 1), (64, 20), (1024, 20), (4096, 1)]
+    row_types: tuple[ops.RowType, ...] = ("fp32", "fp16", "int8", "int4")
+    mission = [
+        Case(Tables(8, 1_000_000, 64, row_type), batch, length, bars.get((row_type, batch)))
+        for row_type in row_types
+        for batch, length in shapes
+    ]
+    dlrm = [Case(Tables(26, 1_000_000, 64, "int8"), batch, 1) for batch in (64, 4096)]
+    return [*mission, Case(Tables(32, 100_000, 128, "int4"), 512, 20, 1.5), *dlrm]
+
+
+def make_rows(tables: Tables, rng: np.random.Generator) -> list[npt.NDArray[Any]]:
+    """The stored rows of every table, from a cache line on; NumPy asks for huge pages."""
+    made = []
+    for _ in range(tables.count):
+        memory = np.empty(tables.rows * tables.row_bytes + LINE_BYTES, np.uint8)
+        start = -memory.ctypes.data % LINE_BYTES
+        rows = memory[start : start + tables.rows * tables.row_bytes].reshape(tables.rows, -1)
+        if tables.row_type in ("fp32", "fp16"):
+            values = rows.view(np.float32 if tables.row_type == "fp32" else np.float16)
+            values[:] = rng.standard_normal((tables.rows, tables.dim), dtype=np.float32)
+            made.append(values)
+        else:
+            rows[:] = rng.integers(0, 256, rows.shape, np.uint8)
+            head = rng.uniform(0.01, 0.02, (tables.rows, 2)).astype(np.float16)
+            rows[:, :4] = head.view(np.uint8)
+            made.append(rows)
+    return made
+
+
+def make_ids(case: Case, zipf: bool, count: int, rng: np.random.Generator) -> list[Rows]:
+    """Ids [batch, tables, length], `count` times; Zipf ranks are spread over the rows."""
+    shape = (count, case.batch, case.tables.count, case.length)
+    rows = case.tables.rows
+    if not zipf:
+        return list(rng.integers(0, rows, shape))
+    weights = np.arange(1, rows + 1, dtype=np.float64) ** -ZIPF
+    ranks = np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random(shape))
+    return list(rng.permutation(rows)[np.minimum(ranks, rows - 1)])
+
+
+def our_tables(tables: Tables, stored: Sequence[npt.NDArray[Any]]) -> list[ops.EmbeddingTable]:
+    """The stored rows as they are."""
+    if tables.row_type == "int8" or tables.row_type == "int4":
+        return [ops.EmbeddingTable.from_fused(rows, tables.dim, tables.row_type) for rows in stored]
+    return [ops.EmbeddingTable(rows) for rows in stored]
+
+
+def fbgemm_module(tables: Tables, stored: Sequence[npt.NDArray[Any]]) -> Any:
+    """FBGEMM's table-batched embedding for inference, with a copy of the stored rows."""
+    import torch
+    from fbgemm_gpu.split_embedding_configs import SparseType
+    from fbgemm_gpu.split_table_batched_embeddings_ops_common import EmbeddingLocation, PoolingMode
+    from fbgemm_gpu.split_table_batched_embeddings_ops_inference import (
+        IntNBitTableBatchedEmbeddingBagsCodegen,
+    )
+
+    kind = {
+        "fp32": SparseType.FP32,
+        "fp16": SparseType.FP16,
+        "int8": SparseType.INT8,
+        "int4": SparseType.INT4,
+    }[tables.row_type]
+    module = IntNBitTableBatchedEmbeddingBagsCodegen(
+        [
+            (str(i), tables.rows, tables.dim, kind, EmbeddingLocation.HOST)
+            for i in range(len(stored))
+        ],
+        device="cpu",
+        pooling_mode=PoolingMode.SUM,
+        output_dtype=SparseType.FP32,
+    )
+    module.fill_random_weights()
+    weights = module.split_embedding_weights(split_scale_shifts=False)
+    for (target, _), rows in zip(weights, stored, strict=True):
+        target.copy_(torch.from_numpy(rows.view(np.uint8)))
+    return module
+
+
+class Contest:
+    """The contenders over one set of tables."""
+
+    def __init__(self, tables: Tables, threads: int, rng: np.random.Generator) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.tables = tables
+        self.threads = threads
+        self.stored = make_rows(tables, rng)
+        self.ours = our_tables(tables, self.stored)
+        self.fbgemm = fbgemm_module(tables, self.stored)
+        half = tables.count // 2
+        self.halves = [
+            fbgemm_module(tables, self.stored[:half]),
+            fbgemm_module(tables, self.stored[half:]),
+        ]
+        self.weights = (
+            [torch.from_numpy(rows) for rows in self.stored]
+            if tables.row_type in ("fp32", "fp16")
+            else None
+        )
+        self.pool = ThreadPoolExecutor(1)
+
+    def contenders(self, ids: Sequence[Rows]) -> dict[str, Contender]:
+        """Each with its inputs laid out as it wants them, before the clock runs."""
+        import torch
+
+        batch, count, length = ids[0].shape
+        lengths = np.full((batch, count), length, np.int32)
+        flat = [np.ascontiguousarray(i).reshape(-1) for i in ids]
+        by_table = [np.ascontiguousarray(i.transpose(1, 0, 2)) for i in ids]
+        stacked = [torch.from_numpy(i.reshape(-1).astype(np.int32)) for i in by_table]
+        offsets = torch.arange(0, batch * count * length + 1, length, dtype=torch.int32)
+        half = count // 2 * batch
+        middle = half * length
+        split = [(i[:middle].clone(), i[middle:].clone()) for i in stacked]
+        first, second = offsets[: half + 1], (offsets[half:] - offsets[half]).contiguous()
+
+        def ours(i: int) -> Floats:
+            return ops.embedding_bag(
+                self.ours, flat[i], lengths, pooling="sum", threads=self.threads
+            )
+
+        def fbgemm(i: int) -> Any:
+            return self.fbgemm(stacked[i], offsets)
+
+        def fbgemm_on_two_threads(i: int) -> Any:
+            other = self.pool.submit(self.halves[0], split[i][0], first)
+            result = self.halves[1](split[i][1], second)
+            return other.result(), result
+
+        found: dict[str, Contender] = {
+            "recengine": ours,
+            "FBGEMM": fbgemm,
+            "FBGEMM, tables on two threads": fbgemm_on_two_threads,
+        }
+        if self.weights is not None:
+            weights = self.weights
+            starts = torch.arange(0, batch * length, length)
+            columns = [[torch.from_numpy(table.reshape(-1)) for table in i] for i in by_table]
+
+            def torch_bags(i: int) -> Any:
+                with torch.inference_mode():
+                    return [
+                        torch.nn.functional.embedding_bag(table_ids, weight, starts, mode="sum")
+                        for table_ids, weight in zip(columns[i], weights, strict=True)
+                    ]
+
+            found["torch"] = torch_bags
+        return found
+
+    def check(self, contenders: dict[str, Contender], ids: Rows) -> None:
+        """Every contender's first answer against fp64.
+
+        Raises:
+            RecengineError: a sum is off by more than rounding to the output's type allows.
+        """
+        import torch
+
+        users = ids[:CHECKED_USERS]
+        columns = [
+            our_tables(self.tables, [rows[table_ids.reshape(-1)]])[0]
+            .to_array()
+            .astype(np.float64)
+            .reshape(len(users), ids.shape[2], -1)
+            .sum(axis=1)
+            for rows, table_ids in zip(self.stored, users.transpose(1, 0, 2), strict=True)
+        ]
+        expected = np.concatenate(columns, axis=1)
+        for name, run in contenders.items():
+            found = run(0)
+            if isinstance(found, (list, tuple)):
+                found = torch.cat(list(found), dim=1)
+            sums = np.asarray(found)[: len(users)]
+            error = np.abs(sums - expected).max()
+            if error > 32 * np.finfo(sums.dtype).eps * np.abs(expected).max():
+                raise RecengineError(f"[bench] {name} is off by {error:.2g} from fp64")
+
+
+def measure(
+    contest: Contest, case: Case, zipf: bool, rounds: int, seconds: float, limits: Limits
+) -> dict[str, Any]:
+    """One line of the table, as JSON values."""
+    rng = np.random.default_rng(1)
+    rows = case.batch * case.tables.count * case.length
+    ids = make_ids(case, zipf, max(8, min(64, IDS_IN_POOL // rows)), rng)
+    contenders = contest.contenders(ids)
+    contest.check(contenders, ids[0])
+    times = race(contenders, len(ids), rounds, seconds)
+    best, ours = best_peer(times), times["recengine"].median
+    least = limits.lookup_ms(rows, case.tables.lines)
+    point = {
+        "tables": str(case.tables),
+        "batch": case.batch,
+        "length": case.length,
+        "ids": f"Zipf {ZIPF}" if zipf else "uniform",
+        "ms": {name: value.median for name, value in times.items()},
+        "quartiles_ms": {name: value.quartiles for name, value in times.items()},
+        "best_peer": best,
+        "ratio": times[best].median / ours,
+        "least_ms": least,
+        "bar": None if zipf else case.bar,
+    }
+    print(
+        f"{point['tables']}, {case.batch} × {case.length}, {point['ids']}: {1e3 * ours:.1f} us, "
+        f"{best} {1e3 * times[best].median:.1f} us, ratio {point['ratio']:.2f}, "
+        f"limit {1e3 * least:.1f} us",
+        flush=True,
+    )
+    return point
+
+
+def label(point: dict[str, Any]) -> str:
+    """What was measured, in one line."""
+    return f"{point['tables']}, {point['batch']} × {point['length']}, {point['ids']}"
+
+
+def table(points: Sequence[dict[str, Any]]) -> str:
+    """Microseconds of every contender, one line per case, as markdown."""
+    names = list(dict.fromkeys(name for point in points for name in point["ms"]))
+    lines = [
+        f"| tables | batch × ids | ids | {' | '.join(names)} | best peer ÷ recengine | limit "
+        "| of the limit |",
+        "|---|---|---|" + "---:|" * (len(names) + 3),
+    ]
+    for point in points:
+        cells = " | ".join(
+            f"{1e3 * point['ms'][name]:.1f}" if name in point["ms"] else "" for name in names
+        )
+        share = point["least_ms"] / point["ms"]["recengine"]
+        lines.append(
+            f"| {point['tables']} | {point['batch']} × {point['length']} | {point['ids']} "
+            f"| {cells} | {point['ratio']:.2f} | {1e3 * point['least_ms']:.1f} | {share:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="a tenth of the rows, short turns")
+    parser.add_argument("--work", type=Path, default=Path("build/bench"))
+    parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    arguments = parser.parse_args()
+    threads = ops.usable_cores()
+    limits = measure_limits(arguments.work, threads)
+    rng = np.random.default_rng(0)
+    points: list[dict[str, Any]] = []
+    contest: Contest | None = None
+    for case in cases():
+        if arguments.quick:
+            smaller = dataclasses.replace(case.tables, rows=case.tables.rows // 10)
+            case = dataclasses.replace(case, tables=smaller)
+        if contest is None or contest.tables != case.tables:
+            contest = None  # its tables go before the next ones come
+            contest = Contest(case.tables, threads, rng)
+        rounds, seconds = (1, 0.1) if arguments.quick else (arguments.rounds, 0.5)
+        points += [measure(contest, case, zipf, rounds, seconds, limits) for zipf in (False, True)]
+    bars = [
+        Bar(f"{label(point)}: best peer over ours", point["bar"], point["ratio"], True)
+        for point in points
+        if point["bar"] is not None
+    ]
+    result = {
+        **provenance(PACKAGES),
+        "threads": threads,
+        "limits": dataclasses.asdict(limits),
+        "points": points,
+        "bars": bars_json(bars),
+    }
+    rates = limits.random_lines_per_s
+    text = "\n\n".join(
+        [
+            "# Embedding bags",
+            f"Median microseconds of a call from Python, sum pooling, fp32 output, {threads} "
+            "threads. Limit: the cache lines of all rows at the rate at which this machine read "
+            "random rows of that many lines in this run: "
+            + ", ".join(f"{rate / 1e6:.0f} M lines/s at {n}" for n, rate in rates.items())
+            + ". Zipf: hot rows stay in caches, so the limit does not bind.",
+            table(points),
+            bars_table(bars),
+            provenance_lines(result),
+        ]
+    )
+    path = arguments.out / f"embedding-bag-{machine_name()}"
+    write_result(path, result, text)
+    plot_ratios(
+        path.with_suffix(".png"),
+        [label(point) for point in points],
+        [point["ratio"] for point in points],
+        "Embedding bags",
+    )
+    for bar in bars:
+        print(bar)
+
+
+if __name__ == "__main__":
+    main()

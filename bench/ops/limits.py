@@ -1,0 +1,48 @@
+"""What the machine can do at most, measured in the same run as what is compared with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+from pathlib import Path
+
+from bench.compiler import compile_cpp
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Of all threads together, measured by limits.cc.
+
+    Attributes:
+        int8_macs_per_s: 8-bit multiply-adds on registers.
+        read_bytes_per_s: bytes read from memory in order.
+        random_lines_per_s: lines of 64 bytes read at random from 2 MB pages, by how many
+            neighbours are read at once.
+        random_lines_small_pages_per_s: the same from 4 KB pages.
+    """
+
+    int8_macs_per_s: float
+    read_bytes_per_s: float
+    random_lines_per_s: dict[str, float]
+    random_lines_small_pages_per_s: dict[str, float]
+
+    def scan_ms(self, rows: int, dim: int, batch: int) -> float:
+        """No scan of every item's 8-bit code can take less."""
+        codes = rows * dim
+        return 1e3 * max(codes / self.read_bytes_per_s, codes * batch / self.int8_macs_per_s)
+
+    def lookup_ms(self, rows: int, lines: int) -> float:
+        """Reading `lines` neighbouring lines of each of so many random rows."""
+        known = sorted(self.random_lines_per_s, key=int)
+        nearest = min(known, key=lambda count: abs(int(count) - lines))
+        return 1e3 * rows * lines / self.random_lines_per_s[nearest]
+
+
+def measure_limits(folder: Path, threads: int) -> Limits:
+    """Builds and runs limits.cc, in a process of its own."""
+    program = folder / "limits"
+    flags = ["-mavx512f", "-mavx512vnni", "-pthread"]
+    compile_cpp(Path(__file__).with_name("limits.cc"), program, flags)
+    done = subprocess.run([str(program), str(threads)], check=True, capture_output=True, text=True)
+    return Limits(**json.loads(done.stdout))
