@@ -14,7 +14,7 @@ BUNDLE := artifacts/bundle
 REPOSITORY := model_repository
 CXX_FILES = $(shell find csrc bench -name '*.h' -o -name '*.cc' -o -name '*.cu')
 
-.PHONY: setup demo test check sanitize stubs format bench-serving bench-overload bench-coalescing bench-ops clean
+.PHONY: setup demo test check sanitize stubs format bench-serving bench-overload bench-coalescing bench-ops bench-scale clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -92,6 +92,9 @@ bench-coalescing: $(VENV)/perf_analyzer/perf_analyzer
 bench-ops: $(VENV)/installed
 	$(BIN)/python -m bench.ops.cosine_topk $(BENCH_ARGS)
 	$(BIN)/python -m bench.ops.embedding_bag $(BENCH_ARGS)
+
+bench-scale: $(VENV)/perf_analyzer/perf_analyzer
+	$(BIN)/python -m bench.scale
 
 clean:
 	rm -rf build $(VENV) artifacts $(DATA) $(REPOSITORY)/.compiled $(REPOSITORY)/*/[0-9]* $(REPOSITORY)/*/warmup

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from recengine import bundle
 from recengine.errors import BundleError
@@ -20,6 +21,32 @@ def edit(directory, change):
     raw = json.loads(path.read_text())
     change(raw)
     path.write_text(json.dumps(raw))
+
+
+def test_tensors_of_whole_lines_begin_at_lines(tmp_path):
+    tensors = {
+        "scales": np.arange(3, dtype=np.float32),
+        "codes": np.arange(-96, 96, dtype=np.int8).reshape(3, 64),
+        "bits": np.arange(5, dtype=np.uint16),
+        "empty": np.empty((0, 4), np.float16),
+        "rows": np.eye(16, dtype=np.float32),
+        "keys": np.array([7, -(2**63)], np.int64),
+        "fused": np.arange(36, dtype=np.uint8).reshape(1, 36),
+        "wide": np.ones(1),
+    }
+    path = tmp_path / "t.safetensors"
+    bundle.write_tensors(path, tensors)
+    raw = path.read_bytes()
+    for name, array in load_file(path).items():
+        assert array.dtype == tensors[name].dtype
+        np.testing.assert_array_equal(array, tensors[name])
+    for name in ("codes", "rows"):
+        assert raw.index(tensors[name].tobytes()) % 64 == 0
+
+
+def test_a_dtype_that_no_reader_knows_is_refused(tmp_path):
+    with pytest.raises(BundleError, match="tensor 'z': cannot store dtype complex128"):
+        bundle.write_tensors(tmp_path / "t.safetensors", {"z": np.zeros(1, complex)})
 
 
 def test_the_golden_bundle_is_read_and_verified(golden):

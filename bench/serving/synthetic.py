@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import datetime
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import recengine.bundle as b
+from recengine.ops import EmbeddingTable
 
 Array = npt.NDArray[Any]
 
@@ -30,6 +32,7 @@ class Size:
         candidates: items that the ranker scores.
         hidden: widths of the ranker's layers.
         k: items answered.
+        row_type: of both tables.
     """
 
     items: int = 200_000
@@ -39,6 +42,7 @@ class Size:
     candidates: int = 500
     hidden: tuple[int, int] = (1024, 512)
     k: int = 20
+    row_type: b.RowType = "fp32"
 
 
 def write(destination: Path, size: Size, seed: int = 0) -> b.Manifest:
@@ -57,23 +61,39 @@ def write(destination: Path, size: Size, seed: int = 0) -> b.Manifest:
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     items = rng.standard_normal((size.items + 1, size.dim), np.float32)
-    vectors = items[1:] / np.linalg.norm(items[1:], axis=1, keepdims=True)
-    b.write_tensors(
-        staging / "tables.safetensors",
-        {"item": items, "user": rng.standard_normal((size.users + 1, size.dim), np.float32)},
-    )
+    norms = np.sqrt(np.einsum("rd,rd->r", items, items))
     b.write_tensors(
         staging / "index.safetensors",
         {
-            "vectors": vectors,
+            "vectors": items[1:] / norms[1:, None],
             "keys": np.arange(1, size.items + 1, dtype=np.int64),
             "fallback_rows": np.arange(size.candidates, dtype=np.int64),
             "fallback_scores": np.linspace(1, 0.5, size.candidates, dtype=np.float32),
         },
     )
+    tables: dict[str, Array] = {}
+    for name, rows in _tables(size, items, rng):
+        tables[name] = rows.data
+        if rows.scales is not None:
+            tables[f"{name}.scales"] = rows.scales
+    b.write_tensors(staging / "tables.safetensors", tables)
     onnx.save(user_tower(size, rng), staging / "user_tower.onnx")
     onnx.save(ranker(size, rng), staging / "ranker.onnx")
     return b.write_bundle(staging, manifest(size), destination)
+
+
+def _tables(
+    size: Size, items: Array, rng: np.random.Generator
+) -> Iterator[tuple[str, EmbeddingTable]]:
+    yield "item", EmbeddingTable.from_array(items, size.row_type)
+    if size.row_type == "int8":  # drawn as they are stored: floats would take four times the memory
+        codes = np.empty((size.users + 1, size.dim), np.int8)
+        for rows in np.array_split(codes, -(-len(codes) // 1_000_000)):
+            rows[:] = rng.integers(-127, 128, rows.shape, np.int8)
+        yield "user", EmbeddingTable(codes, np.full(len(codes), 0.01, np.float32))
+        return
+    values = rng.standard_normal((size.users + 1, size.dim), np.float32)
+    yield "user", EmbeddingTable.from_array(values, size.row_type)
 
 
 def manifest(size: Size) -> b.Manifest:
@@ -99,8 +119,11 @@ def manifest(size: Size) -> b.Manifest:
             name: b.Table(
                 rows=rows + 1,
                 dim=size.dim,
-                row_type="fp32",
+                row_type=size.row_type,
                 data=b.Tensor(file="tables.safetensors", tensor=name),
+                scales=b.Tensor(file="tables.safetensors", tensor=f"{name}.scales")
+                if size.row_type == "int8"
+                else None,
             )
             for name, rows in (("user", size.users), ("item", size.items))
         },
