@@ -313,6 +313,8 @@ void bind_classes(py::module_& module) {
       .def_static("from_unit_vectors", &borrow_index, py::arg("unit_vectors").noconvert())
       .def_property_readonly("rows", [](const BoundIndex& self) { return self.index.rows(); })
       .def_property_readonly("dim", [](const BoundIndex& self) { return self.index.dim(); })
+      .def_property_readonly("partial_scans",
+                             [](const BoundIndex& self) { return self.index.partial_scans(); })
       .def_property_readonly("unit_vectors", &unit_vectors);
   py::class_<BoundVocabulary>(module, "Vocabulary")
       .def_static(

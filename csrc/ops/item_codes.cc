@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <new>
+#include <numeric>
 
 #include "cpu/thread_pool.h"
 #include "recengine/error.h"
@@ -29,20 +30,55 @@ uint8_t* allocate(size_t bytes) {
   return static_cast<uint8_t*>(memory);
 }
 
+// Of a vector, rounded up.
+float length_of(const float* begin, const float* end) {
+  double squares = 0;
+  for (const float* value = begin; value != end; ++value) {
+    squares += double{*value} * double{*value};
+  }
+  return static_cast<float>(std::sqrt(squares) * kRoundUp);
+}
+
 }  // namespace
 
 void ItemCodes::Free::operator()(uint8_t* memory) const { std::free(memory); }
 
+const CodeView& ItemCodes::view(int64_t queries) const {
+  const PartialScan* best = rotation_ == nullptr ? nullptr : rotation_->best(queries);
+  return *std::find_if(views_.begin(), views_.end(),
+                       [best](const CodeView& view) { return view.partial == best; });
+}
+
+// The rests' step comes first where there is one.
+void ItemCodes::make_views(int64_t dim) {
+  const int64_t rest_steps = rotation_ == nullptr || rotation_->scans().empty() ? 0 : 1;
+  steps_ = rest_steps + (dim + kStepDims - 1) / kStepDims;
+  CodeView all;
+  all.first_step = rest_steps;
+  all.steps = steps_ - rest_steps;
+  views_.push_back(all);
+  if (rotation_ != nullptr) {
+    for (const PartialScan& scan : rotation_->scans()) {
+      CodeView view;
+      view.partial = &scan;
+      view.rest_slot = static_cast<int64_t>(views_.size()) - 1;
+      view.steps = rest_steps + scan.dims / kStepDims;
+      views_.push_back(view);
+    }
+  }
+  for (CodeView& view : views_) view.errors.resize(static_cast<size_t>(blocks_));
+}
+
 std::shared_ptr<const ItemCodes> ItemCodes::pack(Matrix<const float> vectors, ThreadPool* pool) {
   auto codes = std::make_shared<ItemCodes>();
   codes->blocks_ = (vectors.rows + kBlockItems - 1) / kBlockItems;
-  codes->steps_ = (vectors.cols + kStepDims - 1) / kStepDims;
+  codes->rotation_ = Rotation::find(vectors, pool);
+  codes->make_views(vectors.cols);
   const auto blocks = static_cast<size_t>(codes->blocks_);
   const int64_t bytes = codes->blocks_ * kBlockItems * codes->steps_ * kStepDims;
   codes->codes_.reset(allocate(static_cast<size_t>(bytes)));
   codes->scales_.resize(blocks);
   codes->inverse_scales_.resize(blocks);
-  codes->errors_.resize(blocks);
   std::vector<float> norms(blocks);
   std::atomic<bool> codable{true};
   const auto pack_blocks = [&](int64_t task) {
@@ -54,24 +90,38 @@ std::shared_ptr<const ItemCodes> ItemCodes::pack(Matrix<const float> vectors, Th
   const int64_t tasks = (codes->blocks_ + kBlocksPerTask - 1) / kBlocksPerTask;
   for_each(pool, tasks, pack_blocks);
   if (!codable) return nullptr;
-  for (size_t block = 0; block < blocks; ++block) {
-    codes->largest_error_ = std::max(codes->largest_error_, codes->errors_[block]);
-    codes->largest_norm_ = std::max(codes->largest_norm_, norms[block]);
+  for (const float norm : norms) codes->largest_norm_ = std::max(codes->largest_norm_, norm);
+  for (CodeView& view : codes->views_) {
+    for (const float error : view.errors) view.largest_error = std::max(view.largest_error, error);
   }
   return codes;
 }
 
 // What lies behind the last row and the last dimension is coded as zero.
 bool ItemCodes::pack_block(Matrix<const float> vectors, int64_t block, float& largest_norm) {
+  static thread_local std::vector<float> values;  // [items, steps * kStepDims], as they are coded
   const int64_t first = block * kBlockItems;
   const int64_t count = std::min(vectors.rows - first, kBlockItems);
   const int64_t dim = vectors.cols;
+  const int64_t width = steps_ * kStepDims;
+  const int64_t rests = views_.front().first_step * kStepDims;  // before the dimensions
+  values.assign(static_cast<size_t>(kBlockItems * width), 0.0f);
   float largest = 0;
   bool finite = true;
-  for (int64_t i = 0; i < count * dim; ++i) {
-    const float value = std::fabs(vectors.row(first)[i]);
-    finite = finite && std::isfinite(value);
-    largest = std::max(largest, value);
+  for (int64_t i = 0; i < count; ++i) {
+    float* const item = values.data() + i * width;
+    if (rotation_ == nullptr) {
+      std::copy(vectors.row(first + i), vectors.row(first + i) + dim, item);
+    } else {
+      rotation_->apply(vectors.row(first + i), item + rests);
+      for (size_t v = 1; v < views_.size(); ++v) {
+        item[v - 1] = length_of(item + rests + views_[v].partial->dims, item + rests + dim);
+      }
+    }
+    for (int64_t d = 0; d < width; ++d) {
+      finite = finite && std::isfinite(item[d]);
+      largest = std::max(largest, std::fabs(item[d]));
+    }
   }
   if (!finite) throw InputError("[item_index] unit_vectors: expected finite values");
   if (largest > 0 && (largest < kSmallestValue || largest > kLargestValue)) return false;
@@ -79,26 +129,34 @@ bool ItemCodes::pack_block(Matrix<const float> vectors, int64_t block, float& la
   const float inverse = 1 / scale;
   uint8_t* const codes = codes_.get() + block * steps_ * kStepDims * kBlockItems;
   double longest = 0;
-  double longest_left = 0;
+  std::vector<double> longest_left(views_.size());
+  static thread_local std::vector<double> left;  // [width], squares
+  left.resize(static_cast<size_t>(width));
   for (int64_t i = 0; i < kBlockItems; ++i) {
     double squares = 0;
-    double left_squares = 0;
-    for (int64_t d = 0; d < steps_ * kStepDims; ++d) {
-      const float value = i < count && d < dim ? vectors.row(first + i)[d] : 0.0f;
+    for (int64_t d = 0; d < width; ++d) {
+      const float value = values[static_cast<size_t>(i * width + d)];
       const float code = std::clamp(std::nearbyint(value * inverse), -kLargestCode, kLargestCode);
-      const double left = double{value} - double{scale} * double{code};
-      squares += double{value} * double{value};
-      left_squares += left * left;
+      const double rest = double{value} - double{scale} * double{code};
+      left[static_cast<size_t>(d)] = rest * rest;
+      if (d >= rests) squares += double{value} * double{value};
       codes[d / kStepDims * kStepDims * kBlockItems + i * kStepDims + d % kStepDims] =
           static_cast<uint8_t>(static_cast<int32_t>(code) + kCodeOffset);
     }
     longest = std::max(longest, squares);
-    longest_left = std::max(longest_left, left_squares);
+    for (size_t v = 0; v < views_.size(); ++v) {
+      const double* const of_dims = left.data() + rests;
+      const int64_t dims = v == 0 ? width - rests : views_[v].partial->dims;
+      const double of_view = std::accumulate(of_dims, of_dims + dims, v == 0 ? 0.0 : left[v - 1]);
+      longest_left[v] = std::max(longest_left[v], of_view);
+    }
   }
   const auto place = static_cast<size_t>(block);
   scales_[place] = scale;
   inverse_scales_[place] = inverse;
-  errors_[place] = static_cast<float>(std::sqrt(longest_left) * kRoundUp);
+  for (size_t v = 0; v < views_.size(); ++v) {
+    views_[v].errors[place] = static_cast<float>(std::sqrt(longest_left[v]) * kRoundUp);
+  }
   largest_norm = static_cast<float>(std::sqrt(longest) * kRoundUp);
   return true;
 }

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "ops/rotation.h"
 #include "recengine/tensor.h"
 
 namespace recengine {
@@ -14,9 +15,21 @@ constexpr int64_t kBlockItems = 64;  // share a scale and an error, and are scor
 constexpr int64_t kStepDims = 4;     // multiplied by one instruction
 constexpr int32_t kCodeOffset = 128;
 
+// What a scan reads of every block. Partial scans read the first steps: one with the lengths of the
+// items' rests, then dimensions. That of all dimensions leaves the rests out.
+struct CodeView {
+  const PartialScan* partial = nullptr;  // null: all dimensions
+  int64_t rest_slot = 0;                 // of the rests' step, for a partial scan
+  int64_t first_step = 0;
+  int64_t steps = 0;
+  std::vector<float> errors;  // [blocks], lengths of what codes leave out, rounded up
+  float largest_error = 0;
+};
+
 // Item vectors as 8-bit codes, from which a scan tells what may be among the best: an item is about
 // scale * (code - kCodeOffset), and what that leaves out is at most as long as its block's error.
-// One byte a dimension and 12 a block.
+// Where partial scans pay the vectors are rotated first. One byte a dimension, four for the rests,
+// and some bytes a block.
 class ItemCodes {
  public:
   // Codes of `vectors`, on the pool's threads when there is one; null when values are so large or
@@ -25,17 +38,18 @@ class ItemCodes {
   static std::shared_ptr<const ItemCodes> pack(Matrix<const float> vectors, ThreadPool* pool);
 
   int64_t blocks() const { return blocks_; }
-  int64_t steps() const { return steps_; }  // ceil(dim / kStepDims)
+  const Rotation* rotation() const { return rotation_.get(); }  // null: codes of the vectors
 
-  // [steps, items of the block, kStepDims]
-  const uint8_t* block(int64_t block) const {
-    return codes_.get() + block * steps_ * kStepDims * kBlockItems;
+  // The view that costs least for so many queries.
+  const CodeView& view(int64_t queries) const;
+
+  // What a view reads of a block: [steps, items of the block, kStepDims].
+  const uint8_t* block(const CodeView& view, int64_t block) const {
+    return codes_.get() + (block * steps_ + view.first_step) * kStepDims * kBlockItems;
   }
 
   const float* scales() const { return scales_.data(); }                  // [blocks]
   const float* inverse_scales() const { return inverse_scales_.data(); }  // [blocks]
-  const float* errors() const { return errors_.data(); }  // [blocks], lengths, rounded up
-  float largest_error() const { return largest_error_; }
   float largest_norm() const { return largest_norm_; }  // of the vectors, rounded up
 
  private:
@@ -43,16 +57,18 @@ class ItemCodes {
     void operator()(uint8_t* memory) const;
   };
 
+  void make_views(int64_t dim);
+
   // Writes a block and its largest norm, rounded up; false when its values cannot be coded.
   bool pack_block(Matrix<const float> vectors, int64_t block, float& largest_norm);
 
   int64_t blocks_ = 0;
-  int64_t steps_ = 0;
+  int64_t steps_ = 0;  // of a block
+  std::shared_ptr<const Rotation> rotation_;
+  std::vector<CodeView> views_;  // that of all dimensions first
   std::unique_ptr<uint8_t[], Free> codes_;
   std::vector<float> scales_;
   std::vector<float> inverse_scales_;
-  std::vector<float> errors_;
-  float largest_error_ = 0;
   float largest_norm_ = 0;
 };
 

@@ -1,5 +1,6 @@
 #include "recengine/item_index.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -57,6 +58,14 @@ ItemIndex ItemIndex::from_unit_vectors(Matrix<const float> unit_vectors, ThreadP
   index.unit_vectors_ = unit_vectors;
   index.codes_ = codes_of(unit_vectors, pool);
   return index;
+}
+
+std::vector<int64_t> ItemIndex::partial_scans() const {
+  std::vector<int64_t> dims;
+  if (codes_ == nullptr || codes_->rotation() == nullptr) return dims;
+  for (const PartialScan& scan : codes_->rotation()->scans()) dims.push_back(scan.dims);
+  std::sort(dims.begin(), dims.end());
+  return dims;
 }
 
 bool normalise(const float* in, int64_t dim, float* out) {

@@ -2,6 +2,10 @@
 //   |<q, x> - <q', x'>| <= |q| |x - x'| + |q - q'| |x'|   (Cauchy-Schwarz)
 // so a product of codes bounds the score of its item from both sides. An item whose upper bound is
 // below the K-th best lower bound cannot be among the K best; the others are scored.
+//
+// A partial scan reads fewer dimensions of rotated vectors and the length of each item's rest. With
+// the lengths as one more dimension of query and item its product is an upper bound of the score,
+// and the same bounds on its codes hold. It has no lower bound: candidates are scored in batches.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -20,6 +24,7 @@ namespace {
 
 constexpr int64_t kBlocksAhead = 2;             // fetched before they are scanned
 constexpr int64_t kBlocksPerStep = 16;          // scanned with the thresholds of their beginning
+constexpr int64_t kScoredTogether = 512;        // candidates of a partial scan
 constexpr int64_t kSampleStride = 64;           // of the blocks that guesses come from
 constexpr int64_t kSampleRank = 6;              // beyond what is expected above the K-th best
 constexpr int64_t kLeastSampled = 1024;         // blocks that make a sample worth it
@@ -43,28 +48,47 @@ struct CodedQuery {
   float error_share = 0;  // of a block's error that is added to that
 };
 
-CodedQuery encode(const float* unit, const ItemCodes& items, int64_t dim, int8_t* codes) {
+// What a view multiplies the items' codes with: the rests' lengths, then dimensions. Zeros behind.
+std::vector<float> viewed(const float* unit, const ItemCodes& items, const CodeView& view,
+                          int64_t dim) {
+  std::vector<float> values(unit, unit + dim);
+  if (items.rotation() != nullptr) items.rotation()->apply(unit, values.data());
+  if (view.partial != nullptr) {
+    double squares = 0;
+    for (int64_t d = view.partial->dims; d < dim; ++d) {
+      squares += double{values[static_cast<size_t>(d)]} * double{values[static_cast<size_t>(d)]};
+    }
+    values.insert(values.begin(), kStepDims, 0.0f);
+    values[static_cast<size_t>(view.rest_slot)] =
+        static_cast<float>(std::sqrt(squares) * (1 + kRounding));
+  }
+  values.resize(static_cast<size_t>(view.steps * kStepDims), 0.0f);
+  return values;
+}
+
+CodedQuery encode(const std::vector<float>& values, const ItemCodes& items, int64_t dim,
+                  int8_t* codes) {
   float largest = 0;
-  for (int64_t d = 0; d < dim; ++d) largest = std::max(largest, std::fabs(unit[d]));
+  for (const float value : values) largest = std::max(largest, std::fabs(value));
   CodedQuery query;
   if (largest > 0) query.scale = largest / kLargestCode;
   double squares = 0;
   int32_t sum = 0;
-  for (int64_t d = 0; d < items.steps() * kStepDims; ++d) {
-    const float value = d < dim ? unit[d] : 0.0f;
+  for (const float value : values) {
     const float code = std::nearbyint(value / query.scale);
     const double left = double{value} - double{query.scale} * double{code};
     squares += left * left;
-    codes[d] = static_cast<int8_t>(code);
-    sum += codes[d];
+    *codes = static_cast<int8_t>(code);
+    sum += *codes++;
   }
   query.offset = kCodeOffset * sum;
-  // |q| <= 1 + 1e-6, and |x'| <= |x| + |x - x'|. A score itself is rounded dim + 4 times.
+  // |q| <= 1 + 1e-6 + turned, and |x'| <= |x| + |x - x'|. A score itself is rounded dim + 4 times.
   const double error = std::sqrt(squares);
-  const double rounding = kRounding + double(dim + 4) * 0x1p-24;
+  const double turned = items.rotation() == nullptr ? 0 : items.rotation()->error();
+  const double rounding = kRounding + double(dim + 4) * 0x1p-24 + turned;
   query.slack =
       static_cast<float>((error + rounding) * double{items.largest_norm()} * (1 + kRounding));
-  query.error_share = static_cast<float>((1 + error) * (1 + kRounding));
+  query.error_share = static_cast<float>((1 + turned + error) * (1 + kRounding));
   return query;
 }
 
@@ -79,6 +103,7 @@ struct Candidate {
 struct Candidates {
   Candidate* items = nullptr;  // [capacity]
   int64_t size = 0;
+  int64_t known = 0;      // of the first ones the score is known
   int64_t rank = 0;       // whose lower bound is a bound for all
   int64_t limit = 0;      // size at which they are looked through
   int64_t scored = 0;     // so far, those that were dropped included
@@ -86,6 +111,7 @@ struct Candidates {
 
   void open(int64_t wanted_rank, int64_t growth, ExcludedRows rows) {
     size = 0;
+    known = 0;
     rank = wanted_rank;
     limit = rank + growth;
     excluded = rows;
@@ -102,6 +128,7 @@ class CodeSearch {
         search_(search),
         index_(*search.index),
         codes_(*search.index->codes()),
+        view_(codes_.view(count)),
         scan_(code_scan_for(context.isa)),
         gather_(gather_for(context.isa)),
         first_(first),
@@ -114,7 +141,7 @@ class CodeSearch {
     num_chunks_ = count_chunks(context.pool, worth, steps);
     if (num_chunks_ > 1) pool_ = context.pool;
     chunk_blocks_ = (steps + num_chunks_ - 1) / num_chunks_ * kBlocksPerStep;
-    growth_ = k_ + kBlockItems;
+    growth_ = k_ + (view_.partial == nullptr ? kBlockItems : kScoredTogether);
     capacity_ = 2 * k_ + 4 * growth_;
     const int64_t lists =
         pool_ == nullptr ? 1 : std::min<int64_t>(pool_->num_workers() + 1, num_chunks_);
@@ -130,8 +157,8 @@ class CodeSearch {
     query_codes_.resize(static_cast<size_t>(count * stride()));
     for (std::atomic<float>& bound : bounds_) bound.store(kLowest, std::memory_order_relaxed);
     for (int64_t q = 0; q < count; ++q) {
-      queries_.push_back(encode(search.queries.row(first + q), codes_, index_.dim(),
-                                query_codes_.data() + q * stride()));
+      queries_.push_back(encode(viewed(search.queries.row(first + q), codes_, view_, index_.dim()),
+                                codes_, index_.dim(), query_codes_.data() + q * stride()));
     }
   }
 
@@ -149,7 +176,7 @@ class CodeSearch {
   }
 
  private:
-  int64_t stride() const { return codes_.steps() * kStepDims; }
+  int64_t stride() const { return view_.steps * kStepDims; }
   std::atomic<float>& bound(int64_t q) { return bounds_[static_cast<size_t>(q)]; }
   const CodedQuery& query(int64_t q) const { return queries_[static_cast<size_t>(q)]; }
 
@@ -232,7 +259,7 @@ class CodeSearch {
 
   // The codes of a block, or null behind the last.
   const uint8_t* codes_at(int64_t block) const {
-    return block < codes_.blocks() ? codes_.block(block) : nullptr;
+    return block < codes_.blocks() ? codes_.block(view_, block) : nullptr;
   }
 
   // The least product, offset included, with which an item of each block can still be wanted.
@@ -241,8 +268,9 @@ class CodeSearch {
     const float wanted = bound(q).load(std::memory_order_relaxed) - coded.slack;
     const float inverse = 1 / coded.scale;
     for (int64_t block = first_block; block < end_block; ++block) {
-      const float product = (wanted - codes_.errors()[block] * coded.error_share) *
-                            (inverse * codes_.inverse_scales()[block]);
+      const float product =
+          (wanted - view_.errors[static_cast<size_t>(block)] * coded.error_share) *
+          (inverse * codes_.inverse_scales()[block]);
       const float clamped = std::max(-kLargestThreshold, std::min(product, kLargestThreshold));
       // Rounded down, and by one more for what fp32 has rounded up.
       thresholds[block - first_block] = static_cast<int32_t>(clamped) - 2 + coded.offset;
@@ -253,8 +281,8 @@ class CodeSearch {
   void scan_tile(Candidates* found, int64_t first, int64_t end, int64_t block, uint64_t allowed,
                  const int32_t* thresholds, int64_t threshold_stride, const uint8_t* ahead) {
     CodeHits hits;
-    const CodeTile tile = {codes_.block(block),
-                           codes_.steps(),
+    const CodeTile tile = {codes_.block(view_, block),
+                           view_.steps,
                            query_codes_.data() + first * stride(),
                            static_cast<int>(end - first),
                            thresholds,
@@ -268,7 +296,7 @@ class CodeSearch {
 
   void offer(Candidates& found, int64_t q, int64_t block, uint64_t items, const int32_t* products) {
     const CodedQuery& coded = query(q);
-    const float slack = coded.slack + codes_.errors()[block] * coded.error_share;
+    const float slack = coded.slack + view_.errors[static_cast<size_t>(block)] * coded.error_share;
     const float scale = coded.scale * codes_.scales()[block];
     float wanted = bound(q).load(std::memory_order_relaxed);
     for (; items != 0; items &= items - 1) {
@@ -281,7 +309,8 @@ class CodeSearch {
         tighten(q, found);
         wanted = bound(q).load(std::memory_order_relaxed);
       }
-      found.items[found.size++] = {about - slack, about + slack, static_cast<uint32_t>(row)};
+      const float lower = view_.partial == nullptr ? about - slack : kLowest;
+      found.items[found.size++] = {lower, about + slack, static_cast<uint32_t>(row)};
     }
   }
 
@@ -294,7 +323,7 @@ class CodeSearch {
         return sort_key(a.lower, a.row) > sort_key(b.lower, b.row);
       };
       std::nth_element(found.items, found.items + found.rank - 1, found.items + found.size, better);
-      found.size = found.rank;
+      found.size = found.known = found.rank;
       raise(bound(q), found.items[found.rank - 1].lower);
     }
     found.limit = found.size + growth_;
@@ -302,6 +331,7 @@ class CodeSearch {
 
   // Raises the query's bound to the lower bound of the rank and drops what is below it.
   void drop(int64_t q, Candidates& found) {
+    if (view_.partial != nullptr) score(q, found);
     if (found.size >= found.rank) {
       static thread_local std::vector<float> lowers;
       lowers.clear();
@@ -311,23 +341,27 @@ class CodeSearch {
       raise(bound(q), lowers[static_cast<size_t>(found.rank - 1)]);
     }
     const float wanted = bound(q).load(std::memory_order_relaxed);
-    Candidate* end = std::remove_if(found.items, found.items + found.size,
-                                    [wanted](const Candidate& c) { return c.upper < wanted; });
-    found.size = end - found.items;
+    const auto ruled_out = [wanted](const Candidate& c) { return c.upper < wanted; };
+    Candidate* const known = found.items + found.known;
+    found.known -= std::count_if(found.items, known, ruled_out);
+    found.size = std::remove_if(found.items, found.items + found.size, ruled_out) - found.items;
   }
 
+  // Replaces the bounds of all candidates by their scores.
   void score(int64_t q, Candidates& found) const {
     static thread_local std::vector<uint32_t> rows;
     static thread_local std::vector<float> scores;
     rows.clear();
-    for (int64_t i = 0; i < found.size; ++i) rows.push_back(found.items[i].row);
+    for (int64_t i = found.known; i < found.size; ++i) rows.push_back(found.items[i].row);
     scores.resize(rows.size());
-    gather_(index_.unit_vectors(), {rows.data(), found.size}, search_.queries.row(first_ + q),
+    const auto count = static_cast<int64_t>(rows.size());
+    gather_(index_.unit_vectors(), {rows.data(), count}, search_.queries.row(first_ + q),
             scores.data());
-    for (int64_t i = 0; i < found.size; ++i) {
-      found.items[i].lower = found.items[i].upper = scores[static_cast<size_t>(i)];
+    for (const float score : scores) {
+      Candidate& candidate = found.items[found.known++];
+      candidate.lower = candidate.upper = score;
     }
-    found.scored += found.size;
+    found.scored += count;
   }
 
   void answer(int64_t q) {
@@ -340,27 +374,28 @@ class CodeSearch {
       all.insert(all.end(), found.items, found.items + found.size);
       scored += found.scored;
     }
+    Candidates found;
+    found.items = all.data();
+    found.size = static_cast<int64_t>(all.size());
+    found.rank = k_;
+    found.scored = scored;
+    if (view_.partial != nullptr) score(q, found);
     const float guess = guesses_[static_cast<size_t>(q)];
     const auto above = std::count_if(all.begin(), all.end(),
                                      [guess](const Candidate& c) { return c.lower >= guess; });
     if (guess > kLowest && above < k_) {
       // The guess was too high, or there are fewer than K: search again without one.
-      CodeSearch(context_, search_, first_ + q, 1, /*may_sample=*/false, scored).run();
+      CodeSearch(context_, search_, first_ + q, 1, /*may_sample=*/false, found.scored).run();
       return;
     }
-    Candidates found;
-    found.items = all.data();
-    found.size = static_cast<int64_t>(all.size());
-    found.rank = k_;
     drop(q, found);
-    found.scored = scored;
     score(q, found);
     keys.reserve(static_cast<size_t>(found.size));
     for (int64_t i = 0; i < found.size; ++i) {
       keys.push_back(sort_key(found.items[i].lower, found.items[i].row));
     }
     write_answer(keys, search_, first_ + q, found.scored,
-                 query(q).slack + codes_.largest_error() * query(q).error_share);
+                 query(q).slack + view_.largest_error * query(q).error_share);
   }
 
   const Context context_;
@@ -369,6 +404,7 @@ class CodeSearch {
   const Search& search_;
   const ItemIndex& index_;
   const ItemCodes& codes_;
+  const CodeView& view_;
   CodeScan scan_;
   CosineGather gather_;
   ThreadPool* pool_ = nullptr;  // null also for what is not worth several threads

@@ -79,16 +79,27 @@ def test_scores_are_the_same_on_every_instruction_set(isa, dim):
     assert_same(ops.cosine_topk(vectors, queries, 333, isa=isa), reference(vectors, queries, 333))
 
 
+def steep(rng, rows, dim):
+    """Vectors around a mean, long along few directions that are no axes, as trained ones are."""
+    turn = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+    widths = 0.8 ** np.arange(dim)
+    return ((rng.standard_normal((rows, dim)) * widths + widths / 2) @ turn).astype(np.float32)
+
+
 @st.composite
 def coded_searches(draw):
     """Catalogs large enough to be searched by codes: at least 2^19 values."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     dim = draw(st.sampled_from([17, 30, 64, 100, 257]))
     rows = -(-(2**19) // dim) + draw(st.integers(0, 200))
-    kind = draw(st.sampled_from(["gaussian", "decaying", "ties", "copies", "spikes", "zeros"]))
+    kind = draw(
+        st.sampled_from(["gaussian", "decaying", "steep", "ties", "copies", "spikes", "zeros"])
+    )
     vectors = rng.standard_normal((rows, dim), dtype=np.float32)
     if kind == "decaying":
         vectors *= np.arange(1, dim + 1, dtype=np.float32) ** -0.5
+    elif kind == "steep":
+        vectors = steep(rng, rows, dim)
     elif kind == "ties":
         vectors = rng.integers(-1, 2, (rows, dim)).astype(np.float32)
     elif kind == "copies":  # more equal items than are wanted
@@ -133,6 +144,51 @@ def test_a_certificate_proves_the_answer_in_fp64(isa):
     assert (exact.max(axis=1) < certificate.threshold + 1e-6).all()
 
 
+def test_what_a_partial_scan_leaves_out_is_proven_in_fp64(isa):
+    rng = np.random.default_rng(4)
+    vectors = steep(rng, 40_000, 64)
+    index = ops.ItemIndex(vectors)
+    assert index.partial_scans
+    assert all(0 < dims < 64 for dims in index.partial_scans)
+    queries = steep(np.random.default_rng(4), 6, 64)
+    rows, scores, certificate = ops.certified_topk(index, queries, 20, isa=isa)
+    assert_same((rows, scores), reference(vectors, queries, 20))
+    assert (certificate.scored < 8_000).all()
+    exact = unit(queries).astype(np.float64) @ unit(vectors).astype(np.float64).T
+    np.put_along_axis(exact, rows, -np.inf, axis=1)
+    assert (exact.max(axis=1) < certificate.threshold + 1e-6).all()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 64, 100])
+def test_partial_scans_of_every_batch_exclude_and_allow(isa, batch):
+    rng = np.random.default_rng(5)
+    vectors = steep(rng, 20_000, 40)
+    vectors[5000:5100] = vectors[3]  # ties beyond K
+    queries = vectors[rng.integers(0, 20_000, batch)]
+    queries[0] = vectors[3]
+    exclude = [rng.integers(0, 20_000, 200) for _ in range(batch)]
+    allow = rng.random(20_000) < 0.7
+    index = ops.ItemIndex(vectors)
+    assert index.partial_scans
+    found = ops.cosine_topk(index, queries, 50, exclude=exclude, allow=allow, isa=isa)
+    assert_same(found, reference(vectors, queries, 50, exclude, allow))
+
+
+def test_a_catalog_without_short_axes_is_read_whole():
+    rng = np.random.default_rng(6)
+    assert ops.ItemIndex(rng.standard_normal((20_000, 64))).partial_scans == []
+    assert ops.ItemIndex(np.zeros((20_000, 64))).partial_scans == []
+    assert ops.ItemIndex(steep(rng, 9_000, 64)).partial_scans == []  # a sample would be half of it
+
+
+def test_the_same_vectors_give_the_same_index():
+    vectors = steep(np.random.default_rng(7), 20_000, 32)
+    first, second = (
+        ops.certified_topk(ops.ItemIndex(vectors), vectors[:9], 10)[2] for _ in range(2)
+    )
+    np.testing.assert_array_equal(first.bound, second.bound)
+
+
 def test_a_small_catalog_is_scored_whole():
     _, _, certificate = ops.certified_topk(np.eye(4), np.ones((2, 4)), 9)
     assert certificate.scored.tolist() == [4, 4]
@@ -141,16 +197,22 @@ def test_a_small_catalog_is_scored_whole():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_bounds_guessed_from_a_sample_do_not_change_the_answer(isa, threads):
+@pytest.mark.parametrize("kind", ["gaussian", "steep"])
+def test_bounds_guessed_from_a_sample_do_not_change_the_answer(isa, threads, kind):
     """70,000 rows are enough for a sample; what it suggests for the third query is far too high."""
     rng = np.random.default_rng(8)
-    vectors = rng.standard_normal((70_000, 32), dtype=np.float32)
-    queries = rng.standard_normal((4, 32), dtype=np.float32)
+    if kind == "steep":
+        vectors = steep(rng, 70_000, 32)
+        queries = vectors[:4] + rng.standard_normal((4, 32), dtype=np.float32) / 50
+    else:
+        vectors = rng.standard_normal((70_000, 32), dtype=np.float32)
+        queries = rng.standard_normal((4, 32), dtype=np.float32)
     sampled = (np.arange(70_000) // 64) % 64 == 32
     # All that comes near the third query is in the sample: the guess is far too high for k.
     vectors[sampled] += 5 * queries[2]
     allow = rng.random(70_000) < 0.5
     index = ops.ItemIndex(vectors)
+    assert bool(index.partial_scans) == (kind == "steep")
     for k in (1, 100, 2000):
         found = ops.cosine_topk(index, queries, k, allow=allow, threads=threads, isa=isa)
         assert_same(found, reference(vectors, queries, k, allow=allow))

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "recengine/tensor.h"
 
@@ -11,8 +12,8 @@ class ItemCodes;   // ops/item_codes.h
 class ThreadPool;  // cpu/thread_pool.h
 
 // Unit-length item vectors packed for exact search. Immutable and shared by all queries. A catalog
-// too large for the caches also gets 8-bit codes, dim + 1 bytes an item, which is what a search
-// reads; of the vectors it then reads a few rows.
+// too large for the caches also gets 8-bit codes, at most dim + 5 bytes an item, which is what a
+// search reads; of the vectors it then reads a few rows.
 class ItemIndex {
  public:
   // Normalises and packs `vectors` [rows, dim]; rows of norm 0 stay 0 and score 0. Throws
@@ -27,6 +28,10 @@ class ItemIndex {
   int64_t dim() const { return unit_vectors_.cols; }
   Matrix<const float> unit_vectors() const { return unit_vectors_; }
   const ItemCodes* codes() const { return codes_.get(); }  // null for a small catalog
+
+  // How many dimensions of rotated vectors a search may read instead of all, ascending; empty where
+  // that does not pay.
+  std::vector<int64_t> partial_scans() const;
 
  private:
   std::shared_ptr<const float> owned_;  // null when the vectors are borrowed

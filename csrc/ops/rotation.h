@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "recengine/tensor.h"
+
+namespace recengine {
+
+class ThreadPool;
+
+// A scan of the first dimensions of rotated vectors; what is left of an item, its rest, is bounded
+// by its length: <q, x> <= <q, x over dims> + |rest of q| |rest of x|.
+struct PartialScan {
+  int64_t dims = 0;
+  double passing = 0;  // share of items whose bound reaches the K-th best score, measured
+};
+
+// Turns a catalog's vectors so that 8-bit codes of them tell more. Vectors of trained models are
+// long along some principal axes and short along most: with the long ones first, a scan of the
+// first dimensions rules almost all items out. Within each part that a scan reads the axes are
+// mixed, so that no dimension is much wider than the others, with which it shares a scale.
+class Rotation {
+ public:
+  // Measures on a sample of the unit `vectors` whether partial scans or mixing pay; null when
+  // neither does.
+  static std::shared_ptr<const Rotation> find(Matrix<const float> vectors, ThreadPool* pool);
+
+  // out [dim] = the coordinates of in [dim] along the axes.
+  void apply(const float* in, float* out) const;
+
+  // The scan that costs least for so many queries; null: one of all dimensions.
+  const PartialScan* best(int64_t queries) const;
+
+  // At most four, of different dims; none where only mixing pays.
+  const std::vector<PartialScan>& scans() const { return scans_; }
+
+  // How far a product of two rotated unit vectors may be from that of the vectors.
+  double error() const { return error_; }
+
+ private:
+  void choose_scans(Matrix<const float> items, int64_t rows, ThreadPool* pool);
+
+  int64_t dim_ = 0;
+  std::vector<float> axes_;  // [dim, dim], one a column
+  std::vector<PartialScan> scans_;
+  double error_ = 0;
+};
+
+}  // namespace recengine
