@@ -89,7 +89,7 @@ bench-overload: $(VENV)/perf_analyzer/perf_analyzer
 bench-coalescing: $(VENV)/perf_analyzer/perf_analyzer
 	$(BIN)/python -m bench.serving.coalescing
 
-bench-ops: $(VENV)/installed
+bench-ops: $(DATA)/ml-100k.inter
 	$(BIN)/python -m bench.ops.cosine_topk $(BENCH_ARGS)
 	$(BIN)/python -m bench.ops.embedding_bag $(BENCH_ARGS)
 

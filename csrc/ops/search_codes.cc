@@ -25,9 +25,10 @@ namespace {
 constexpr int64_t kBlocksAhead = 2;             // fetched before they are scanned
 constexpr int64_t kBlocksPerStep = 16;          // scanned with the thresholds of their beginning
 constexpr int64_t kScoredTogether = 512;        // candidates of a partial scan
-constexpr int64_t kSampleStride = 64;           // of the blocks that guesses come from
+constexpr int64_t kSampledBlocks = 128;         // that guesses come from, or more
+constexpr int64_t kMostStride = 64;             // from one of these to the next
 constexpr int64_t kSampleRank = 6;              // beyond what is expected above the K-th best
-constexpr int64_t kLeastSampled = 1024;         // blocks that make a sample worth it
+constexpr int64_t kLeastStride = 8;             // that makes a sample worth it
 constexpr int64_t kProductsPerChunk = 1 << 22;  // below, waking a thread costs more than it saves
 constexpr float kLargestCode = 127;
 constexpr float kLargestThreshold = 1e9f;  // beyond any sum of products, within 32 bits
@@ -124,6 +125,7 @@ class CodeSearch {
              bool may_sample, int64_t scored_before)
       : context_(context),
         may_sample_(may_sample),
+        sample_stride_(std::min(search.index->codes()->blocks() / kSampledBlocks, kMostStride)),
         scored_before_(scored_before),
         search_(search),
         index_(*search.index),
@@ -163,7 +165,7 @@ class CodeSearch {
   }
 
   void run() {
-    if (may_sample_ && codes_.blocks() >= kLeastSampled) {
+    if (may_sample_ && sample_stride_ >= kLeastStride) {
       const int64_t tiles = (count_ + kTileQueries - 1) / kTileQueries;
       for_each(pool_, tiles, [this](int64_t tile) { sample(tile * kTileQueries); });
     }
@@ -198,20 +200,20 @@ class CodeSearch {
   // there are K.
   void sample(int64_t first) {
     const int64_t end = std::min<int64_t>(first + kTileQueries, count_);
-    const int64_t rank = 2 * k_ / kSampleStride + kSampleRank;
+    const int64_t rank = 2 * k_ / sample_stride_ + kSampleRank;
     for (int64_t q = first; q < end; ++q) {
       candidates_[static_cast<size_t>(q)].open(rank, growth_,
                                                ExcludedRows(*search_.exclusions, first_ + q, 0));
     }
     int32_t thresholds[kTileQueries];
-    for (int64_t block = kSampleStride / 2; block < codes_.blocks(); block += kSampleStride) {
+    for (int64_t block = sample_stride_ / 2; block < codes_.blocks(); block += sample_stride_) {
       const uint64_t allowed = allowed_items(block);
       if (allowed == 0) continue;
       for (int64_t q = first; q < end; ++q) {
         set_thresholds(q, block, block + 1, thresholds + q - first);
       }
       scan_tile(candidates_.data(), first, end, block, allowed, thresholds, 1,
-                codes_at(block + kSampleStride));
+                codes_at(block + sample_stride_));
     }
     for (int64_t q = first; q < end; ++q) {
       Candidates& found = candidates_[static_cast<size_t>(q)];
@@ -400,6 +402,7 @@ class CodeSearch {
 
   const Context context_;
   bool may_sample_;
+  int64_t sample_stride_;  // in blocks
   int64_t scored_before_;  // of the one query, in a search that did not answer it
   const Search& search_;
   const ItemIndex& index_;

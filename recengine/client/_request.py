@@ -19,6 +19,7 @@ from recengine.client.answer import Recommendations
 from recengine.client.schema import SCHEMA_PARAMETER, Schema
 from recengine.client.wire import Exclude, User, WireUsers, pack_users
 from recengine.errors import DeadlineExceeded, InputError, ServerError, ServerUnavailable
+from recengine.keys import hash_key
 
 Users: TypeAlias = User | Sequence[User] | WireUsers
 """One user, a batch of users, or a batch that is packed already."""
@@ -103,7 +104,10 @@ def rank_request(
 ) -> Request:
     """Request of the ranking model."""
     wire = _pack(served, users, None)
-    items = np.atleast_2d(np.asarray(candidates))
+    items = np.atleast_2d(np.asarray(candidates, object if served.schema.hashed_items else None))
+    if items.dtype == object:
+        keys = [hash_key(key) if isinstance(key, str) else key for key in items.ravel().tolist()]
+        items = np.array(keys).reshape(items.shape)
     scores = np.atleast_2d(np.asarray(candidate_scores, np.float32))
     if items.ndim != 2 or items.dtype.kind not in "iu" or len(items) != len(wire.ids):
         raise InputError(

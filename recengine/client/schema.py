@@ -36,6 +36,7 @@ class Schema:
         num_candidates: items retrieved when the caller does not say.
         max_candidates: most items that a request may ask for.
         k: items returned when the caller does not say.
+        hashed_items: the items' keys are strings, hashed by `recengine.keys.hash_key`.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Schema:
     num_candidates: int
     max_candidates: int
     k: int
+    hashed_items: bool = False
 
     @staticmethod
     def from_json(text: str) -> Schema:
@@ -65,6 +67,7 @@ class Schema:
                 num_candidates=_typed(raw, "num_candidates", int),
                 max_candidates=_typed(raw, "max_candidates", int),
                 k=_typed(raw, "k", int),
+                hashed_items=bool(raw.get("hashed_items", False)),
             )
         except json.JSONDecodeError as error:
             raise InputError(f"[schema] not JSON: {error}") from None

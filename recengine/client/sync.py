@@ -139,7 +139,8 @@ class RecommenderClient(_request.ClientState):
 
         Args:
             users: as for `recommend`.
-            candidates: item ids int64 [batch, n]; -1 is an empty slot.
+            candidates: item ids int64 [batch, n], or strings where the schema says
+                `hashed_items`; -1 is an empty slot.
             candidate_scores: retrieval scores float32 [batch, n].
             k: items per user; the schema's k when not given.
             timeout: seconds that this call may take.

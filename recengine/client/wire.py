@@ -17,7 +17,7 @@ from recengine.keys import NO_ITEM, hash_key
 Ids: TypeAlias = Sequence[int | str] | npt.NDArray[np.integer[Any]]
 Value: TypeAlias = int | str | float | Ids
 User: TypeAlias = Mapping[str, Value]
-Exclude: TypeAlias = Sequence[int] | npt.NDArray[np.integer[Any]]
+Exclude: TypeAlias = Sequence[int | str] | npt.NDArray[np.integer[Any]]
 
 _INT64 = np.iinfo(np.int64)
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -50,7 +50,8 @@ def pack_users(
         users: per user, feature name -> id, list of ids (oldest first) or, for a dense feature, a
             number. An absent sparse feature has length 0; of a longer list the last `max_length`
             ids are sent. Strings are taken where the schema says `hashed`.
-        exclude: per user, item ids that must not be recommended.
+        exclude: per user, item ids that must not be recommended; strings where the schema says
+            `hashed_items`.
 
     Returns:
         The batch in wire order.
@@ -85,7 +86,7 @@ def pack_users(
             )
         for feature in schema.features:
             lengths.append(_append(flat, user, feature, index))
-        lengths.append(0 if exclude is None else _extend(flat, exclude[index], index, _EXCLUDE))
+        lengths.append(0 if exclude is None else _exclude(flat, exclude[index], index, schema))
     shaped = np.array(lengths, np.int32).reshape(len(users), -1)
     values = _int64(flat, shaped, schema)
     return WireUsers(_pad(values, shaped), shaped, _dense(schema, users))
@@ -99,13 +100,25 @@ def _append(flat: list[Any], user: User, feature: Feature, index: int) -> int:
     if type(value) is int:
         flat.append(value)
         return 1
-    if not feature.hashed:
-        return _extend(flat, value, index, feature.name, feature.max_length)
     start = len(flat)
-    ids = [value] if isinstance(value, str) else value
+    ids = [value] if feature.hashed and isinstance(value, str) else value
     count = _extend(flat, ids, index, feature.name, feature.max_length)
-    flat[start:] = [hash_key(key) if isinstance(key, str) else key for key in flat[start:]]
+    if feature.hashed:
+        _hash_strings(flat, start)
     return count
+
+
+def _exclude(flat: list[Any], items: Exclude, index: int, schema: Schema) -> int:
+    """Appends the items that one user must not get and tells how many."""
+    start = len(flat)
+    count = _extend(flat, items, index, _EXCLUDE)
+    if schema.hashed_items:
+        _hash_strings(flat, start)
+    return count
+
+
+def _hash_strings(flat: list[Any], start: int) -> None:
+    flat[start:] = [hash_key(key) if isinstance(key, str) else key for key in flat[start:]]
 
 
 def _extend(
@@ -139,7 +152,7 @@ def _int64(flat: list[Any], lengths: npt.NDArray[np.int32], schema: Schema) -> A
     ids = []
     for (index, name), value in zip(_owners(lengths, schema), flat, strict=True):
         if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
-            hint = "; the schema does not hash this feature" if isinstance(value, str) else ""
+            hint = "; the schema does not hash these keys" if isinstance(value, str) else ""
             raise InputError(
                 f"[users] user {index}, {name!r}: expected an int64 id, "
                 f"found {_type(value)} {value!r:.40}{hint}"

@@ -69,6 +69,9 @@ def schema(manifest: Manifest) -> Schema:
         num_candidates=retrieval.num_candidates,
         max_candidates=retrieval.max_candidates,
         k=ranking.k,
+        hashed_items=any(
+            item.hashed for item in manifest.features if item.vocabulary == manifest.item_vocabulary
+        ),
     )
 
 

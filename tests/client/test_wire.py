@@ -1,11 +1,14 @@
 """Packing of named features, against a naive oracle."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from recengine.client import Feature, Schema, pack_users
+from recengine.client._request import Served, rank_request
 from recengine.errors import InputError
 from recengine.keys import hash_key
 
@@ -115,6 +118,29 @@ def test_a_bad_exclude_list_is_refused():
         pack_users(SCHEMA, [AGED, AGED], [[1]])
     with pytest.raises(InputError, match="user 1, 'exclude': expected an int64 id, found str"):
         pack_users(SCHEMA, [AGED, AGED], [[1], ["x"]])
+
+
+def test_string_keys_of_items_are_hashed_where_the_schema_says_so():
+    schema = Schema("test", (Feature("user_id", 1),), (), 1, 1, 1, 1, hashed_items=True)
+    wire = pack_users(schema, [{"user_id": 7}, {}], [["a", 5], []])
+    assert wire.ids.tolist() == [[7, hash_key("a"), 5], [-1, -1, -1]]
+    assert wire.lengths.tolist() == [[1, 2], [0, 0]]
+    with pytest.raises(InputError, match="'exclude': expected an int64 id, found str 'a'"):
+        pack_users(dataclasses.replace(schema, hashed_items=False), [{}], [["a"]])
+
+
+def test_string_keys_of_candidates_are_hashed_where_the_schema_says_so():
+    schema = Schema("test", (Feature("user_id", 1),), (), 1, 2, 2, 2, hashed_items=True)
+    served = Served(schema, max_batch_size=4)
+    request = rank_request(served, {"user_id": 7}, [["a", 5]], [[0.5, 0.25]], None)
+    (candidates,) = (i for i in request.inputs if i.name() == "candidates")
+    sent = np.frombuffer(candidates._get_content(), np.int64)
+    assert sent.tolist() == [hash_key("a"), 5]
+    with pytest.raises(InputError, match="expected int64"):
+        rank_request(served, {"user_id": 7}, [[1.5, 5]], [[0.5, 0.25]], None)
+    plain = Served(dataclasses.replace(schema, hashed_items=False), 4)
+    with pytest.raises(InputError, match="expected int64"):
+        rank_request(plain, {"user_id": 7}, [["a", "b"]], [[0.5, 0.25]], None)
 
 
 def test_an_empty_batch_is_refused():

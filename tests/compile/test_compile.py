@@ -20,6 +20,7 @@ from recengine.bundle import (
 )
 from recengine.client.schema import SCHEMA_PARAMETER, Schema
 from recengine.compile import compile_bundle
+from recengine.compile.repository import schema
 from recengine.engine import Engine
 from recengine.errors import BundleError, CompileError
 
@@ -77,16 +78,23 @@ def test_the_ensemble_connects_what_the_models_name(repository):
     assert {item.name for item in ensemble.output} <= known
 
 
+def test_the_schema_says_whether_the_keys_of_items_are_strings(bundle):
+    manifest = read_manifest(bundle)
+    assert not schema(manifest).hashed_items  # of its features only the country is hashed
+    features = [feature.model_copy(update={"hashed": True}) for feature in manifest.features]
+    assert schema(manifest.model_copy(update={"features": features})).hashed_items
+
+
 def test_the_schema_parameter_is_what_clients_read(repository, bundle):
     manifest = read_manifest(bundle)
     for model in MODELS:
         text = config(repository, model).parameters[SCHEMA_PARAMETER].string_value
-        schema = Schema.from_json(text)
-        assert [feature.name for feature in schema.features] == [
+        found = Schema.from_json(text)
+        assert [feature.name for feature in found.features] == [
             feature.name for feature in manifest.features
         ]
-        assert schema.num_items == manifest.retrieval.index.rows
-        assert schema.k == manifest.ranking.k
+        assert found.num_items == manifest.retrieval.index.rows
+        assert found.k == manifest.ranking.k
 
 
 def test_warmup_files_hold_one_valid_request(repository, bundle):
