@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import load_file
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
 
 from recengine.bundle import (
     FidelityBounds,
@@ -25,7 +27,7 @@ from recengine.bundle import (
 )
 from recengine.client import RecommenderClient
 from recengine.client.wire import WireUsers
-from recengine.errors import BundleError, CompileError
+from recengine.errors import BundleError, CompileError, ServerError
 
 Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -147,13 +149,14 @@ def served(url: str, repository: Path, bounds: FidelityBounds | None = None) -> 
     Raises:
         BundleError: the repository holds no reference.
         CompileError: a bound is passed.
-        ServerError: the server did not answer.
+        ServerError: the server did not answer, or does not serve the newest versions.
     """
     version = latest_version(repository / "retrieval")
     stored = read_manifest(version).reference
     if stored is None:
         raise BundleError(f"{version}: no reference; export writes one")
     reference = load_reference(version, stored)
+    _require_newest(url, repository)
     with RecommenderClient(url, timeout=_DEADLINE_S) as client:
         answer = served_answer(client, reference)
         rows = gate(reference, answer, "served", bounds or FidelityBounds())
@@ -164,6 +167,22 @@ def served(url: str, repository: Path, bounds: FidelityBounds | None = None) -> 
         fresh = [row for row in rows if row.stage == stage]
         write_manifest(directory, manifest.model_copy(update={"fidelity": kept + fresh}))
     return rows
+
+
+def _require_newest(url: str, repository: Path) -> None:
+    """The rows are stored with the newest versions, so these must be the ones that answer."""
+    with InferenceServerClient(url) as client:
+        for model in ("retrieval", "ranking"):
+            newest = latest_version(repository / model).name
+            try:
+                found = client.get_model_metadata(model, client_timeout=_DEADLINE_S).versions
+            except InferenceServerException as error:
+                raise ServerError(f"[{model}] {url}: {error.message()}") from None
+            if list(found) != [newest]:
+                raise ServerError(
+                    f"[{model}] {url}: expected version {newest}, the newest in {repository}, "
+                    f"found {', '.join(found)}"
+                )
 
 
 def served_answer(client: RecommenderClient, reference: ReferenceAnswers) -> Answer:

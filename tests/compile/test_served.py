@@ -6,7 +6,7 @@ import pytest
 
 from recengine.bundle import FidelityBounds, read_manifest, write_manifest
 from recengine.compile.fidelity import served
-from recengine.errors import BundleError, CompileError
+from recengine.errors import BundleError, CompileError, ServerError
 
 
 @pytest.fixture
@@ -47,6 +47,18 @@ def test_answers_over_the_bound_are_refused_and_not_stored(golden_server, reposi
     with pytest.raises(CompileError, match="served: answers differ"):
         served(golden_server.endpoints.grpc, repository, FidelityBounds(score_error=0))
     assert {row.path for row in rows(repository)} == {"engine"}
+
+
+def test_a_server_that_runs_another_version_is_refused(golden_server, repository):
+    for model in ("retrieval", "ranking"):
+        (repository / model / "1").rename(repository / model / "2")
+    with pytest.raises(ServerError, match=r"\[retrieval\].*expected version 2, .*, found 1"):
+        served(golden_server.endpoints.grpc, repository)
+
+
+def test_a_server_that_is_not_there_is_an_error(repository):
+    with pytest.raises(ServerError, match=r"\[retrieval\] 127.0.0.1:9"):
+        served("127.0.0.1:9", repository)
 
 
 def test_a_repository_without_reference_is_refused(golden_server, repository):
