@@ -1,7 +1,8 @@
 """Requests that wait together are searched together: retrieval over a large catalog under load.
 
 Closed loop with perf_analyzer at rising concurrency, beside the same model as a Python-backend
-model with faiss on the same server. Both answer the same users before anything is timed.
+model with faiss on the same server. Both answer the same users before anything is timed. Then open
+loop, each at half of what it reached.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from bench.serving import synthetic
@@ -18,7 +20,12 @@ from recengine.compile import compile_bundle
 from recengine.ops import usable_cores
 from recengine.serving.bench.closed_loop import Contender, Load, Series, measure_rounds
 from recengine.serving.bench.commands import NUM_REQUESTS, served, write_serving
-from recengine.serving.bench.perf_analyzer import Windows, find_perf_analyzer
+from recengine.serving.bench.perf_analyzer import (
+    LoadPoint,
+    Windows,
+    find_perf_analyzer,
+    measure_rate,
+)
 from recengine.serving.bench.report import Bar, bars_json, bars_table
 from recengine.serving.bench.requests import draw_requests, write_input_data
 
@@ -43,6 +50,32 @@ def throughput_bars(series: Series) -> list[Bar]:
         )
         for level, bar in BARS.items()
     ]
+
+
+def at_half_of_saturation(
+    contenders: Sequence[Contender], series: Series, windows: Windows
+) -> dict[str, LoadPoint]:
+    """Requests at half of each one's highest throughput, by label."""
+    points = {}
+    for contender in contenders:
+        with contender.serve() as url:
+            for load in contender.loads:
+                rate = max(point.throughput for point in series[load.label]) / 2
+                points[load.label] = measure_rate(
+                    find_perf_analyzer(), url, load.model, load.input_data, rate, windows
+                )
+    return points
+
+
+def half_table(points: dict[str, LoadPoint]) -> str:
+    """As markdown; latencies in milliseconds."""
+    lines = ["| at half of saturation | requests/s | p50 ms | p99 ms |", "|---|---:|---:|---:|"]
+    for label, point in points.items():
+        lines.append(
+            f"| {label} | {point.throughput:,.0f} | {point.p50_us / 1e3:.2f} "
+            f"| {point.p99_us / 1e3:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -74,13 +107,11 @@ def main() -> None:
             [Load("peer retrieval", "retrieval", data)],
         )
         agreement = check_agreement(ours, theirs, requests[:CHECKED_USERS])
+        windows = Windows(arguments.window_ms)
         series = measure_rounds(
-            [ours, theirs],
-            find_perf_analyzer(),
-            CONCURRENCY,
-            Windows(arguments.window_ms),
-            arguments.rounds,
+            [ours, theirs], find_perf_analyzer(), CONCURRENCY, windows, arguments.rounds
         )
+        half = at_half_of_saturation([ours, theirs], series, windows)
     bars = throughput_bars(series)
     about = f"{size.items:,} items of {size.dim} dimensions, {size.candidates} wanted."
     write_serving(
@@ -91,7 +122,10 @@ def main() -> None:
             "peer": dataclasses.asdict(tuning),
             "agreement": dataclasses.asdict(agreement),
             "bars": bars_json(bars),
-            "notes": f"{about}\n\n{bars_table(bars)}",
+            "half_of_saturation": {
+                label: dataclasses.asdict(point) for label, point in half.items()
+            },
+            "notes": f"{about}\n\n{bars_table(bars)}\n\n{half_table(half)}",
         },
         name="coalescing",
     )

@@ -16,6 +16,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import recengine.bundle as b
+from recengine.errors import InputError
 from recengine.ops import EmbeddingTable
 
 Array = npt.NDArray[Any]
@@ -56,6 +57,8 @@ def write(destination: Path, size: Size, seed: int = 0) -> b.Manifest:
     Returns:
         The manifest.
     """
+    if size.row_type not in ("fp32", "int8"):
+        raise InputError(f"[synthetic] row_type: expected fp32 or int8, found {size.row_type}")
     rng = np.random.default_rng(seed)
     staging = destination.with_name(f".{destination.name}.staging")
     shutil.rmtree(staging, ignore_errors=True)

@@ -10,6 +10,8 @@ from tritonclient.grpc import service_pb2
 from bench.serving import identity, synthetic
 from bench.serving.compare import compare_answers
 from recengine import bundle
+from recengine.client.wire import WireUsers
+from recengine.engine import Engine
 from recengine.errors import InputError, ServerError
 from recengine.serving.bench.machine import machine_name
 from recengine.serving.bench.open_loop import Answers, poisson_arrivals, send, serialize
@@ -24,6 +26,7 @@ from recengine.serving.bench.perf_analyzer import (
     Windows,
     find_perf_analyzer,
     measure,
+    measure_rate,
     median_point,
     read_report,
 )
@@ -234,6 +237,33 @@ def test_perf_analyzer_measures_a_live_server(golden, golden_server, tmp_path):
     assert point.concurrency == 2
     assert point.throughput > 10
     assert 0 < point.p50_us <= point.p99_us
+
+
+def test_perf_analyzer_sends_at_a_rate(golden, golden_server, tmp_path):
+    data = tmp_path / "requests.json"
+    write_input_data(data, draw_requests(golden, 20, "uniform"))
+    url, windows = golden_server.endpoints.grpc, Windows(300)
+    point = measure_rate(find_perf_analyzer(), url, "recommend", data, 200, windows)
+    assert point.concurrency == 0
+    assert 100 < point.throughput < 300
+    assert 0 < point.p50_us <= point.p99_us
+    with pytest.raises(ServerError, match=r"nowhere at 200\.0"):
+        measure_rate(find_perf_analyzer(), url, "nowhere", data, 200, windows)
+
+
+@pytest.mark.parametrize("row_type", ["int8", "int4"])
+def test_synthetic_bundle_in_other_row_types_serves(tmp_path, row_type):
+    directory = tmp_path / "bundle"
+    if row_type == "int4":
+        with pytest.raises(InputError, match="expected fp32 or int8, found int4"):
+            synthetic.write(directory, synthetic.Size(items=9, users=9, row_type=row_type))
+        return
+    size = synthetic.Size(items=300, users=10, candidates=5, hidden=(8, 4), row_type=row_type)
+    assert synthetic.write(directory, size).tables["user"].row_type == "int8"
+    users = WireUsers(np.array([[3, 7, 8]]), np.array([[1, 2, 0]], np.int32), None)
+    items, scores = Engine(directory).recommend(users, k=3)
+    assert len(set(items[0].tolist())) == 3
+    assert np.isfinite(scores).all()
 
 
 def test_floor_answers_what_it_was_sent(tmp_path):

@@ -1,4 +1,4 @@
-"""Drives NVIDIA's perf_analyzer: finds it, runs one closed-loop point, reads its report."""
+"""Drives NVIDIA's perf_analyzer: finds it, runs one point of load, reads its report."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from recengine.errors import InputError, ServerError
 
+_HEADERS = ("Concurrency,", "Request Rate,")
 _SERVER_COLUMNS = {
     "queue_us": "Server Queue",
     "compute_input_us": "Server Compute Input",
@@ -24,10 +25,10 @@ _SERVER_COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class LoadPoint:
-    """What perf_analyzer measured at one concurrency. Latencies in microseconds, client side.
+    """What perf_analyzer measured at one load. Latencies in microseconds, client side.
 
     Attributes:
-        concurrency: requests kept in flight.
+        concurrency: requests kept in flight; 0 where they were sent at a rate.
         throughput: answers per second.
         mean_us, p50_us, p90_us, p95_us, p99_us: latency from send to answer.
         queue_us, compute_input_us, compute_infer_us, compute_output_us: mean times inside the
@@ -78,7 +79,12 @@ def find_perf_analyzer(path: Path | None = None) -> Path:
 
 
 def command(
-    binary: Path, url: str, model: str, input_data: Path | str, concurrency: int, windows: Windows
+    binary: Path,
+    url: str,
+    model: str,
+    input_data: Path | str,
+    load: Sequence[str],
+    windows: Windows,
 ) -> list[str]:
     """The command line of one point: gRPC, always exactly `windows.count` windows.
 
@@ -87,7 +93,7 @@ def command(
     """
     return [
         *[str(binary), "-m", model, "-u", url, "-i", "grpc"],
-        *["--input-data", str(input_data), "--concurrency-range", str(concurrency)],
+        *["--input-data", str(input_data), *load],
         *["--measurement-interval", str(windows.milliseconds)],
         *["--async", "--max-threads", "1"],
         *["--stability-percentage", "999", "--max-trials", str(windows.count), "--verbose-csv"],
@@ -97,32 +103,55 @@ def command(
 def measure(
     binary: Path, url: str, model: str, input_data: Path | str, concurrency: int, windows: Windows
 ) -> LoadPoint:
-    """Runs perf_analyzer at one concurrency.
+    """Closed loop: keeps `concurrency` requests in flight.
 
     Raises:
         ServerError: perf_analyzer failed; the message ends with what it said.
     """
+    load = ["--concurrency-range", str(concurrency)]
+    return _run(binary, url, model, input_data, load, windows)
+
+
+def measure_rate(
+    binary: Path, url: str, model: str, input_data: Path | str, rate: float, windows: Windows
+) -> LoadPoint:
+    """Open loop: sends `rate` requests per second, Poisson, whatever comes back.
+
+    Raises:
+        ServerError: perf_analyzer failed; the message ends with what it said.
+    """
+    load = ["--request-rate-range", f"{rate:.1f}", "--request-distribution", "poisson"]
+    return _run(binary, url, model, input_data, load, windows)
+
+
+def _run(
+    binary: Path,
+    url: str,
+    model: str,
+    input_data: Path | str,
+    load: Sequence[str],
+    windows: Windows,
+) -> LoadPoint:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.csv"
-        line = [*command(binary, url, model, input_data, concurrency, windows), "-f", str(report)]
+        line = [*command(binary, url, model, input_data, load, windows), "-f", str(report)]
         limit_s = 60 + 10 * windows.count * windows.milliseconds / 1000
         done = subprocess.run(
             line, env=_environment(binary), capture_output=True, text=True, timeout=limit_s
         )
         if done.returncode != 0 or not report.is_file():
             said = (done.stdout + done.stderr).strip()[-800:]
-            raise ServerError(f"[perf_analyzer] {model} at {concurrency}: {said}")
+            raise ServerError(f"[perf_analyzer] {model} at {load[1]}: {said}")
         (point,) = read_report(report.read_text())
     return point
 
 
 def read_report(text: str) -> list[LoadPoint]:
     """Reads the CSV that `perf_analyzer -f` writes; rows of an ensemble's models are left out."""
-    header = "Concurrency,"
     lines = text.splitlines()
-    start = next((i for i, line in enumerate(lines) if line.startswith(header)), None)
+    start = next((i for i, line in enumerate(lines) if line.startswith(_HEADERS)), None)
     if start is None:
-        raise ServerError(f"[perf_analyzer] no line starts with {header!r} in its report")
+        raise ServerError(f"[perf_analyzer] no line starts with {_HEADERS[0]!r} in its report")
     block = lines[start:]
     end = next((i for i, line in enumerate(block) if not line.strip()), len(block))
     return [_point(row) for row in csv.DictReader(block[:end])]
@@ -132,7 +161,7 @@ def _point(row: dict[str, str]) -> LoadPoint:
     percentiles = {f"p{p}_us": float(row[f"p{p} latency"]) for p in (50, 90, 95, 99)}
     server = {name: float(row.get(column) or 0) for name, column in _SERVER_COLUMNS.items()}
     return LoadPoint(
-        concurrency=int(row["Concurrency"]),
+        concurrency=int(row.get("Concurrency") or 0),
         throughput=float(row["Inferences/Second"]),
         mean_us=float(row["Avg latency"]),
         **percentiles,
