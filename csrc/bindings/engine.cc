@@ -75,7 +75,8 @@ class PyEngine {
                     py::arg("dense_features") = schema.dense_features,
                     py::arg("num_items") = schema.num_items,
                     py::arg("num_candidates") = schema.num_candidates,
-                    py::arg("max_candidates") = schema.max_candidates, py::arg("k") = schema.k);
+                    py::arg("max_candidates") = schema.max_candidates, py::arg("k") = schema.k,
+                    py::arg("hashed_items") = schema.hashed_items);
   }
 
   bool has_retrieval() const { return engine_->has_retrieval(); }

@@ -22,6 +22,7 @@ Schema make_schema(const Manifest& manifest, const Assets& assets) {
   schema.name = manifest.name;
   for (const FeatureSpec& feature : manifest.features) {
     schema.features.push_back({feature.name, feature.max_length, feature.hashed});
+    if (feature.vocabulary == manifest.item_vocabulary) schema.hashed_items |= feature.hashed;
   }
   schema.dense_features = manifest.dense_features;
   schema.num_items = assets.vocabulary(manifest.item_vocabulary).size();

@@ -304,7 +304,15 @@ def test_schema_is_what_the_manifest_says(engine):
         "num_candidates": 20,
         "max_candidates": 64,
         "k": 10,
+        "hashed_items": False,
     }
+
+
+def test_keys_of_items_are_strings_where_a_feature_of_items_says_so(copy):
+    manifest = copy.manifest()
+    manifest["features"][1]["hashed"] = True
+    copy.write_manifest(manifest)
+    assert Engine(copy.directory).schema.hashed_items
 
 
 def keep_stage(copy, stage):

@@ -24,6 +24,7 @@ struct Schema {
   int64_t num_candidates = 0;  // retrieved when the caller does not say
   int64_t max_candidates = 0;  // most that a request may ask for
   int64_t k = 0;               // returned when the caller does not say
+  bool hashed_items = false;   // the caller hashes string keys of items to ids
 };
 
 // A batch of users; borrowed. ids[b] points at user b's raw ids: features in schema order, the
