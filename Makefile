@@ -12,7 +12,7 @@ DATA := data/ml-100k
 CHECKPOINT := artifacts/checkpoint
 BUNDLE := artifacts/bundle
 REPOSITORY := model_repository
-CXX_FILES = $(shell find csrc bench -name '*.h' -o -name '*.cc' -o -name '*.cu')
+CXX_FILES = $(shell find csrc bench tests -name '*.h' -o -name '*.cc' -o -name '*.cu')
 
 .PHONY: setup demo test check sanitize stubs format bench-serving bench-overload bench-coalescing bench-ops bench-scale clean
 .DELETE_ON_ERROR:

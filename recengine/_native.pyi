@@ -11,6 +11,7 @@ __all__: list[str] = [
     "EmbeddingTable",
     "Engine",
     "ItemIndex",
+    "LiveItemIndex",
     "Vocabulary",
     "build_slots",
     "cosine_topk",
@@ -60,6 +61,23 @@ class ItemIndex:
     def rows(self) -> int: ...
     @property
     def unit_vectors(self) -> numpy.typing.NDArray[numpy.float32]: ...
+
+class LiveItemIndex:
+    def __init__(self, vectors: numpy.typing.NDArray[numpy.float32]) -> None: ...
+    def append(self, vectors: numpy.typing.NDArray[numpy.float32]) -> int: ...
+    def merge(self) -> None: ...
+    def remove(self, rows: numpy.typing.NDArray[numpy.int64]) -> None: ...
+    def replace(
+        self, rows: numpy.typing.NDArray[numpy.int64], vectors: numpy.typing.NDArray[numpy.float32]
+    ) -> None: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def pending(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def size(self) -> int: ...
 
 class Vocabulary:
     @staticmethod
@@ -117,8 +135,25 @@ class Engine:
 def build_slots(
     keys: numpy.typing.NDArray[numpy.int64],
 ) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int32]]: ...
+@typing.overload
 def cosine_topk(
     index: ItemIndex,
+    queries: numpy.typing.NDArray[numpy.float32],
+    k: typing.SupportsInt | typing.SupportsIndex,
+    exclude_rows: numpy.typing.NDArray[numpy.int64] | None,
+    exclude_lengths: numpy.typing.NDArray[numpy.int32] | None,
+    allow_bitmap: numpy.typing.NDArray[numpy.uint64] | None,
+    threads: typing.SupportsInt | typing.SupportsIndex | None,
+    isa: str | None,
+) -> tuple[
+    numpy.typing.NDArray[numpy.int64],
+    numpy.typing.NDArray[numpy.float32],
+    numpy.typing.NDArray[numpy.float32],
+    numpy.typing.NDArray[numpy.int64],
+]: ...
+@typing.overload
+def cosine_topk(
+    index: LiveItemIndex,
     queries: numpy.typing.NDArray[numpy.float32],
     k: typing.SupportsInt | typing.SupportsIndex,
     exclude_rows: numpy.typing.NDArray[numpy.int64] | None,

@@ -19,11 +19,13 @@ import numpy.typing as npt
 from recengine import _ops
 from recengine._arrays import as_numpy, cast_array, expect_output
 from recengine._embedding_table import EmbeddingTable, RowType, fuse_rows, quantize_rows
+from recengine._topk_check import check_against_fp64
 from recengine.errors import InputError
 
 __all__ = [
     "EmbeddingTable",
     "ItemIndex",
+    "LiveItemIndex",
     "Pooling",
     "RowType",
     "TopKCertificate",
@@ -100,6 +102,96 @@ class ItemIndex:
     def unit_vectors(self) -> npt.NDArray[np.float32]:
         """A read-only view [rows, dim]."""
         return self._native.unit_vectors
+
+
+class LiveItemIndex:
+    """Item vectors that are searched exactly while items are appended, replaced and removed.
+
+    A row keeps its number for ever. A search sees every write that had returned when it began, and
+    waits for none. What was written since the last merge stands beside the packed items: float32
+    vectors that every search reads whole. A merge packs them anew, in the background once more than
+    max(4096, rows / 64) wait; it needs memory for a second copy of all.
+
+    Args:
+        vectors: float [rows, dim], the first items, normalised here; may have no rows.
+
+    Raises:
+        InputError: a value is not finite; the message names the row.
+    """
+
+    def __init__(self, vectors: npt.ArrayLike) -> None:
+        self._native = _ops.LiveItemIndex(cast_array("[item_index] vectors", vectors, np.float32))
+
+    def append(self, vectors: npt.ArrayLike) -> int:
+        """Adds items.
+
+        Args:
+            vectors: float [count, dim], normalised here.
+
+        Returns:
+            The row of the first of them; the others follow it.
+
+        Raises:
+            InputError: the shape is wrong or a value is not finite; nothing has changed.
+        """
+        return self._native.append(cast_array("[live_item_index] vectors", vectors, np.float32))
+
+    def replace(self, rows: npt.ArrayLike, vectors: npt.ArrayLike) -> None:
+        """Gives items new vectors.
+
+        Args:
+            rows: int64 [count], distinct, none of them removed.
+            vectors: float [count, dim], normalised here.
+
+        Raises:
+            InputError: a row is outside, was removed or is given twice, shapes disagree, or a value
+                is not finite; the message names position and value, and nothing has changed.
+        """
+        self._native.replace(
+            cast_array("[live_item_index] rows", rows, np.int64),
+            cast_array("[live_item_index] vectors", vectors, np.float32),
+        )
+
+    def remove(self, rows: npt.ArrayLike) -> None:
+        """Takes items out of all answers; their rows are not given again and keep their memory.
+
+        Args:
+            rows: int64 [count], distinct, none of them removed.
+
+        Raises:
+            InputError: a row is outside, was removed or is given twice; the message names position
+                and value, and nothing has changed.
+        """
+        self._native.remove(cast_array("[live_item_index] rows", rows, np.int64))
+
+    def merge(self) -> None:
+        """Packs all that was written before the call, and returns when that is done.
+
+        Raises:
+            MemoryError: a second copy does not fit in memory, now or when a merge last began by
+                itself; searches and writes go on as before.
+        """
+        self._native.merge()
+
+    @property
+    def rows(self) -> int:
+        """Rows given so far, removed ones included."""
+        return self._native.rows
+
+    @property
+    def size(self) -> int:
+        """Number of items: rows that were not removed."""
+        return self._native.size
+
+    @property
+    def dim(self) -> int:
+        """Values in a vector."""
+        return self._native.dim
+
+    @property
+    def pending(self) -> int:
+        """Vectors that wait for a merge, those included that were replaced or removed since."""
+        return self._native.pending
 
 
 class Vocabulary:
@@ -239,7 +331,7 @@ class TopKCertificate:
 
 
 def cosine_topk(
-    index: ItemIndex | npt.ArrayLike,
+    index: ItemIndex | LiveItemIndex | npt.ArrayLike,
     queries: npt.ArrayLike,
     k: int,
     *,
@@ -261,7 +353,8 @@ def cosine_topk(
         exclude: rows that a query must not be answered with: a list of one int64 array per query,
             or the tuple (rows int64 [total], lengths int32 [batch]). Rows may repeat.
         allow: the only rows to answer with, for all queries: bool [rows], or packed uint64
-            [ceil(rows / 64)] with row r at bit r % 64 of word r // 64.
+            [ceil(rows / 64)] with row r at bit r % 64 of word r // 64. Rows are those of the index
+            when it is searched: a LiveItemIndex may have got more by then.
         threads: see the module.
         isa: see the module.
 
@@ -269,7 +362,8 @@ def cosine_topk(
         Rows int64 [batch, k] and scores float32 [batch, k]; what is missing is -1 and -inf.
 
     Raises:
-        InputError: shapes disagree, a query is not finite or a row is outside the index.
+        InputError: shapes disagree, that of `allow` included, a query is not finite or a row is
+            outside the index.
     """
     rows, scores, _ = certified_topk(
         index, queries, k, exclude=exclude, allow=allow, threads=threads, isa=isa
@@ -278,7 +372,7 @@ def cosine_topk(
 
 
 def certified_topk(
-    index: ItemIndex | npt.ArrayLike,
+    index: ItemIndex | LiveItemIndex | npt.ArrayLike,
     queries: npt.ArrayLike,
     k: int,
     *,
@@ -286,9 +380,14 @@ def certified_topk(
     allow: npt.ArrayLike | None = None,
     threads: int | None = None,
     isa: str | None = None,
+    check: bool = False,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], TopKCertificate]:
-    """`cosine_topk` and what shows that its answer is exact; takes and raises the same."""
-    items = index if isinstance(index, ItemIndex) else ItemIndex(index)
+    """`cosine_topk` and what shows that its answer is exact; takes and raises the same.
+
+    With `check`, for debugging, every item is scored in fp64, too, and a RecengineError says what
+    is not the best, up to the rounding of fp32 sums; not for an index that changes.
+    """
+    items = index if isinstance(index, (ItemIndex, LiveItemIndex)) else ItemIndex(index)
     exclude_rows, exclude_lengths = (None, None) if exclude is None else _pack_exclude(exclude)
     rows, scores, bounds, scored = _ops.cosine_topk(
         items._native,
@@ -300,6 +399,17 @@ def certified_topk(
         threads,
         isa,
     )
+    if check:
+        if not isinstance(items, ItemIndex):
+            raise InputError("[cosine_topk] check: expected an ItemIndex, found a LiveItemIndex")
+        check_against_fp64(
+            items.unit_vectors,
+            cast_array("[cosine_topk] queries", queries, np.float32),
+            rows,
+            scores,
+            _split_exclude(exclude_rows, exclude_lengths, len(rows)),
+            None if allow is None else _unpack_allow(_pack_allow(allow, items.rows), items.rows),
+        )
     return rows, scores, TopKCertificate(bounds[:, 0], bounds[:, 1], scored)
 
 
@@ -370,6 +480,19 @@ def _pack_exclude(
     lists = [cast_array(name, rows, np.int64) for rows in exclude]
     lengths = np.array([rows.size for rows in lists], np.int32)
     return np.concatenate([np.empty(0, np.int64), *lists]), lengths
+
+
+def _split_exclude(
+    rows: npt.NDArray[np.int64] | None, lengths: npt.NDArray[np.int32] | None, batch: int
+) -> list[npt.NDArray[np.int64]]:
+    if rows is None or lengths is None:
+        return [np.empty(0, np.int64)] * batch
+    return np.split(rows, np.cumsum(lengths)[:-1])
+
+
+def _unpack_allow(words: npt.NDArray[np.uint64], rows: int) -> npt.NDArray[np.bool_]:
+    bits = np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little", count=rows)
+    return bits.astype(bool)
 
 
 def _pack_allow(allow: npt.ArrayLike, rows: int) -> npt.NDArray[np.uint64]:

@@ -76,6 +76,7 @@ def test_ops():
     assert set(recengine.ops.__all__) == {
         "EmbeddingTable",
         "ItemIndex",
+        "LiveItemIndex",
         "Pooling",
         "RowType",
         "TopKCertificate",
@@ -87,6 +88,7 @@ def test_ops():
         "cuda_devices",
         "default_isa",
         "embedding_bag",
+        "fuse_rows",
         "order",
         "quantize_rows",
         "supported_isas",

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Builds the C++ core with AddressSanitizer and UndefinedBehaviorSanitizer and runs its tests on it:
-# ops and engine through the native module, the backend inside a real tritonserver.
+# ops and engine through the native module, the backend inside a real tritonserver. What is changed
+# while it is read runs with ThreadSanitizer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$(realpath "${1:-.venv}")
@@ -9,10 +10,18 @@ python=$("$venv/bin/python" -c 'import sys; print(sys._base_executable)')
 build=build/sanitize
 package=$PWD/$build/package
 
-"$venv/bin/cmake" -S . -B $build -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
-  -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRECENGINE_SANITIZE=ON -DRECENGINE_WERROR=ON \
-  -DPython_EXECUTABLE="$venv/bin/python" >/dev/null
-"$venv/bin/ninja" -C $build --quiet
+# build_with SANITIZERS DIRECTORY [TARGET]
+build_with() {
+  "$venv/bin/cmake" -S . -B "$2" -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
+    -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRECENGINE_SANITIZE="$1" -DRECENGINE_WERROR=ON \
+    -DPython_EXECUTABLE="$venv/bin/python" >/dev/null
+  "$venv/bin/ninja" -C "$2" --quiet "${@:3}"
+}
+
+build_with thread $build-thread live_item_index_stress
+TSAN_OPTIONS=halt_on_error=1 $build-thread/live_item_index_stress
+
+build_with address,undefined $build
 
 # A copy of the installed layout with the sanitised libraries in it. The interpreter is the one under
 # the virtual environment, so that the editable install of the ordinary build does not shadow it.

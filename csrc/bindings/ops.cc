@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <memory>
 #include <optional>
 #include <string>
 #include <utility>
@@ -12,6 +13,7 @@
 #include "recengine/context.h"
 #include "recengine/error.h"
 #include "recengine/item_index.h"
+#include "recengine/live_item_index.h"
 #include "recengine/ops/cosine_topk.h"
 #include "recengine/ops/embedding_bag.h"
 #include "recengine/ops/order.h"
@@ -189,8 +191,12 @@ Array<float> call_embedding_bag(const std::vector<const BoundTable*>& tables,
 
 using Certified = std::tuple<Array<int64_t>, Array<float>, Array<float>, Array<int64_t>>;
 
+const ItemIndex& items_of(const BoundIndex& bound) { return bound.index; }
+const LiveItemIndex& items_of(const LiveItemIndex& index) { return index; }
+
 // Rows, scores, and per query: threshold and bound [batch, 2], items scored [batch].
-Certified call_cosine_topk(const BoundIndex& index, const Array<float>& queries, int64_t k,
+template <typename Index>
+Certified call_cosine_topk(const Index& index, const Array<float>& queries, int64_t k,
                            const std::optional<Array<int64_t>>& exclude_rows,
                            const std::optional<Array<int32_t>>& exclude_lengths,
                            const std::optional<Array<uint64_t>>& allow_bitmap,
@@ -202,15 +208,7 @@ Certified call_cosine_topk(const BoundIndex& index, const Array<float>& queries,
   if (exclude_lengths) {
     query.exclude_lengths = as_span("[cosine_topk] exclude_lengths", *exclude_lengths);
   }
-  if (allow_bitmap) {
-    const Span<const uint64_t> words = as_span("[cosine_topk] allow", *allow_bitmap);
-    const int64_t expected = (index.index.rows() + 63) / 64;
-    if (words.size != expected) {
-      throw InputError("[cosine_topk] allow: expected " + std::to_string(expected) +
-                       " words, found " + std::to_string(words.size));
-    }
-    query.allow_bitmap = words.data;
-  }
+  if (allow_bitmap) query.allow_bitmap = as_span("[cosine_topk] allow", *allow_bitmap);
   const Context context = make_context(threads, isa);
   Array<int64_t> rows({query.queries.rows, k});
   Array<float> scores({query.queries.rows, k});
@@ -219,7 +217,7 @@ Certified call_cosine_topk(const BoundIndex& index, const Array<float>& queries,
   std::vector<TopKCertificate> certificates(static_cast<size_t>(query.queries.rows));
   {
     py::gil_scoped_release release;
-    cosine_topk(context, index.index, query, out_rows, out_scores, certificates.data());
+    cosine_topk(context, items_of(index), query, out_rows, out_scores, certificates.data());
   }
   Array<float> bounds({query.queries.rows, int64_t{2}});
   Array<int64_t> scored(query.queries.rows);
@@ -261,6 +259,31 @@ BoundIndex borrow_index(Array<float> unit_vectors) {
   ItemIndex index = ItemIndex::from_unit_vectors(matrix, pool);
   release.reset();
   return {std::move(index), std::move(unit_vectors)};
+}
+
+std::unique_ptr<LiveItemIndex> build_live_index(const Array<float>& vectors) {
+  const Matrix<const float> matrix = as_matrix("[item_index] vectors", vectors);
+  const py::gil_scoped_release release;
+  return std::make_unique<LiveItemIndex>(matrix, shared_pool(usable_cores()));
+}
+
+int64_t append_items(LiveItemIndex& self, const Array<float>& vectors) {
+  const Matrix<const float> matrix = as_matrix("[live_item_index] vectors", vectors);
+  const py::gil_scoped_release release;
+  return self.append(matrix);
+}
+
+void replace_items(LiveItemIndex& self, const Array<int64_t>& rows, const Array<float>& vectors) {
+  const Span<const int64_t> span = as_span("[live_item_index] rows", rows);
+  const Matrix<const float> matrix = as_matrix("[live_item_index] vectors", vectors);
+  const py::gil_scoped_release release;
+  self.replace(span, matrix);
+}
+
+void remove_items(LiveItemIndex& self, const Array<int64_t>& rows) {
+  const Span<const int64_t> span = as_span("[live_item_index] rows", rows);
+  const py::gil_scoped_release release;
+  self.remove(span);
 }
 
 Array<float> unit_vectors(const py::object& self) {
@@ -316,6 +339,17 @@ void bind_classes(py::module_& module) {
       .def_property_readonly("partial_scans",
                              [](const BoundIndex& self) { return self.index.partial_scans(); })
       .def_property_readonly("unit_vectors", &unit_vectors);
+  // Its destructor waits for a merge, during which other threads may want the GIL.
+  py::class_<LiveItemIndex>(module, "LiveItemIndex", py::release_gil_before_calling_cpp_dtor())
+      .def(py::init(&build_live_index), py::arg("vectors").noconvert())
+      .def("append", &append_items, py::arg("vectors").noconvert())
+      .def("replace", &replace_items, py::arg("rows").noconvert(), py::arg("vectors").noconvert())
+      .def("remove", &remove_items, py::arg("rows").noconvert())
+      .def("merge", &LiveItemIndex::merge, py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("rows", &LiveItemIndex::rows)
+      .def_property_readonly("size", &LiveItemIndex::size)
+      .def_property_readonly("dim", &LiveItemIndex::dim)
+      .def_property_readonly("pending", &LiveItemIndex::pending);
   py::class_<BoundVocabulary>(module, "Vocabulary")
       .def_static(
           "range",
@@ -330,6 +364,13 @@ void bind_classes(py::module_& module) {
       .def("lookup", &lookup, py::arg("ids").noconvert());
 }
 
+template <typename Index>
+void bind_cosine_topk(py::module_& module) {
+  module.def("cosine_topk", &call_cosine_topk<Index>, "index"_a, py::arg("queries").noconvert(),
+             "k"_a, py::arg("exclude_rows").noconvert(), py::arg("exclude_lengths").noconvert(),
+             py::arg("allow_bitmap").noconvert(), "threads"_a, "isa"_a);
+}
+
 }  // namespace
 
 void bind_ops(py::module_& module) {
@@ -340,9 +381,8 @@ void bind_ops(py::module_& module) {
   module.def("embedding_bag", &call_embedding_bag, "tables"_a, "poolings"_a, "max_lengths"_a,
              py::arg("rows").noconvert(), py::arg("lengths").noconvert(),
              py::arg("weights").noconvert(), py::arg("out").noconvert(), "threads"_a, "isa"_a);
-  module.def("cosine_topk", &call_cosine_topk, "index"_a, py::arg("queries").noconvert(), "k"_a,
-             py::arg("exclude_rows").noconvert(), py::arg("exclude_lengths").noconvert(),
-             py::arg("allow_bitmap").noconvert(), "threads"_a, "isa"_a);
+  bind_cosine_topk<BoundIndex>(module);
+  bind_cosine_topk<LiveItemIndex>(module);
   module.def("order", &call_order, py::arg("candidate_ids").noconvert(),
              py::arg("scores").noconvert(), "k"_a);
   module.def("build_slots", &call_build_slots, py::arg("keys").noconvert());

@@ -29,15 +29,20 @@ void expect(const char* what, int64_t expected, int64_t found) {
   fail(std::string(what) + " " + std::to_string(expected) + ", found " + std::to_string(found));
 }
 
-void check_shapes(const ItemIndex& index, const TopKQuery& query, Matrix<int64_t> out_rows,
+void check_shapes(int64_t rows, int64_t dim, const TopKQuery& query, Matrix<int64_t> out_rows,
                   Matrix<float> out_scores) {
-  expect("queries: expected dim", index.dim(), query.queries.cols);
+  expect("queries: expected dim", dim, query.queries.cols);
   expect("out_rows: expected batch", query.queries.rows, out_rows.rows);
   expect("out_scores: expected batch", out_rows.rows, out_scores.rows);
   expect("out_scores: expected k", out_rows.cols, out_scores.cols);
+  const Span<const uint64_t> words = query.allow_bitmap;
+  if (words.data != nullptr && words.size != bitmap_words(rows)) {
+    fail("allow: expected " + std::to_string(bitmap_words(rows)) + " words, found " +
+         std::to_string(words.size));
+  }
 }
 
-Exclusions sort_exclusions(const ItemIndex& index, const TopKQuery& query) {
+Exclusions sort_exclusions(int64_t rows, const TopKQuery& query) {
   const int64_t batch = query.queries.rows;
   const int64_t total = query.exclude_rows.size;
   Exclusions sorted;
@@ -57,9 +62,9 @@ Exclusions sort_exclusions(const ItemIndex& index, const TopKQuery& query) {
     }
     for (int64_t i = position; i < position + length; ++i) {
       const int64_t row = query.exclude_rows[i];
-      if (row >= 0 && row < index.rows()) continue;
-      fail("exclude_rows[" + std::to_string(i) + "]: expected 0 to " +
-           std::to_string(index.rows() - 1) + ", found " + std::to_string(row));
+      if (row >= 0 && row < rows) continue;
+      fail("exclude_rows[" + std::to_string(i) + "]: expected 0 to " + std::to_string(rows - 1) +
+           ", found " + std::to_string(row));
     }
     std::sort(sorted.rows.begin() + position, sorted.rows.begin() + position + length);
     position += length;
@@ -82,23 +87,47 @@ std::vector<float> normalise_queries(Matrix<const float> queries, int64_t padded
 
 // The rows that the bitmap allows, when they are few enough to be scored one by one.
 std::optional<std::vector<uint32_t>> few_allowed(const Search& search) {
-  if (search.allow_bitmap == nullptr) return std::nullopt;
+  const uint64_t* const bitmap = search.allow_bitmap;
+  if (bitmap == nullptr) return std::nullopt;
   const int64_t total = search.index->rows();
-  const int64_t words = (total + kBitmapWord - 1) / kBitmapWord;
-  std::vector<uint32_t> rows;
-  const auto most = static_cast<size_t>(total / kSparseShare);
+  const int64_t words = bitmap_words(total);
+  // Counted first: most bitmaps allow most rows, which is known after a thirtieth of the words.
+  int64_t allowed = 0;
   for (int64_t word = 0; word < words; ++word) {
-    for (uint64_t bits = search.allow_bitmap[word]; bits != 0; bits &= bits - 1) {
+    if (bitmap[word] != 0) allowed += __builtin_popcountll(bitmap[word]);
+    if (allowed > total / kSparseShare) return std::nullopt;
+  }
+  std::vector<uint32_t> rows;
+  rows.reserve(static_cast<size_t>(allowed));
+  for (int64_t word = 0; word < words; ++word) {
+    for (uint64_t bits = bitmap[word]; bits != 0; bits &= bits - 1) {
       const int64_t row = word * kBitmapWord + __builtin_ctzll(bits);
-      if (row >= total) break;
-      if (rows.size() == most) return std::nullopt;
-      rows.push_back(static_cast<uint32_t>(row));
+      if (row < total) rows.push_back(static_cast<uint32_t>(row));
     }
   }
   return rows;
 }
 
 }  // namespace
+
+CheckedCall::CheckedCall(int64_t rows, int64_t dim, const TopKQuery& query,
+                         Matrix<int64_t> out_rows, Matrix<float> out_scores,
+                         TopKCertificate* certificates)
+    : padded_dim_((dim + kScoreLanes - 1) / kScoreLanes * kScoreLanes),
+      out_rows_(out_rows),
+      out_scores_(out_scores),
+      certificates_(certificates) {
+  check_shapes(rows, dim, query, out_rows, out_scores);
+  exclusions_ = sort_exclusions(rows, query);
+  units_ = normalise_queries(query.queries, padded_dim_);
+}
+
+Search CheckedCall::over(const ItemIndex& index, const uint64_t* allow_bitmap) const {
+  return {&index,       {units_.data(), out_rows_.rows, padded_dim_},
+          &exclusions_, allow_bitmap,
+          out_rows_,    out_scores_,
+          certificates_};
+}
 
 ExcludedRows::ExcludedRows(const Exclusions& exclusions, int64_t query, int64_t first_row) {
   const int64_t* rows = exclusions.rows.data();
@@ -147,20 +176,8 @@ void search_rows(const Context& context, const Search& search, const std::vector
   for_each(context.pool, search.queries.count, answer);
 }
 
-void cosine_topk(const Context& context, const ItemIndex& index, const TopKQuery& query,
-                 Matrix<int64_t> out_rows, Matrix<float> out_scores,
-                 TopKCertificate* certificates) {
-  check_shapes(index, query, out_rows, out_scores);
-  const int64_t batch = query.queries.rows;
-  const Exclusions exclusions = sort_exclusions(index, query);
-  const int64_t padded_dim = (index.dim() + kScoreLanes - 1) / kScoreLanes * kScoreLanes;
-  const std::vector<float> units = normalise_queries(query.queries, padded_dim);
-  if (batch == 0 || out_rows.cols == 0) return;
-
-  const Search search = {&index,      {units.data(), batch, padded_dim},
-                         &exclusions, query.allow_bitmap,
-                         out_rows,    out_scores,
-                         certificates};
+void search(const Context& context, const Search& search) {
+  const ItemIndex& index = *search.index;
   if (const std::optional<std::vector<uint32_t>> rows = few_allowed(search)) {
     search_rows(context, search, *rows);
   } else if (index.codes() != nullptr && search.k() <= index.rows() / kItemsPerWanted) {
@@ -168,6 +185,13 @@ void cosine_topk(const Context& context, const ItemIndex& index, const TopKQuery
   } else {
     search_vectors(context, search);
   }
+}
+
+void cosine_topk(const Context& context, const ItemIndex& index, const TopKQuery& query,
+                 Matrix<int64_t> out_rows, Matrix<float> out_scores,
+                 TopKCertificate* certificates) {
+  const CheckedCall call(index.rows(), index.dim(), query, out_rows, out_scores, certificates);
+  if (!call.asks_nothing()) search(context, call.over(index, query.allow_bitmap.data));
 }
 
 }  // namespace recengine

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/thread_pool.h"
+#include "ops/bitmap.h"
 #include "ops/cosine_topk_kernel.h"
 #include "recengine/context.h"
 #include "recengine/item_index.h"
@@ -16,8 +17,12 @@
 namespace recengine {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
-constexpr int64_t kBitmapWord = 64;      // blocks and chunks of rows begin at whole words
 constexpr int64_t kQueriesPerPass = 64;  // of a scan; bounds its memory
+
+// Of scans of vectors: items that all queries of a pass score from L1, and what is worth a thread's
+// waking.
+constexpr int64_t kScanBlockBytes = 32 << 10;
+constexpr int64_t kScanProductsPerChunk = 1 << 20;
 
 // What each query must not be answered with: rows [begin[q], begin[q + 1]), ascending.
 struct Exclusions {
@@ -46,6 +51,26 @@ struct Search {
   int64_t k() const { return out_rows.cols; }
 };
 
+// A call of cosine_topk on items [rows, dim] that passed the checks; borrows its arguments.
+class CheckedCall {
+ public:
+  CheckedCall(int64_t rows, int64_t dim, const TopKQuery& query, Matrix<int64_t> out_rows,
+              Matrix<float> out_scores, TopKCertificate* certificates);
+
+  bool asks_nothing() const { return out_rows_.rows == 0 || out_rows_.cols == 0; }
+
+  // The call on an index whose rows are the first of those it was checked for.
+  Search over(const ItemIndex& index, const uint64_t* allow_bitmap) const;
+
+ private:
+  Exclusions exclusions_;
+  int64_t padded_dim_;
+  std::vector<float> units_;  // [batch, padded_dim]
+  Matrix<int64_t> out_rows_;
+  Matrix<float> out_scores_;
+  TopKCertificate* certificates_;
+};
+
 // The excluded rows of one query that are at or behind a row, walked in ascending order.
 class ExcludedRows {
  public:
@@ -63,10 +88,13 @@ class ExcludedRows {
   const int64_t* end_ = nullptr;
 };
 
-inline bool is_allowed(const uint64_t* bitmap, int64_t row) {
-  return bitmap == nullptr || (bitmap[row / kBitmapWord] >> (row % kBitmapWord) & 1) != 0;
+// Rows of a block of a scan: whole words of a bitmap.
+inline int64_t scan_block_rows(int64_t dim) {
+  const int64_t words = kScanBlockBytes / (dim * int64_t{sizeof(float)}) / kBitmapWord;
+  return std::clamp<int64_t>(words * kBitmapWord, kBitmapWord, kMaxBlockItems);
 }
 
+CosineScan scan_for(Isa isa);
 CosineGather gather_for(Isa isa);
 
 // A bound that only rises, shared by the threads that scan for one query.
@@ -90,7 +118,9 @@ inline int64_t count_chunks(const ThreadPool* pool, int64_t worth, int64_t block
 void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query, int64_t scored,
                   float bound = 0);
 
-// The three ways to search; all give the same answer.
+// Searches in the fastest of the three ways below; all give the same answer.
+void search(const Context& context, const Search& search);
+
 void search_vectors(const Context& context, const Search& search);  // scores every item
 void search_codes(const Context& context, const Search& search);    // needs index->codes()
 void search_rows(const Context& context, const Search& search,      // scores these items only

@@ -12,14 +12,6 @@
 namespace recengine {
 namespace {
 
-constexpr int64_t kBlockBytes = 32 << 10;       // items that all queries of a pass score from L1
-constexpr int64_t kProductsPerChunk = 1 << 20;  // below, waking a thread costs more than it saves
-
-CosineScan scan_for(Isa isa) {
-  return pick_kernel(isa, cosine_scan_portable, cosine_scan_avx2, cosine_scan_avx512,
-                     cosine_scan_avx512);
-}
-
 // The best items of one query among the rows of one chunk, as sort keys. Rows come in ascending
 // order, so one that ties with the worst of K kept ones cannot replace it.
 class BestRows {
@@ -67,10 +59,9 @@ class VectorSearch {
  public:
   VectorSearch(const Context& context, const ItemIndex& index, int64_t num_queries, int64_t k)
       : index_(index), scan_(scan_for(context.isa)), k_(k) {
-    const int64_t words = kBlockBytes / (index.dim() * int64_t{sizeof(float)}) / kBitmapWord;
-    block_rows_ = std::clamp<int64_t>(words * kBitmapWord, kBitmapWord, kMaxBlockItems);
+    block_rows_ = scan_block_rows(index.dim());
     const int64_t blocks = (index.rows() + block_rows_ - 1) / block_rows_;
-    const int64_t worth = index.rows() * index.dim() / kProductsPerChunk * num_queries;
+    const int64_t worth = index.rows() * index.dim() / kScanProductsPerChunk * num_queries;
     num_chunks_ = count_chunks(context.pool, worth, blocks);
     if (num_chunks_ > 1) pool_ = context.pool;
     chunk_rows_ = (blocks + num_chunks_ - 1) / num_chunks_ * block_rows_;
@@ -143,7 +134,7 @@ class VectorSearch {
     const int64_t hits = scan_(block, unit, threshold, positions, scores);
     for (int64_t i = 0; i < hits; ++i) {
       const int64_t row = first_row + positions[i];
-      if (is_allowed(allow_bitmap, row)) best.offer(row, scores[i]);
+      if (is_set(allow_bitmap, row)) best.offer(row, scores[i]);
     }
     // Another chunk's item that ties may have the lower row: the shared bound stays just below.
     if (best.threshold() > before) raise(bound, std::nextafter(best.threshold(), kLowest));
@@ -172,6 +163,11 @@ class VectorSearch {
 };
 
 }  // namespace
+
+CosineScan scan_for(Isa isa) {
+  return pick_kernel(isa, cosine_scan_portable, cosine_scan_avx2, cosine_scan_avx512,
+                     cosine_scan_avx512);
+}
 
 void search_vectors(const Context& context, const Search& search) {
   const int64_t batch = search.queries.count;

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recengine import ops
-from recengine.errors import InputError
+from recengine._topk_check import check_against_fp64
+from recengine.errors import InputError, RecengineError
 
 
 def unit(vectors):
@@ -172,6 +173,64 @@ def test_partial_scans_of_every_batch_exclude_and_allow(isa, batch):
     assert index.partial_scans
     found = ops.cosine_topk(index, queries, 50, exclude=exclude, allow=allow, isa=isa)
     assert_same(found, reference(vectors, queries, 50, exclude, allow))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_check_in_fp64_takes_what_a_search_takes(isa, packed):
+    rng = np.random.default_rng(11)
+    vectors = steep(rng, 20_000, 40)
+    allow = rng.random(20_000) < 0.5
+    exclude = [rng.integers(0, 20_000, 300) for _ in range(5)]
+    found = ops.certified_topk(
+        vectors,
+        vectors[:5],
+        30,
+        exclude=(np.concatenate(exclude), [300] * 5) if packed else exclude,
+        allow=np.packbits(np.pad(allow, (0, 32)), bitorder="little").view("<u8")
+        if packed
+        else allow,
+        isa=isa,
+        check=True,
+    )
+    assert_same(found[:2], reference(vectors, vectors[:5], 30, exclude, allow))
+    ops.certified_topk(np.eye(4), np.ones((2, 4)), 9, check=True)
+    with pytest.raises(InputError, match="check: expected an ItemIndex"):
+        ops.certified_topk(ops.LiveItemIndex(np.eye(4)), np.ones((1, 4)), 2, check=True)
+
+
+def answer(**change):
+    rng = np.random.default_rng(12)
+    vectors = unit(rng.standard_normal((50, 8)))
+    queries = rng.standard_normal((2, 8)).astype(np.float32)
+    rows, scores = ops.cosine_topk(vectors, queries, 5)
+    for name, (place, value) in change.items():
+        {"rows": rows, "scores": scores}[name][place] = value
+    return vectors, queries, rows, scores
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"scores": ((1, 2), 0.9)}, r"query 1: row \d+: expected score"),
+        ({"rows": ((0, 4), -1)}, "query 0: expected 5 different items"),
+        ({"rows": ((0, slice(None)), [1, 1, 2, 3, 4])}, "query 0: expected 5 different items"),
+    ],
+)
+def test_the_check_in_fp64_finds_what_is_wrong(change, message):
+    none = [np.empty(0, np.int64)] * 2
+    check_against_fp64(*answer(), none, None)
+    with pytest.raises(RecengineError, match=message):
+        check_against_fp64(*answer(**change), none, None)
+
+
+def test_the_check_in_fp64_finds_what_is_missing_and_what_is_not_allowed():
+    vectors, queries, rows, scores = answer()
+    excluded = [rows[0, :1], np.empty(0, np.int64)]
+    with pytest.raises(RecengineError, match=f"query 0: row {rows[0, 0]} is not allowed"):
+        check_against_fp64(vectors, queries, rows, scores, excluded, None)
+    rows, scores = ops.cosine_topk(vectors, queries, 5, exclude=[rows[0, :1], []])
+    with pytest.raises(RecengineError, match=r"query 0: row \d+ with score .* is missing"):
+        check_against_fp64(vectors, queries, rows, scores, [np.empty(0, np.int64)] * 2, None)
 
 
 def test_a_catalog_without_short_axes_is_read_whole():

@@ -13,8 +13,8 @@ struct TopKQuery {
   Matrix<const float> queries;          // [batch, dim], any length; normalised inside
   Span<const int64_t> exclude_rows;     // ragged, concatenated query by query; may repeat
   Span<const int32_t> exclude_lengths;  // [batch], or empty for none
-  // [ceil(rows / 64)], bit r % 64 of word r / 64; null: all.
-  const uint64_t* allow_bitmap = nullptr;
+  // [ceil(rows / 64)], bit r % 64 of word r / 64; without data: all.
+  Span<const uint64_t> allow_bitmap = {};
 };
 
 // What shows that one query's answer is exact.
@@ -33,8 +33,8 @@ struct TopKCertificate {
 //
 // `certificates`, when not null, is [batch] and is filled in.
 //
-// Throws InputError when shapes disagree, a query is not finite (naming its row) or an excluded
-// row is outside the index.
+// Throws InputError when shapes disagree, that of the bitmap included, a query is not finite
+// (naming its row) or an excluded row is outside the index.
 void cosine_topk(const Context& context, const ItemIndex& index, const TopKQuery& query,
                  Matrix<int64_t> out_rows, Matrix<float> out_scores,
                  TopKCertificate* certificates = nullptr);
