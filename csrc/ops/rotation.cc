@@ -19,19 +19,21 @@ constexpr double kWanted = 100;         // K that the costs are measured for
 constexpr int64_t kDimsApart = 8;       // of the scans that are tried
 constexpr int64_t kBlockRows = 64;      // that share a scale
 constexpr int64_t kRestDims = 4;        // that the rests' lengths take
-constexpr double kWorthwhile = 0.9;     // of the cost of all dimensions
+constexpr double kWorthwhile = 0.85;    // of the cost of all dimensions
 constexpr double kNegligible = 1e-9;    // of an element beside the diagonal
 
 // What a scan costs, in bytes read: measured on two cores of an AMD EPYC (Zen 5). A product of
 // codes overtakes reading them from about seven queries on.
 constexpr double kProductCost = 0.155;
 constexpr double kScoreCost = 1500;  // finding, fetching and scoring an item
+constexpr double kAloneCost = 3000;  // more for a lone query, whose items wait for each other
 
 // `dims` codes are read of an item, the share `passing` of them is scored.
 double cost_of(int64_t dims, double passing, int64_t queries) {
   const auto products = static_cast<double>(dims * queries);
-  return std::max(static_cast<double>(dims), kProductCost * products) +
-         kScoreCost * passing * static_cast<double>(queries);
+  const double scored = passing * static_cast<double>(queries);
+  return std::max(static_cast<double>(dims), kProductCost * products) + kScoreCost * scored +
+         kAloneCost * passing;
 }
 
 double cost_of(const PartialScan& scan, int64_t queries) {
