@@ -83,7 +83,7 @@ def test_scores_are_the_same_on_every_instruction_set(isa, dim):
 def steep(rng, rows, dim):
     """Vectors around a mean, long along few directions that are no axes, as trained ones are."""
     turn = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
-    widths = 0.8 ** np.arange(dim)
+    widths = 0.65 ** np.arange(dim)
     return ((rng.standard_normal((rows, dim)) * widths + widths / 2) @ turn).astype(np.float32)
 
 
