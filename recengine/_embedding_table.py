@@ -165,7 +165,7 @@ class EmbeddingTable:
         if self.row_type == "int8":
             return stored.astype(np.float32)
         pairs = np.stack([stored & 15, stored >> 4], axis=2)
-        return pairs.reshape(self.rows, -1)[:, : self.dim].astype(np.float32)
+        return pairs.reshape(self.rows, 2 * self._code_bytes())[:, : self.dim].astype(np.float32)
 
     def _code_bytes(self) -> int:
         return self.dim if self.row_type == "int8" else (self.dim + 1) // 2
@@ -208,6 +208,8 @@ def fuse_rows(
     _expect("row_type", row_type, ("int8", "int4"))
     _expect("layout", layout, ("tbe", "rowwise"))
     array = _matrix("[fuse_rows] values", values)
+    if array.shape[1] == 0:
+        raise InputError("[fuse_rows] values: expected dim at least 1, found 0")
     dtype = np.float16 if layout == "tbe" or row_type == "int4" else np.float32
     steps = 255 if row_type == "int8" else 15
     with np.errstate(over="ignore"):

@@ -52,6 +52,8 @@ def _check_query(
     tolerance: float,
     where: str,
 ) -> None:
+    if np.isnan(exact).any() or np.isnan(scores).any():
+        raise RecengineError(f"{where}expected scores that are numbers, found NaN")
     found = rows[rows >= 0]
     expected = min(len(rows), int(wanted.sum()))
     if len(found) != expected or len(np.unique(found)) != expected:

@@ -485,7 +485,7 @@ def _pack_exclude(
 def _split_exclude(
     rows: npt.NDArray[np.int64] | None, lengths: npt.NDArray[np.int32] | None, batch: int
 ) -> list[npt.NDArray[np.int64]]:
-    if rows is None or lengths is None:
+    if rows is None or lengths is None or lengths.size == 0:
         return [np.empty(0, np.int64)] * batch
     return np.split(rows, np.cumsum(lengths)[:-1])
 

@@ -113,6 +113,7 @@ struct Candidates {
   void open(int64_t wanted_rank, int64_t growth, ExcludedRows rows) {
     size = 0;
     known = 0;
+    scored = 0;
     rank = wanted_rank;
     limit = rank + growth;
     excluded = rows;
@@ -367,20 +368,21 @@ class CodeSearch {
   }
 
   void answer(int64_t q) {
-    int64_t scored = scored_before_;
-    std::vector<Candidate> all;
+    Candidates found;
+    found.scored = scored_before_;
+    found.rank = k_;
+    std::vector<Candidate> all;  // those with known scores first
     std::vector<uint64_t> keys;
     for (size_t list = static_cast<size_t>(q); list < candidates_.size();
          list += static_cast<size_t>(count_)) {
-      const Candidates& found = candidates_[list];
-      all.insert(all.end(), found.items, found.items + found.size);
-      scored += found.scored;
+      const Candidates& part = candidates_[list];
+      all.insert(all.begin() + found.known, part.items, part.items + part.known);
+      all.insert(all.end(), part.items + part.known, part.items + part.size);
+      found.known += part.known;
+      found.scored += part.scored;
     }
-    Candidates found;
     found.items = all.data();
     found.size = static_cast<int64_t>(all.size());
-    found.rank = k_;
-    found.scored = scored;
     if (view_.partial != nullptr) score(q, found);
     const float guess = guesses_[static_cast<size_t>(q)];
     const auto above = std::count_if(all.begin(), all.end(),

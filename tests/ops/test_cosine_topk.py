@@ -196,6 +196,7 @@ def test_the_check_in_fp64_takes_what_a_search_takes(isa, packed):
     )
     assert_same(found[:2], reference(vectors, vectors[:5], 30, exclude, allow))
     ops.certified_topk(np.eye(4), np.ones((2, 4)), 9, check=True)
+    ops.certified_topk(np.eye(4), np.ones((2, 4)), 9, exclude=[], check=True)
     with pytest.raises(InputError, match="check: expected an ItemIndex"):
         ops.certified_topk(ops.LiveItemIndex(np.eye(4)), np.ones((1, 4)), 2, check=True)
 
@@ -215,6 +216,7 @@ def answer(**change):
     [
         ({"scores": ((1, 2), 0.9)}, r"query 1: row \d+: expected score"),
         ({"rows": ((0, 4), -1)}, "query 0: expected 5 different items"),
+        ({"scores": ((0, 0), np.nan)}, "query 0: expected scores that are numbers, found NaN"),
         ({"rows": ((0, slice(None)), [1, 1, 2, 3, 4])}, "query 0: expected 5 different items"),
     ],
 )

@@ -91,6 +91,14 @@ def test_fused_rows_are_within_half_a_step_of_the_values(layout, row_type, steps
     assert np.all(table.to_array()[3] == 0)
 
 
+@pytest.mark.parametrize("row_type", ["fp32", "fp16", "bf16", "int8", "int4"])
+def test_a_table_without_rows_is_one(row_type):
+    table = ops.EmbeddingTable.from_array(np.empty((0, 5), np.float32), row_type)
+    assert (table.rows, table.dim, table.to_array().shape) == (0, 5, (0, 5))
+    with pytest.raises(InputError):
+        ops.EmbeddingTable.from_array(np.empty((3, 0), np.float32), row_type)
+
+
 def test_fused_rows_are_read_as_the_peers_write_them():
     torch = pytest.importorskip("torch")
     values = np.random.default_rng(0).standard_normal((9, 24)).astype(np.float32)
