@@ -206,8 +206,9 @@ def test_warm_up_is_never_shed_and_a_configured_deadline_holds_for_requests_with
     one_thread = ["--backend-config=recengine,threads=1"]
     with serve(arguments=one_thread) as server, RawClient(server.endpoints.grpc) as client:
         _, refused = burst(client, make_request("recommend", asked), 2000)
-        assert refused
-        assert all(f"{SHED}deadline of 300 us cannot be met" in message for message in refused)
+        # Until a call was timed nobody knows what waits too long: the queue may fill up first.
+        assert any(f"{SHED}deadline of 300 us cannot be met" in message for message in refused)
+        assert all(SHED in message for message in refused)
 
 
 class Traffic:
