@@ -1,14 +1,31 @@
-"""Contenders that do the same work, timed in turns so that a slow moment hits all of them."""
+"""Contenders that do the same work, timed in turns so that a slow moment hits all of them.
+
+And what the benches of the ops share: their arguments, and how a result is written.
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from bench.ops.limits import Limits
+from recengine import ops
+from recengine.serving.bench.commands import provenance
+from recengine.serving.bench.machine import machine_name
+from recengine.serving.bench.report import (
+    Bar,
+    bars_json,
+    bars_table,
+    provenance_lines,
+    write_result,
+)
 
 Contender = Callable[[int], object]
 """Does the i-th piece of work of a pool; every contender's i-th piece is the same."""
@@ -52,18 +69,72 @@ def best_peer(times: Mapping[str, Times]) -> str:
     return min(peers, key=lambda name: times[name].median)
 
 
-def plot_ratios(path: Path, labels: Sequence[str], ratios: Sequence[float], title: str) -> None:
-    """One bar a case: the best peer's time over ours."""
+def parser(about: str | None) -> argparse.ArgumentParser:
+    """The arguments that every bench of an op takes."""
+    made = argparse.ArgumentParser(description=about)
+    made.add_argument("--rounds", type=int, default=3)
+    made.add_argument(
+        "--quick", action="store_true", help="a tenth of the rows, short turns; writes nothing"
+    )
+    made.add_argument("--work", type=Path, default=Path("build/bench"))
+    made.add_argument("--out", type=Path, default=Path("bench/results"))
+    return made
+
+
+def publish(
+    arguments: argparse.Namespace,
+    name: str,
+    title: str,
+    limits: Limits,
+    packages: tuple[str, ...],
+    measured: Mapping[str, Any],
+    text: Sequence[str],
+    ratios: Mapping[str, float],
+    bars: Sequence[Bar],
+) -> None:
+    """Writes <name>-<machine>.{json,md,png} and prints the bars.
+
+    Args:
+        arguments: of `parser`; a quick run writes nothing.
+        name: of the files.
+        title: of the page and the plot.
+        limits: of this run.
+        packages: whose versions matter.
+        measured: what was measured, as JSON values.
+        text: paragraphs of the page.
+        ratios: the best peer's time over ours, by case.
+        bars: what was promised.
+    """
+    for bar in bars:
+        print(bar)
+    if arguments.quick:
+        return
+    result = {
+        **provenance(packages),
+        "threads": ops.usable_cores(),
+        "limits": dataclasses.asdict(limits),
+        **measured,
+        "bars": bars_json(bars),
+    }
+    page = [f"# {title}", *text, bars_table(bars), provenance_lines(result)]
+    path = arguments.out / f"{name}-{machine_name()}"
+    write_result(path, result, "\n\n".join(page))
+    _plot_ratios(path.with_suffix(".png"), ratios, title)
+
+
+def _plot_ratios(path: Path, ratios: Mapping[str, float], title: str) -> None:
+    """One bar a case."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(8, 1 + 0.28 * len(labels)), layout="constrained")
-    positions = range(len(labels))
-    bars = axes.barh(positions, ratios, color=["#4878a8" if r >= 1 else "#c44e52" for r in ratios])
+    figure, axes = pyplot.subplots(figsize=(8, 1 + 0.28 * len(ratios)), layout="constrained")
+    positions = range(len(ratios))
+    colors = ["#4878a8" if ratio >= 1 else "#c44e52" for ratio in ratios.values()]
+    bars = axes.barh(positions, list(ratios.values()), color=colors)
     axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    axes.set_yticks(positions, labels, fontsize=8)
+    axes.set_yticks(positions, list(ratios), fontsize=8)
     axes.invert_yaxis()
     axes.axvline(1, color="black", linewidth=0.8)
     axes.set_xlabel("time of the best peer ÷ time of recengine")

@@ -5,7 +5,6 @@ Before the contenders are timed their answers are compared: the same items, near
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -14,20 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.ops.contest import best_peer, plot_ratios, race
+from bench.ops.contest import best_peer, parser, publish, race
 from bench.ops.limits import Limits, measure_limits
 from recengine import ops
 from recengine.data import read
 from recengine.errors import RecengineError
-from recengine.serving.bench.commands import provenance
-from recengine.serving.bench.machine import machine_name
-from recengine.serving.bench.report import (
-    Bar,
-    bars_json,
-    bars_table,
-    provenance_lines,
-    write_result,
-)
+from recengine.serving.bench.report import Bar
 
 Vectors = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -213,16 +204,12 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--dim", type=int, default=64)
-    parser.add_argument("--k", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the rows, short turns")
-    parser.add_argument("--data", type=Path, default=Path("data/ml-100k"))
-    parser.add_argument("--work", type=Path, default=Path("build/bench"))
-    parser.add_argument("--out", type=Path, default=Path("bench/results"))
-    arguments = parser.parse_args()
+    arguments_parser = parser(__doc__)
+    arguments_parser.add_argument("--rows", type=int, default=1_000_000)
+    arguments_parser.add_argument("--dim", type=int, default=64)
+    arguments_parser.add_argument("--k", type=int, default=100)
+    arguments_parser.add_argument("--data", type=Path, default=Path("data/ml-100k"))
+    arguments = arguments_parser.parse_args()
     if arguments.quick:
         arguments.rows, arguments.rounds = arguments.rows // 10, 1
     seconds = 0.2 if arguments.quick else 1.0
@@ -244,37 +231,28 @@ def main() -> None:
         for result in results
         for batch, bar, point in zip(BATCHES, BARS[result["kind"]], result["points"], strict=True)
     ]
-    result = {
-        **provenance(PACKAGES),
-        "threads": threads,
-        "limits": dataclasses.asdict(limits),
-        "results": results,
-        "bars": bars_json(bars),
-    }
-    text = "\n\n".join(
+    publish(
+        arguments,
+        "cosine-topk",
+        "Exact top-K",
+        limits,
+        PACKAGES,
+        {"results": results},
         [
-            "# Exact top-K",
             f"Median milliseconds of a call, {threads} threads. Limit: reading every 8-bit code "
             f"once at {limits.read_bytes_per_s / 1e9:.0f} GB/s, or multiplying it by every query "
             f"at {limits.int8_macs_per_s / 1e9:.0f} G multiply-adds/s, both measured in this run. "
             "Where the items' spectrum decays, recengine reads fewer dimensions and can be faster. "
             "Movielens: normal vectors with the means and covariances of a factorisation.",
             *[table(measured) for measured in results],
-            bars_table(bars),
-            provenance_lines(result),
-        ]
+        ],
+        {
+            f"{measured['kind']}, batch {point['batch']}": point["ratio"]
+            for measured in results
+            for point in measured["points"]
+        },
+        bars,
     )
-    path = arguments.out / f"cosine-topk-{machine_name()}"
-    write_result(path, result, text)
-    points = [(measured["kind"], point) for measured in results for point in measured["points"]]
-    plot_ratios(
-        path.with_suffix(".png"),
-        [f"{kind}, batch {point['batch']}" for kind, point in points],
-        [point["ratio"] for _, point in points],
-        "Exact top-K",
-    )
-    for bar in bars:
-        print(bar)
 
 
 if __name__ == "__main__":

@@ -6,29 +6,19 @@ recengine: its fused int8 and int4 rows are taken as they are.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.ops.contest import Contender, best_peer, plot_ratios, race
+from bench.ops.contest import Contender, best_peer, parser, publish, race
 from bench.ops.limits import Limits, measure_limits
 from recengine import ops
 from recengine.errors import RecengineError
-from recengine.serving.bench.commands import provenance
-from recengine.serving.bench.machine import machine_name
-from recengine.serving.bench.report import (
-    Bar,
-    bars_json,
-    bars_table,
-    provenance_lines,
-    write_result,
-)
+from recengine.serving.bench.report import Bar
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -324,12 +314,7 @@ def table(points: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the rows, short turns")
-    parser.add_argument("--work", type=Path, default=Path("build/bench"))
-    parser.add_argument("--out", type=Path, default=Path("bench/results"))
-    arguments = parser.parse_args()
+    arguments = parser(__doc__).parse_args()
     threads = ops.usable_cores()
     limits = measure_limits(arguments.work, threads)
     rng = np.random.default_rng(0)
@@ -349,37 +334,25 @@ def main() -> None:
         for point in points
         if point["bar"] is not None
     ]
-    result = {
-        **provenance(PACKAGES),
-        "threads": threads,
-        "limits": dataclasses.asdict(limits),
-        "points": points,
-        "bars": bars_json(bars),
-    }
     rates = limits.random_lines_per_s
-    text = "\n\n".join(
+    publish(
+        arguments,
+        "embedding-bag",
+        "Embedding bags",
+        limits,
+        PACKAGES,
+        {"points": points},
         [
-            "# Embedding bags",
             f"Median microseconds of a call from Python, sum pooling, fp32 output, {threads} "
             "threads. Limit: the cache lines of all rows at the rate at which this machine read "
             "random rows of that many lines in this run: "
             + ", ".join(f"{rate / 1e6:.0f} M lines/s at {n}" for n, rate in rates.items())
             + ". Zipf: hot rows stay in caches, so the limit does not bind.",
             table(points),
-            bars_table(bars),
-            provenance_lines(result),
-        ]
+        ],
+        {label(point): point["ratio"] for point in points},
+        bars,
     )
-    path = arguments.out / f"embedding-bag-{machine_name()}"
-    write_result(path, result, text)
-    plot_ratios(
-        path.with_suffix(".png"),
-        [label(point) for point in points],
-        [point["ratio"] for point in points],
-        "Embedding bags",
-    )
-    for bar in bars:
-        print(bar)
 
 
 if __name__ == "__main__":

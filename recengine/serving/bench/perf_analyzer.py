@@ -78,28 +78,6 @@ def find_perf_analyzer(path: Path | None = None) -> Path:
     )
 
 
-def command(
-    binary: Path,
-    url: str,
-    model: str,
-    input_data: Path | str,
-    load: Sequence[str],
-    windows: Windows,
-) -> list[str]:
-    """The command line of one point: gRPC, always exactly `windows.count` windows.
-
-    One thread sends and receives for all connections: on the server's own machine, perf_analyzer's
-    default of several threads takes a fifth of the cores from the server.
-    """
-    return [
-        *[str(binary), "-m", model, "-u", url, "-i", "grpc"],
-        *["--input-data", str(input_data), *load],
-        *["--measurement-interval", str(windows.milliseconds)],
-        *["--async", "--max-threads", "1"],
-        *["--stability-percentage", "999", "--max-trials", str(windows.count), "--verbose-csv"],
-    ]
-
-
 def measure(
     binary: Path, url: str, model: str, input_data: Path | str, concurrency: int, windows: Windows
 ) -> LoadPoint:
@@ -132,9 +110,21 @@ def _run(
     load: Sequence[str],
     windows: Windows,
 ) -> LoadPoint:
+    """One point over gRPC, always exactly `windows.count` windows.
+
+    One thread sends and receives for all connections: on the server's own machine, perf_analyzer's
+    default of several threads takes a fifth of the cores from the server.
+    """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.csv"
-        line = [*command(binary, url, model, input_data, load, windows), "-f", str(report)]
+        line = [
+            *[str(binary), "-m", model, "-u", url, "-i", "grpc"],
+            *["--input-data", str(input_data), *load],
+            *["--measurement-interval", str(windows.milliseconds)],
+            *["--async", "--max-threads", "1"],
+            *["--stability-percentage", "999", "--max-trials", str(windows.count)],
+            *["--verbose-csv", "-f", str(report)],
+        ]
         limit_s = 60 + 10 * windows.count * windows.milliseconds / 1000
         done = subprocess.run(
             line, env=_environment(binary), capture_output=True, text=True, timeout=limit_s
