@@ -30,15 +30,6 @@ uint8_t* allocate(size_t bytes) {
   return static_cast<uint8_t*>(memory);
 }
 
-// Of a vector, rounded up.
-float length_of(const float* begin, const float* end) {
-  double squares = 0;
-  for (const float* value = begin; value != end; ++value) {
-    squares += double{*value} * double{*value};
-  }
-  return static_cast<float>(std::sqrt(squares) * kRoundUp);
-}
-
 }  // namespace
 
 void ItemCodes::Free::operator()(uint8_t* memory) const { std::free(memory); }

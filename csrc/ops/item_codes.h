@@ -11,8 +11,6 @@ namespace recengine {
 
 class ThreadPool;
 
-constexpr int64_t kBlockItems = 64;  // share a scale and an error, and are scored together
-constexpr int64_t kStepDims = 4;     // multiplied by one instruction
 constexpr int32_t kCodeOffset = 128;
 
 // What a scan reads of every block. Partial scans read the first steps: one with the lengths of the

@@ -17,9 +17,8 @@ constexpr int64_t kSampleRows = 1 << 14;
 constexpr int64_t kSampleQueries = 32;  // items stand in for queries
 constexpr double kWanted = 100;         // K that the costs are measured for
 constexpr int64_t kDimsApart = 8;       // of the scans that are tried
-constexpr int64_t kBlockRows = 64;      // that share a scale
-constexpr int64_t kRestDims = 4;        // that the rests' lengths take
 constexpr double kWorthwhile = 0.85;    // of the cost of all dimensions
+constexpr double kRoundUp = 1 + 1e-6;   // more than the conversion to fp32 may take off
 constexpr double kNegligible = 1e-9;    // of an element beside the diagonal
 
 // What a scan costs, in bytes read: measured on two cores of an AMD EPYC (Zen 5). A product of
@@ -37,7 +36,7 @@ double cost_of(int64_t dims, double passing, int64_t queries) {
 }
 
 double cost_of(const PartialScan& scan, int64_t queries) {
-  return cost_of(scan.dims + kRestDims, scan.passing, queries);
+  return cost_of(scan.dims + kStepDims, scan.passing, queries);
 }
 
 // Null when none costs clearly less than a scan of all dimensions.
@@ -167,9 +166,9 @@ void mix(std::vector<float>& axes, int64_t dim, int64_t begin, int64_t end,
 double mean_largest(Matrix<const float> rows) {
   double sum = 0;
   int64_t blocks = 0;
-  for (int64_t first = 0; first + kBlockRows <= rows.rows; first += kBlockRows, ++blocks) {
+  for (int64_t first = 0; first + kBlockItems <= rows.rows; first += kBlockItems, ++blocks) {
     float largest = 0;
-    for (int64_t i = 0; i < kBlockRows * rows.cols; ++i) {
+    for (int64_t i = 0; i < kBlockItems * rows.cols; ++i) {
       largest = std::max(largest, std::fabs(rows.row(first)[i]));
     }
     sum += double{largest};
@@ -260,6 +259,14 @@ std::vector<PartialScan> try_scans(Matrix<const float> items, int64_t wanted, Th
 
 }  // namespace
 
+float length_of(const float* begin, const float* end) {
+  double squares = 0;
+  for (const float* value = begin; value != end; ++value) {
+    squares += double{*value} * double{*value};
+  }
+  return static_cast<float>(std::sqrt(squares) * kRoundUp);
+}
+
 std::shared_ptr<const Rotation> Rotation::find(Matrix<const float> vectors, ThreadPool* pool) {
   const int64_t dim = vectors.cols;
   if (dim <= kDimsApart || dim > kMostDims || vectors.rows < kSampleRows) return nullptr;
@@ -301,6 +308,7 @@ void Rotation::choose_scans(Matrix<const float> items, int64_t rows, ThreadPool*
   const double share = kWanted / static_cast<double>(rows);
   const auto wanted = std::max<int64_t>(1, std::llround(share * static_cast<double>(items.rows)));
   const std::vector<PartialScan> tried = try_scans(items, wanted, pool);
+  static_assert(kStepDims >= 4, "the lengths of all scans' rests share a step");
   for (const int64_t queries : {1, 4, 16, 64}) {
     const PartialScan* const scan = cheapest(tried, dim_, queries);
     const auto same = [scan](const PartialScan& other) { return other.dims == scan->dims; };

@@ -10,6 +10,12 @@ namespace recengine {
 
 class ThreadPool;
 
+constexpr int64_t kBlockItems = 64;  // share a scale and an error, and are scored together
+constexpr int64_t kStepDims = 4;     // multiplied by one instruction
+
+// The length of a vector, rounded up.
+float length_of(const float* begin, const float* end);
+
 // A scan of the first dimensions of rotated vectors; what is left of an item, its rest, is bounded
 // by its length: <q, x> <= <q, x over dims> + |rest of q| |rest of x|.
 struct PartialScan {
@@ -33,7 +39,7 @@ class Rotation {
   // The scan that costs least for so many queries; null: one of all dimensions.
   const PartialScan* best(int64_t queries) const;
 
-  // At most four, of different dims; none where only mixing pays.
+  // At most kStepDims, of different dims; none where only mixing pays.
   const std::vector<PartialScan>& scans() const { return scans_; }
 
   // How far a product of two rotated unit vectors may be from that of the vectors.

@@ -55,13 +55,9 @@ std::vector<float> viewed(const float* unit, const ItemCodes& items, const CodeV
   std::vector<float> values(unit, unit + dim);
   if (items.rotation() != nullptr) items.rotation()->apply(unit, values.data());
   if (view.partial != nullptr) {
-    double squares = 0;
-    for (int64_t d = view.partial->dims; d < dim; ++d) {
-      squares += double{values[static_cast<size_t>(d)]} * double{values[static_cast<size_t>(d)]};
-    }
+    const float rest = length_of(values.data() + view.partial->dims, values.data() + dim);
     values.insert(values.begin(), kStepDims, 0.0f);
-    values[static_cast<size_t>(view.rest_slot)] =
-        static_cast<float>(std::sqrt(squares) * (1 + kRounding));
+    values[static_cast<size_t>(view.rest_slot)] = rest;
   }
   values.resize(static_cast<size_t>(view.steps * kStepDims), 0.0f);
   return values;
