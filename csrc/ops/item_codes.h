@@ -41,6 +41,9 @@ class ItemCodes {
   // The view that costs least for so many queries.
   const CodeView& view(int64_t queries) const;
 
+  // The view of all dimensions.
+  const CodeView& full_view() const { return views_.front(); }
+
   // What a view reads of a block: [steps, items of the block, kStepDims].
   const uint8_t* block(const CodeView& view, int64_t block) const {
     return codes_.get() + (block * steps_ + view.first_step) * kStepDims * kBlockItems;

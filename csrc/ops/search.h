@@ -94,6 +94,18 @@ inline int64_t scan_block_rows(int64_t dim) {
   return std::clamp<int64_t>(words * kBitmapWord, kBitmapWord, kMaxBlockItems);
 }
 
+// Bits of the items of a block of kBitmapWord that are there and that the bitmap allows.
+inline uint64_t allowed_items(const Search& search, int64_t block) {
+  const int64_t left = search.index->rows() - block * kBitmapWord;
+  const uint64_t there = left >= kBitmapWord ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
+  return search.allow_bitmap == nullptr ? there : there & search.allow_bitmap[block];
+}
+
+// A score for each of the queries that K items probably reach and few others do, guessed from a
+// sample of the items' codes; -inf for a catalog of which that is not worth it.
+std::vector<float> sample_bounds(const Context& context, const Search& search, int64_t first,
+                                 int64_t count, ThreadPool* pool);
+
 CosineScan scan_for(Isa isa);
 CosineGather gather_for(Isa isa);
 

@@ -15,7 +15,8 @@
 #include <vector>
 
 #include "cpu/isa.h"
-#include "ops/code_scan_kernel.h"
+#include "ops/coded_queries.h"
+#include "ops/rank.h"
 #include "ops/search.h"
 #include "ops/sort_key.h"
 
@@ -25,69 +26,8 @@ namespace {
 constexpr int64_t kBlocksAhead = 2;             // fetched before they are scanned
 constexpr int64_t kBlocksPerStep = 16;          // scanned with the thresholds of their beginning
 constexpr int64_t kScoredTogether = 512;        // candidates of a partial scan
-constexpr int64_t kSampledBlocks = 128;         // that guesses come from, or more
-constexpr int64_t kMostStride = 64;             // from one of these to the next
-constexpr int64_t kSampleRank = 6;              // beyond what is expected above the K-th best
-constexpr int64_t kLeastStride = 8;             // that makes a sample worth it
 constexpr int64_t kProductsPerChunk = 1 << 22;  // below, waking a thread costs more than it saves
-constexpr float kLargestCode = 127;
-constexpr float kLargestThreshold = 1e9f;  // beyond any sum of products, within 32 bits
-
-// Relative error of the few fp32 operations that make a bound, and more.
-constexpr double kRounding = 2e-6;
-
-CodeScan code_scan_for(Isa isa) {
-  return pick_kernel(isa, code_scan_portable, code_scan_avx2, code_scan_avx2,
-                     code_scan_avx512_vnni);
-}
-
-// A query as signed codes: about scale * code, and its part of the bounds.
-struct CodedQuery {
-  float scale = 1;
-  int32_t offset = 0;     // kCodeOffset * sum of its codes: what the items' offset adds to products
-  float slack = 0;        // of every bound
-  float error_share = 0;  // of a block's error that is added to that
-};
-
-// What a view multiplies the items' codes with: the rests' lengths, then dimensions. Zeros behind.
-std::vector<float> viewed(const float* unit, const ItemCodes& items, const CodeView& view,
-                          int64_t dim) {
-  std::vector<float> values(unit, unit + dim);
-  if (items.rotation() != nullptr) items.rotation()->apply(unit, values.data());
-  if (view.partial != nullptr) {
-    const float rest = length_of(values.data() + view.partial->dims, values.data() + dim);
-    values.insert(values.begin(), kStepDims, 0.0f);
-    values[static_cast<size_t>(view.rest_slot)] = rest;
-  }
-  values.resize(static_cast<size_t>(view.steps * kStepDims), 0.0f);
-  return values;
-}
-
-CodedQuery encode(const std::vector<float>& values, const ItemCodes& items, int64_t dim,
-                  int8_t* codes) {
-  float largest = 0;
-  for (const float value : values) largest = std::max(largest, std::fabs(value));
-  CodedQuery query;
-  if (largest > 0) query.scale = largest / kLargestCode;
-  double squares = 0;
-  int32_t sum = 0;
-  for (const float value : values) {
-    const float code = std::nearbyint(value / query.scale);
-    const double left = double{value} - double{query.scale} * double{code};
-    squares += left * left;
-    *codes = static_cast<int8_t>(code);
-    sum += *codes++;
-  }
-  query.offset = kCodeOffset * sum;
-  // |q| <= 1 + 1e-6 + turned, and |x'| <= |x| + |x - x'|. A score itself is rounded dim + 4 times.
-  const double error = std::sqrt(squares);
-  const double turned = items.rotation() == nullptr ? 0 : items.rotation()->error();
-  const double rounding = kRounding + double(dim + 4) * 0x1p-24 + turned;
-  query.slack =
-      static_cast<float>((error + rounding) * double{items.largest_norm()} * (1 + kRounding));
-  query.error_share = static_cast<float>((1 + turned + error) * (1 + kRounding));
-  return query;
-}
+constexpr float kLargestThreshold = 1e9f;       // beyond any sum of products, within 32 bits
 
 // An item that may be among the best, with bounds of its score; both are the score once known.
 struct Candidate {
@@ -119,22 +59,20 @@ struct Candidates {
 class CodeSearch {
  public:
   CodeSearch(const Context& context, const Search& search, int64_t first, int64_t count,
-             bool may_sample, int64_t scored_before)
+             bool may_guess, int64_t scored_before)
       : context_(context),
-        may_sample_(may_sample),
-        sample_stride_(std::min(search.index->codes()->blocks() / kSampledBlocks, kMostStride)),
         scored_before_(scored_before),
         search_(search),
         index_(*search.index),
         codes_(*search.index->codes()),
         view_(codes_.view(count)),
+        queries_(search, first, count, view_),
         scan_(code_scan_for(context.isa)),
         gather_(gather_for(context.isa)),
         first_(first),
         count_(count),
         k_(search.k()),
-        bounds_(static_cast<size_t>(count)),
-        guesses_(static_cast<size_t>(count), kLowest) {
+        bounds_(static_cast<size_t>(count)) {
     const int64_t worth = index_.rows() * index_.dim() / kProductsPerChunk * count;
     const int64_t steps = (codes_.blocks() + kBlocksPerStep - 1) / kBlocksPerStep;
     num_chunks_ = count_chunks(context.pool, worth, steps);
@@ -153,19 +91,14 @@ class CodeSearch {
     for (int64_t list = 0; list < lists; ++list) {
       idle_.push_back(candidates_.data() + list * count);
     }
-    query_codes_.resize(static_cast<size_t>(count * stride()));
-    for (std::atomic<float>& bound : bounds_) bound.store(kLowest, std::memory_order_relaxed);
+    guesses_ = may_guess ? sample_bounds(context, search, first, count, pool_)
+                         : std::vector<float>(static_cast<size_t>(count), kLowest);
     for (int64_t q = 0; q < count; ++q) {
-      queries_.push_back(encode(viewed(search.queries.row(first + q), codes_, view_, index_.dim()),
-                                codes_, index_.dim(), query_codes_.data() + q * stride()));
+      bound(q).store(guesses_[static_cast<size_t>(q)], std::memory_order_relaxed);
     }
   }
 
   void run() {
-    if (may_sample_ && sample_stride_ >= kLeastStride) {
-      const int64_t tiles = (count_ + kTileQueries - 1) / kTileQueries;
-      for_each(pool_, tiles, [this](int64_t tile) { sample(tile * kTileQueries); });
-    }
     for_each(pool_, num_chunks_, [this](int64_t chunk) {
       Candidates* const found = take();
       scan_chunk(chunk, found);
@@ -175,9 +108,7 @@ class CodeSearch {
   }
 
  private:
-  int64_t stride() const { return view_.steps * kStepDims; }
   std::atomic<float>& bound(int64_t q) { return bounds_[static_cast<size_t>(q)]; }
-  const CodedQuery& query(int64_t q) const { return queries_[static_cast<size_t>(q)]; }
 
   // The candidates of all queries, for one thread: there are as many as threads.
   Candidates* take() {
@@ -190,34 +121,6 @@ class CodeSearch {
   void give_back(Candidates* found) {
     const std::lock_guard<std::mutex> lock(mutex_);
     idle_.push_back(found);
-  }
-
-  // Guesses the bounds of a tile's queries from some of the blocks, so that most items are ruled
-  // out from the first: about 2 K + 6 strides of all items lie above a guess. answer() checks that
-  // there are K.
-  void sample(int64_t first) {
-    const int64_t end = std::min<int64_t>(first + kTileQueries, count_);
-    const int64_t rank = 2 * k_ / sample_stride_ + kSampleRank;
-    for (int64_t q = first; q < end; ++q) {
-      candidates_[static_cast<size_t>(q)].open(rank, growth_,
-                                               ExcludedRows(*search_.exclusions, first_ + q, 0));
-    }
-    int32_t thresholds[kTileQueries];
-    for (int64_t block = sample_stride_ / 2; block < codes_.blocks(); block += sample_stride_) {
-      const uint64_t allowed = allowed_items(block);
-      if (allowed == 0) continue;
-      for (int64_t q = first; q < end; ++q) {
-        set_thresholds(q, block, block + 1, thresholds + q - first);
-      }
-      scan_tile(candidates_.data(), first, end, block, allowed, thresholds, 1,
-                codes_at(block + sample_stride_));
-    }
-    for (int64_t q = first; q < end; ++q) {
-      Candidates& found = candidates_[static_cast<size_t>(q)];
-      drop(q, found);
-      guesses_[static_cast<size_t>(q)] = bound(q).load(std::memory_order_relaxed);
-      found.open(k_, growth_, ExcludedRows());
-    }
   }
 
   void scan_chunk(int64_t chunk, Candidates* found) {
@@ -237,7 +140,7 @@ class CodeSearch {
         set_thresholds(q, block, step_end, thresholds.data() + q * kBlocksPerStep);
       }
       for (; block < step_end; ++block) {
-        const uint64_t allowed = allowed_items(block);
+        const uint64_t allowed = allowed_items(search_, block);
         if (allowed == 0) continue;
         const int32_t* of_block = thresholds.data() + (block - step_begin);
         for (int64_t q = 0; q < count_; q += kTileQueries) {
@@ -249,13 +152,6 @@ class CodeSearch {
     }
   }
 
-  // Bits of the block's items that are there and that the bitmap allows.
-  uint64_t allowed_items(int64_t block) const {
-    const int64_t left = index_.rows() - block * kBlockItems;
-    const uint64_t there = left >= kBlockItems ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
-    return search_.allow_bitmap == nullptr ? there : there & search_.allow_bitmap[block];
-  }
-
   // The codes of a block, or null behind the last.
   const uint8_t* codes_at(int64_t block) const {
     return block < codes_.blocks() ? codes_.block(view_, block) : nullptr;
@@ -263,7 +159,7 @@ class CodeSearch {
 
   // The least product, offset included, with which an item of each block can still be wanted.
   void set_thresholds(int64_t q, int64_t first_block, int64_t end_block, int32_t* thresholds) {
-    const CodedQuery& coded = query(q);
+    const CodedQuery& coded = queries_[q];
     const float wanted = bound(q).load(std::memory_order_relaxed) - coded.slack;
     const float inverse = 1 / coded.scale;
     for (int64_t block = first_block; block < end_block; ++block) {
@@ -280,13 +176,8 @@ class CodeSearch {
   void scan_tile(Candidates* found, int64_t first, int64_t end, int64_t block, uint64_t allowed,
                  const int32_t* thresholds, int64_t threshold_stride, const uint8_t* ahead) {
     CodeHits hits;
-    const CodeTile tile = {codes_.block(view_, block),
-                           view_.steps,
-                           query_codes_.data() + first * stride(),
-                           static_cast<int>(end - first),
-                           thresholds,
-                           threshold_stride,
-                           ahead};
+    const CodeTile tile =
+        queries_.tile(first, end - first, block, thresholds, threshold_stride, ahead);
     for (uint32_t any = scan_(tile, hits); any != 0; any &= any - 1) {
       const int hit = __builtin_ctz(any);
       offer(found[first + hit], first + hit, block, hits.items[hit] & allowed, hits.products[hit]);
@@ -294,13 +185,13 @@ class CodeSearch {
   }
 
   void offer(Candidates& found, int64_t q, int64_t block, uint64_t items, const int32_t* products) {
-    const CodedQuery& coded = query(q);
-    const float slack = coded.slack + view_.errors[static_cast<size_t>(block)] * coded.error_share;
-    const float scale = coded.scale * codes_.scales()[block];
+    const float slack = queries_.bound(q, block);
+    const float unit = queries_.unit(q, block);
+    const int32_t offset = queries_[q].offset;
     float wanted = bound(q).load(std::memory_order_relaxed);
     for (; items != 0; items &= items - 1) {
       const int item = __builtin_ctzll(items);
-      const float about = static_cast<float>(products[item] - coded.offset) * scale;
+      const float about = static_cast<float>(products[item] - offset) * unit;
       if (about + slack < wanted) continue;
       const int64_t row = block * kBlockItems + item;
       if (found.excluded.holds(row)) continue;
@@ -328,16 +219,14 @@ class CodeSearch {
     found.limit = found.size + growth_;
   }
 
-  // Raises the query's bound to the lower bound of the rank and drops what is below it.
+  // Raises the query's bound to about the lower bound of the rank and drops what is below it.
   void drop(int64_t q, Candidates& found) {
     if (view_.partial != nullptr) score(q, found);
     if (found.size >= found.rank) {
       static thread_local std::vector<float> lowers;
       lowers.clear();
       for (int64_t i = 0; i < found.size; ++i) lowers.push_back(found.items[i].lower);
-      std::nth_element(lowers.begin(), lowers.begin() + found.rank - 1, lowers.end(),
-                       std::greater<>());
-      raise(bound(q), lowers[static_cast<size_t>(found.rank - 1)]);
+      raise(bound(q), value_of_rank(lowers, found.rank));
     }
     const float wanted = bound(q).load(std::memory_order_relaxed);
     const auto ruled_out = [wanted](const Candidate& c) { return c.upper < wanted; };
@@ -385,7 +274,7 @@ class CodeSearch {
                                      [guess](const Candidate& c) { return c.lower >= guess; });
     if (guess > kLowest && above < k_) {
       // The guess was too high, or there are fewer than K: search again without one.
-      CodeSearch(context_, search_, first_ + q, 1, /*may_sample=*/false, found.scored).run();
+      CodeSearch(context_, search_, first_ + q, 1, /*may_guess=*/false, found.scored).run();
       return;
     }
     drop(q, found);
@@ -395,17 +284,16 @@ class CodeSearch {
       keys.push_back(sort_key(found.items[i].lower, found.items[i].row));
     }
     write_answer(keys, search_, first_ + q, found.scored,
-                 query(q).slack + view_.largest_error * query(q).error_share);
+                 queries_[q].slack + view_.largest_error * queries_[q].error_share);
   }
 
   const Context context_;
-  bool may_sample_;
-  int64_t sample_stride_;  // in blocks
   int64_t scored_before_;  // of the one query, in a search that did not answer it
   const Search& search_;
   const ItemIndex& index_;
   const ItemCodes& codes_;
   const CodeView& view_;
+  CodedQueries queries_;
   CodeScan scan_;
   CosineGather gather_;
   ThreadPool* pool_ = nullptr;  // null also for what is not worth several threads
@@ -419,9 +307,7 @@ class CodeSearch {
   std::unique_ptr<Candidate[]> memory_;  // [threads, queries, capacity]
   std::vector<Candidates> candidates_;   // [threads, queries]
   std::mutex mutex_;
-  std::vector<Candidates*> idle_;    // [queries] each; guarded by mutex_
-  std::vector<int8_t> query_codes_;  // [queries, steps * kStepDims]
-  std::vector<CodedQuery> queries_;
+  std::vector<Candidates*> idle_;           // [queries] each; guarded by mutex_
   std::vector<std::atomic<float>> bounds_;  // what an item must reach to be wanted
   std::vector<float> guesses_;              // those that the bounds began with
 };
@@ -431,7 +317,7 @@ class CodeSearch {
 void search_codes(const Context& context, const Search& search) {
   for (int64_t first = 0; first < search.queries.count; first += kQueriesPerPass) {
     const int64_t count = std::min(kQueriesPerPass, search.queries.count - first);
-    CodeSearch(context, search, first, count, /*may_sample=*/true, /*scored_before=*/0).run();
+    CodeSearch(context, search, first, count, /*may_guess=*/true, /*scored_before=*/0).run();
   }
 }
 

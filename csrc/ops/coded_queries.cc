@@ -1,0 +1,73 @@
+#include "ops/coded_queries.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/isa.h"
+
+namespace recengine {
+namespace {
+
+constexpr float kLargestCode = 127;
+
+// Relative error of the few fp32 operations that make a bound, and more.
+constexpr double kRounding = 2e-6;
+
+// What a view multiplies the items' codes with: the rests' lengths, then dimensions. Zeros behind.
+std::vector<float> viewed(const float* unit, const ItemCodes& items, const CodeView& view,
+                          int64_t dim) {
+  std::vector<float> values(unit, unit + dim);
+  if (items.rotation() != nullptr) items.rotation()->apply(unit, values.data());
+  if (view.partial != nullptr) {
+    const float rest = length_of(values.data() + view.partial->dims, values.data() + dim);
+    values.insert(values.begin(), kStepDims, 0.0f);
+    values[static_cast<size_t>(view.rest_slot)] = rest;
+  }
+  values.resize(static_cast<size_t>(view.steps * kStepDims), 0.0f);
+  return values;
+}
+
+CodedQuery encode(const std::vector<float>& values, const ItemCodes& items, int64_t dim,
+                  int8_t* codes) {
+  float largest = 0;
+  for (const float value : values) largest = std::max(largest, std::fabs(value));
+  CodedQuery query;
+  if (largest > 0) query.scale = largest / kLargestCode;
+  double squares = 0;
+  int32_t sum = 0;
+  for (const float value : values) {
+    const float code = std::nearbyint(value / query.scale);
+    const double left = double{value} - double{query.scale} * double{code};
+    squares += left * left;
+    *codes = static_cast<int8_t>(code);
+    sum += *codes++;
+  }
+  query.offset = kCodeOffset * sum;
+  // |q| <= 1 + 1e-6 + turned, and |x'| <= |x| + |x - x'|. A score itself is rounded dim + 4 times.
+  const double error = std::sqrt(squares);
+  const double turned = items.rotation() == nullptr ? 0 : items.rotation()->error();
+  const double rounding = kRounding + double(dim + 4) * 0x1p-24 + turned;
+  query.slack =
+      static_cast<float>((error + rounding) * double{items.largest_norm()} * (1 + kRounding));
+  query.error_share = static_cast<float>((1 + turned + error) * (1 + kRounding));
+  return query;
+}
+
+}  // namespace
+
+CodeScan code_scan_for(Isa isa) {
+  return pick_kernel(isa, code_scan_portable, code_scan_avx2, code_scan_avx2,
+                     code_scan_avx512_vnni);
+}
+
+CodedQueries::CodedQueries(const Search& search, int64_t first, int64_t count, const CodeView& view)
+    : items_(*search.index->codes()), view_(view) {
+  const int64_t dim = search.index->dim();
+  codes_.resize(static_cast<size_t>(count * stride()));
+  for (int64_t q = 0; q < count; ++q) {
+    const std::vector<float> values = viewed(search.queries.row(first + q), items_, view_, dim);
+    queries_.push_back(encode(values, items_, dim, codes_.data() + q * stride()));
+  }
+}
+
+}  // namespace recengine

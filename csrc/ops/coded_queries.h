@@ -1,0 +1,60 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "ops/code_scan_kernel.h"
+#include "ops/item_codes.h"
+#include "ops/search.h"
+
+namespace recengine {
+
+CodeScan code_scan_for(Isa isa);
+
+// A query as signed codes: about scale * code, and its part of the bounds.
+struct CodedQuery {
+  float scale = 1;
+  int32_t offset = 0;     // kCodeOffset * sum of its codes: what the items' offset adds to products
+  float slack = 0;        // of every bound
+  float error_share = 0;  // of a block's error that is added to that
+};
+
+// Some queries of a search as a view of the items' codes is multiplied with.
+class CodedQueries {
+ public:
+  CodedQueries(const Search& search, int64_t first, int64_t count, const CodeView& view);
+
+  int64_t size() const { return static_cast<int64_t>(queries_.size()); }
+  const CodedQuery& operator[](int64_t q) const { return queries_[static_cast<size_t>(q)]; }
+
+  // Queries [first, first + count), at most kTileQueries, against a block. `thresholds` are least
+  // products, offset included; `ahead` is a block that will be scanned soon, or null.
+  CodeTile tile(int64_t first, int64_t count, int64_t block, const int32_t* thresholds,
+                int64_t threshold_stride, const uint8_t* ahead) const {
+    return {items_.block(view_, block),
+            view_.steps,
+            codes_.data() + first * stride(),
+            static_cast<int>(count),
+            thresholds,
+            threshold_stride,
+            ahead};
+  }
+
+  // How far the score of an item of the block may be from its estimate.
+  float bound(int64_t q, int64_t block) const {
+    return (*this)[q].slack + view_.errors[static_cast<size_t>(block)] * (*this)[q].error_share;
+  }
+
+  // What a unit of a product with an item of the block stands for.
+  float unit(int64_t q, int64_t block) const { return (*this)[q].scale * items_.scales()[block]; }
+
+ private:
+  int64_t stride() const { return view_.steps * kStepDims; }
+
+  const ItemCodes& items_;
+  const CodeView& view_;
+  std::vector<int8_t> codes_;  // [queries, steps * kStepDims]
+  std::vector<CodedQuery> queries_;
+};
+
+}  // namespace recengine

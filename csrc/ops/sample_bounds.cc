@@ -1,0 +1,121 @@
+// Bounds to begin a search with, guessed from a sample of the catalog: most items are ruled out
+// from the first, and few are ever candidates. Who uses a guess checks that K items reach it.
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "cpu/thread_pool.h"
+#include "ops/coded_queries.h"
+#include "ops/rank.h"
+#include "ops/search.h"
+
+namespace recengine {
+namespace {
+
+constexpr int64_t kSampledBlocks = 32;  // or more
+constexpr int64_t kMostStride = 128;    // from one of them to the next
+constexpr int64_t kLeastStride = 4;     // that makes a sample worth it
+
+// Every stride-th block of the catalog, in full even where searches read it in part: only that
+// bounds scores from below.
+class Sample {
+ public:
+  Sample(const Context& context, const Search& search, int64_t first, int64_t count)
+      : search_(search),
+        codes_(*search.index->codes()),
+        scan_(code_scan_for(context.isa)),
+        first_(first),
+        stride_(std::min(codes_.blocks() / kSampledBlocks, kMostStride)) {
+    if (stride_ < kLeastStride) return;
+    blocks_ = (codes_.blocks() - stride_ / 2 + stride_ - 1) / stride_;
+    queries_.emplace(search, first, count, codes_.full_view());
+  }
+
+  bool is_worth_it() const { return blocks_ > 0; }
+
+  // The guesses for queries [begin, end), at most a tile of them.
+  void guess(int64_t begin, int64_t end, float* guesses) const {
+    std::vector<float> scores[kTileQueries];
+    for (std::vector<float>& of_query : scores) {
+      of_query.resize(static_cast<size_t>(blocks_ * kBlockItems));
+    }
+    for (int64_t i = 0; i < blocks_; ++i) score_block(begin, end, i, scores);
+    for (int64_t q = begin; q < end; ++q) {
+      std::vector<float>& of_query = scores[q - begin];
+      drop_excluded(first_ + q, of_query);
+      guesses[q] = value_of_rank(of_query, rank());
+    }
+  }
+
+ private:
+  int64_t block(int64_t i) const { return stride_ / 2 + i * stride_; }
+
+  // Of the K best the sample holds about K / stride, more or fewer by chance: one that ranks behind
+  // these is very likely not among the K best.
+  int64_t rank() const {
+    const double expected = static_cast<double>(search_.k()) / static_cast<double>(stride_);
+    return static_cast<int64_t>(expected + 3 * std::sqrt(expected) + 4);
+  }
+
+  // Lower bounds of the scores, -inf for items that are not allowed.
+  void score_block(int64_t begin, int64_t end, int64_t i, std::vector<float>* scores) const {
+    constexpr int32_t kAll = std::numeric_limits<int32_t>::min();
+    const uint8_t* const ahead =
+        i + 1 < blocks_ ? codes_.block(codes_.full_view(), block(i + 1)) : nullptr;
+    const uint64_t allowed = allowed_items(search_, block(i));
+    CodeHits hits;
+    scan_(queries_->tile(begin, end - begin, block(i), &kAll, 0, ahead), hits);
+    for (int64_t q = begin; q < end; ++q) {
+      const float unit = queries_->unit(q, block(i));
+      const float bound = queries_->bound(q, block(i));
+      const int32_t offset = (*queries_)[q].offset;
+      const int32_t* const products = hits.products[q - begin];
+      float* const of_block = scores[q - begin].data() + i * kBlockItems;
+      for (int64_t item = 0; item < kBlockItems; ++item) {
+        of_block[item] = static_cast<float>(products[item] - offset) * unit - bound;
+      }
+      for (uint64_t dropped = ~allowed; dropped != 0; dropped &= dropped - 1) {
+        of_block[__builtin_ctzll(dropped)] = kLowest;
+      }
+    }
+  }
+
+  // Rows may lie behind the index: of items that were appended to it.
+  void drop_excluded(int64_t query, std::vector<float>& scores) const {
+    const Exclusions& exclusions = *search_.exclusions;
+    const auto place = static_cast<size_t>(query);
+    for (int64_t i = exclusions.begin[place]; i < exclusions.begin[place + 1]; ++i) {
+      const int64_t row = exclusions.rows[static_cast<size_t>(i)];
+      const int64_t behind = row / kBlockItems - block(0);
+      if (behind < 0 || behind % stride_ != 0 || behind / stride_ >= blocks_) continue;
+      scores[static_cast<size_t>(behind / stride_ * kBlockItems + row % kBlockItems)] = kLowest;
+    }
+  }
+
+  const Search& search_;
+  const ItemCodes& codes_;
+  CodeScan scan_;
+  int64_t first_;       // query of the call
+  int64_t stride_;      // from one block to the next
+  int64_t blocks_ = 0;  // in the sample
+  std::optional<CodedQueries> queries_;
+};
+
+}  // namespace
+
+std::vector<float> sample_bounds(const Context& context, const Search& search, int64_t first,
+                                 int64_t count, ThreadPool* pool) {
+  std::vector<float> guesses(static_cast<size_t>(count), kLowest);
+  const Sample sample(context, search, first, count);
+  if (!sample.is_worth_it()) return guesses;
+  const int64_t tiles = (count + kTileQueries - 1) / kTileQueries;
+  for_each(pool, tiles, [&](int64_t tile) {
+    const int64_t begin = tile * kTileQueries;
+    sample.guess(begin, std::min<int64_t>(begin + kTileQueries, count), guesses.data());
+  });
+  return guesses;
+}
+
+}  // namespace recengine
