@@ -1,10 +1,8 @@
 #include "engine/bundle_files.h"
 
-#include <algorithm>
 #include <vector>
 
 #include "cpu/thread_pool.h"
-#include "engine/sha256.h"
 #include "recengine/error.h"
 
 namespace recengine {
@@ -12,18 +10,16 @@ namespace {
 
 struct Chunk {
   const MappedFile* file;
-  const FileEntry* entry;
+  ChunkDigests* digests;
+  const std::string* expected;
   int64_t position;
 };
 
 void verify(const Chunk& chunk) {
-  const int64_t offset = chunk.position * chunk.entry->chunk_bytes;
-  const int64_t size = std::min(chunk.entry->chunk_bytes, chunk.entry->bytes - offset);
-  const std::string found = to_hex(sha256({chunk.file->bytes().data + offset, size}));
-  const std::string& expected = chunk.entry->sha256[static_cast<size_t>(chunk.position)];
-  if (found != expected) {
+  const std::string& found = chunk.digests->get(*chunk.file, chunk.position);
+  if (found != *chunk.expected) {
     throw BundleError(chunk.file->path() + ": chunk " + std::to_string(chunk.position) +
-                      ": expected SHA-256 " + expected + ", found " + found);
+                      ": expected SHA-256 " + *chunk.expected + ", found " + found);
   }
 }
 
@@ -37,8 +33,9 @@ BundleFiles::BundleFiles(const std::string& directory, const Manifest& manifest,
       throw BundleError(file.path() + ": expected " + std::to_string(entry.bytes) +
                         " bytes, found " + std::to_string(file.bytes().size));
     }
+    digests_.push_back(ChunkDigests::of(file, entry.chunk_bytes));
     for (size_t i = 0; i < entry.sha256.size(); ++i) {
-      chunks.push_back({&file, &entry, static_cast<int64_t>(i)});
+      chunks.push_back({&file, digests_.back().get(), &entry.sha256[i], static_cast<int64_t>(i)});
     }
   }
   pool.parallel_for(static_cast<int64_t>(chunks.size()),

@@ -1,8 +1,11 @@
 #pragma once
 
 #include <map>
+#include <memory>
 #include <string>
+#include <vector>
 
+#include "engine/chunk_digests.h"
 #include "engine/manifest.h"
 #include "engine/mapped_file.h"
 #include "engine/safetensors.h"
@@ -24,7 +27,8 @@ class BundleFiles {
 
  private:
   std::map<std::string, MappedFile> files_;
-  std::map<std::string, Safetensors> tensors_;  // parsed when first asked for
+  std::vector<std::shared_ptr<ChunkDigests>> digests_;  // kept for others who load these files
+  std::map<std::string, Safetensors> tensors_;          // parsed when first asked for
 };
 
 }  // namespace recengine

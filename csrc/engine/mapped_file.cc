@@ -62,6 +62,10 @@ std::string resolve(const std::string& directory, const std::string& name,
   return real.string();
 }
 
+int64_t nanoseconds(const timespec& time) {
+  return int64_t{time.tv_sec} * 1'000'000'000 + time.tv_nsec;
+}
+
 }  // namespace
 
 MappedFile::MappedFile(const std::string& directory, const std::string& name)
@@ -73,6 +77,8 @@ MappedFile::MappedFile(const std::string& directory, const std::string& name)
   struct stat status = {};
   if (fstat(file.get(), &status) != 0) fail(path_, errno);
   if (!S_ISREG(status.st_mode)) throw BundleError(path_ + ": not a regular file");
+  identity_ = {static_cast<int64_t>(status.st_dev), static_cast<int64_t>(status.st_ino),
+               status.st_size, nanoseconds(status.st_mtim), nanoseconds(status.st_ctim)};
   if (status.st_size == 0) return;
   void* memory =
       mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ, MAP_SHARED, file.get(), 0);
@@ -87,6 +93,8 @@ MappedFile::~MappedFile() {
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
-    : path_(std::move(other.path_)), bytes_(std::exchange(other.bytes_, {})) {}
+    : path_(std::move(other.path_)),
+      identity_(other.identity_),
+      bytes_(std::exchange(other.bytes_, {})) {}
 
 }  // namespace recengine

@@ -1,11 +1,16 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string>
 
 #include "recengine/tensor.h"
 
 namespace recengine {
+
+// What a file system tells a file and its state by: device, inode, bytes, and in nanoseconds when
+// contents and inode were last changed.
+using FileIdentity = std::array<int64_t, 5>;
 
 // A file of a version directory, mapped read-only for as long as the object lives.
 class MappedFile {
@@ -22,11 +27,14 @@ class MappedFile {
 
   Span<const uint8_t> bytes() const { return bytes_; }
 
+  const FileIdentity& identity() const { return identity_; }
+
   // Where the file is, for messages.
   const std::string& path() const { return path_; }
 
  private:
   std::string path_;
+  FileIdentity identity_ = {};
   Span<const uint8_t> bytes_;
 };
 

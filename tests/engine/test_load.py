@@ -3,7 +3,9 @@
 import contextlib
 import json
 import os
+import shutil
 import struct
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
@@ -58,6 +60,37 @@ def test_every_chunk_of_a_file_is_hashed(copy):
     data[-1] ^= 1
     path.write_bytes(data)
     assert_refused(copy, f"{TENSORS}: chunk {len(data) // 1000}: expected SHA-256")
+
+
+def flip_bit(path, place):
+    """As a new file in the old one's place: who has that mapped keeps it as it was."""
+    data = bytearray(path.read_bytes())
+    data[place] ^= 1
+    changed = path.with_suffix(".changed")
+    changed.write_bytes(data)
+    changed.replace(path)
+
+
+def test_a_change_is_found_while_an_engine_holds_the_file_as_it_was(copy, golden_users):
+    engine = Engine(copy.directory)
+    before = engine.retrieve(golden_users)
+    flip_bit(copy.directory / TENSORS, -1)
+    assert_refused(copy, f"{TENSORS}: chunk 0: expected SHA-256")
+    np.testing.assert_array_equal(engine.retrieve(golden_users)[0], before[0])
+
+
+def test_engines_that_load_the_same_files_at_once_all_check_them(copy, tmp_path):
+    directories = [tmp_path / f"version_{i}" for i in range(8)]
+    for directory in directories:
+        shutil.copytree(copy.directory, directory, copy_function=os.link)
+    damaged = directories[-1]
+    flip_bit(damaged / TENSORS, -1)
+    with ThreadPoolExecutor(len(directories)) as pool:
+        loads = [pool.submit(Engine, directory) for directory in directories]
+    for load in loads[:-1]:
+        load.result()
+    with pytest.raises(BundleError, match=f"{damaged.name}/{TENSORS}: chunk 0: expected SHA-256"):
+        loads[-1].result()
 
 
 def test_missing_directory_and_manifest_are_named(copy):
