@@ -13,10 +13,11 @@ from recengine.errors import RecengineError
 _ROWS_AT_ONCE = 1 << 16
 
 Rows = npt.NDArray[np.int64]
+UnitVectors = npt.NDArray[np.float32] | npt.NDArray[np.float16]
 
 
 def check_against_fp64(
-    unit_vectors: npt.NDArray[np.float32],
+    unit_vectors: UnitVectors,
     queries: npt.NDArray[np.float32],
     rows: Rows,
     scores: npt.NDArray[np.float32],
@@ -38,7 +39,7 @@ def check_against_fp64(
         _check_query(exact, wanted, rows[query], scores[query], tolerance, where)
 
 
-def _fp64_scores(unit_vectors: npt.NDArray[np.float32], unit: Any) -> npt.NDArray[np.float64]:
+def _fp64_scores(unit_vectors: UnitVectors, unit: Any) -> npt.NDArray[np.float64]:
     blocks = range(0, len(unit_vectors), _ROWS_AT_ONCE)
     parts = [unit_vectors[b : b + _ROWS_AT_ONCE].astype(np.float64) @ unit for b in blocks]
     return np.concatenate([np.empty(0), *parts])

@@ -140,7 +140,10 @@ class Graph(_Model):
 
 
 class Index(_Model):
-    """Unit item vectors [rows, dim] and raw keys [rows]; row r is vocabulary row r + 1."""
+    """Unit item vectors [rows, dim] and raw keys [rows]; row r is vocabulary row r + 1.
+
+    Vectors are float32 or float16; keys are int64.
+    """
 
     rows: Annotated[int, Field(gt=0)]
     dim: Annotated[int, Field(gt=0)]

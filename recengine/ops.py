@@ -67,17 +67,26 @@ class ItemIndex:
 
     @classmethod
     def from_unit_vectors(cls, unit_vectors: npt.ArrayLike) -> ItemIndex:
-        """An index over float32 vectors that are of unit length already; they are not copied.
+        """An index over vectors that are of unit length already; they are not copied.
 
-        They must stay as they are while the index lives: its codes are made from them here.
+        They must stay as they are while the index lives: its codes are made from them here. Rows of
+        a catalog that does not fit in memory may be a `numpy.memmap`; a search reads few of them.
+
+        Args:
+            unit_vectors: float32 [rows, dim], or float16, which stand for their values in float32:
+                scores are made of these, and queries stay float32.
 
         Raises:
             InputError: the rank is not 2, or a value is not finite where there are codes.
         """
+        name = "[item_index] unit_vectors"
+        array = as_numpy(name, unit_vectors)
+        if array.dtype == np.float16:
+            array = np.require(array, requirements=["C", "A"]).view(np.uint16)
+        else:
+            array = cast_array(name, array, np.float32)
         index = cls.__new__(cls)
-        index._native = _ops.ItemIndex.from_unit_vectors(
-            cast_array("[item_index] unit_vectors", unit_vectors, np.float32)
-        )
+        index._native = _ops.ItemIndex.from_unit_vectors(array)
         return index
 
     @property
@@ -99,9 +108,10 @@ class ItemIndex:
         return self._native.partial_scans
 
     @property
-    def unit_vectors(self) -> npt.NDArray[np.float32]:
+    def unit_vectors(self) -> npt.NDArray[np.float32] | npt.NDArray[np.float16]:
         """A read-only view [rows, dim]."""
-        return self._native.unit_vectors
+        vectors = self._native.unit_vectors
+        return vectors.view(np.float16) if vectors.dtype == np.uint16 else vectors
 
 
 class LiveItemIndex:

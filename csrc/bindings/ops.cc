@@ -252,13 +252,20 @@ BoundIndex build_index(const Array<float>& vectors) {
   return {ItemIndex::build(matrix, shared_pool(usable_cores())), std::nullopt};
 }
 
-BoundIndex borrow_index(Array<float> unit_vectors) {
-  const Matrix<const float> matrix = as_matrix("[item_index] unit_vectors", unit_vectors);
+BoundIndex borrow_index(const ItemVectors& unit_vectors, py::array owner) {
   ThreadPool* pool = shared_pool(usable_cores());
   std::optional<py::gil_scoped_release> release(std::in_place);
-  ItemIndex index = ItemIndex::from_unit_vectors(matrix, pool);
+  ItemIndex index = ItemIndex::from_unit_vectors(unit_vectors, pool);
   release.reset();
-  return {std::move(index), std::move(unit_vectors)};
+  return {std::move(index), std::move(owner)};
+}
+
+BoundIndex borrow_floats(const Array<float>& unit_vectors) {
+  return borrow_index({as_matrix("[item_index] unit_vectors", unit_vectors), {}}, unit_vectors);
+}
+
+BoundIndex borrow_halves(const Array<uint16_t>& unit_vectors) {
+  return borrow_index({{}, as_matrix("[item_index] unit_vectors", unit_vectors)}, unit_vectors);
 }
 
 std::unique_ptr<LiveItemIndex> build_live_index(const Array<float>& vectors) {
@@ -286,11 +293,17 @@ void remove_items(LiveItemIndex& self, const Array<int64_t>& rows) {
   self.remove(span);
 }
 
-Array<float> unit_vectors(const py::object& self) {
-  const Matrix<const float> units = self.cast<const BoundIndex&>().index.unit_vectors();
-  Array<float> view({units.rows, units.cols}, units.data, self);
+template <typename T>
+py::array read_only(Matrix<const T> matrix, const py::object& owner) {
+  Array<T> view({matrix.rows, matrix.cols}, matrix.data, owner);
   view.attr("setflags")("write"_a = false);
   return view;
+}
+
+// fp32, or uint16 for the bits of fp16.
+py::array unit_vectors(const py::object& self) {
+  const ItemVectors& units = self.cast<const BoundIndex&>().index.unit_vectors();
+  return units.is_half() ? read_only(units.halves, self) : read_only(units.floats, self);
 }
 
 BoundVocabulary hashed_vocabulary(Array<int64_t> slot_keys, Array<int32_t> slot_rows,
@@ -333,7 +346,8 @@ void bind_classes(py::module_& module) {
       .def_property_readonly("row_type", &row_type_name);
   py::class_<BoundIndex>(module, "ItemIndex")
       .def_static("build", &build_index, py::arg("vectors").noconvert())
-      .def_static("from_unit_vectors", &borrow_index, py::arg("unit_vectors").noconvert())
+      .def_static("from_unit_vectors", &borrow_floats, py::arg("unit_vectors").noconvert())
+      .def_static("from_unit_vectors", &borrow_halves, py::arg("unit_vectors").noconvert())
       .def_property_readonly("rows", [](const BoundIndex& self) { return self.index.rows(); })
       .def_property_readonly("dim", [](const BoundIndex& self) { return self.index.dim(); })
       .def_property_readonly("partial_scans",

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "cpu/thread_pool.h"
+#include "ops/item_rows.h"
 #include "recengine/error.h"
 
 namespace recengine {
@@ -161,12 +162,16 @@ EmbeddingTable load_table(const std::string& name, const TableSpec& spec, Bundle
   return table;
 }
 
-void require_unit_rows(ThreadPool& pool, Matrix<const float> vectors) {
-  for_each_block(pool, vectors.rows, [&](int64_t begin, int64_t end) {
+void require_unit_rows(ThreadPool& pool, const ItemVectors& vectors) {
+  for_each_block(pool, vectors.rows(), [&](int64_t begin, int64_t end) {
+    const Matrix<const float> rows = load_rows(vectors, begin, end - begin, default_isa());
     for (int64_t row = begin; row < end; ++row) {
+      const float* const vector = rows.row(row - begin);
       double square = 0;
-      for (int64_t d = 0; d < vectors.cols; ++d) {
-        square += static_cast<double>(vectors.row(row)[d]) * vectors.row(row)[d];
+      for (int64_t d = 0; d < rows.cols; ++d) square += static_cast<double>(vector[d]) * vector[d];
+      if (!std::isfinite(square)) {
+        throw BundleError("index: row " + std::to_string(row) +
+                          ": expected finite values, found NaN or infinity");
       }
       if (square != 0 && std::abs(std::sqrt(square) - 1) > kNormTolerance) {
         throw BundleError("index: row " + std::to_string(row) + ": expected norm 1 or 0, found " +
@@ -174,6 +179,16 @@ void require_unit_rows(ThreadPool& pool, Matrix<const float> vectors) {
       }
     }
   });
+}
+
+ItemVectors map_vectors(const IndexSpec& spec, BundleFiles& files) {
+  const Safetensors& tensors = files.tensors(spec.vectors.file);
+  const std::string& name = spec.vectors.tensor;
+  if (tensors.dtype(name) != DType::kFloat16) {
+    return {tensors.matrix<float>(name, spec.rows, spec.dim), {}};
+  }
+  const void* halves = tensors.data(name, DType::kFloat16, {spec.rows, spec.dim});
+  return {{}, {static_cast<const uint16_t*>(halves), spec.rows, spec.dim}};
 }
 
 void require_keys(ThreadPool& pool, Span<const int64_t> keys, const Vocabulary& vocabulary) {
@@ -219,10 +234,7 @@ Assets::Assets(const Manifest& manifest, BundleFiles& files, ThreadPool& pool) {
 ItemAssets load_items(const RetrievalSpec& spec, const Vocabulary& item_vocabulary,
                       BundleFiles& files, ThreadPool& pool) {
   ItemAssets items;
-  const auto vectors =
-      files.tensors(spec.index.vectors.file)
-          .matrix<float>(spec.index.vectors.tensor, spec.index.rows, spec.index.dim);
-  require_finite(pool, "index", vectors);
+  const ItemVectors vectors = map_vectors(spec.index, files);
   require_unit_rows(pool, vectors);
   items.index = ItemIndex::from_unit_vectors(vectors, &pool);
   items.keys =

@@ -151,6 +151,10 @@ Safetensors::Safetensors(const MappedFile& file) : path_(file.path()) {
   }
 }
 
+DType Safetensors::dtype(const std::string& name) const {
+  return find_dtype(entry(name).dtype)->dtype;
+}
+
 const void* Safetensors::data(const std::string& name, DType dtype,
                               const std::vector<int64_t>& shape) const {
   const Entry& found = entry(name);

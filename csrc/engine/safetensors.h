@@ -31,6 +31,8 @@ class Safetensors {
   // `file`.
   explicit Safetensors(const MappedFile& file);
 
+  DType dtype(const std::string& name) const;
+
   // The data of a tensor, which must have this dtype and shape.
   const void* data(const std::string& name, DType dtype, const std::vector<int64_t>& shape) const;
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "ops/item_rows.h"
 #include "ops/search.h"
 #include "ops/sort_key.h"
 #include "recengine/error.h"
@@ -135,11 +136,6 @@ ExcludedRows::ExcludedRows(const Exclusions& exclusions, int64_t query, int64_t 
   next_ = std::lower_bound(rows + exclusions.begin[static_cast<size_t>(query)], end_, first_row);
 }
 
-CosineGather gather_for(Isa isa) {
-  return pick_kernel(isa, cosine_gather_portable, cosine_gather_avx2, cosine_gather_avx512,
-                     cosine_gather_avx512);
-}
-
 void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query, int64_t scored,
                   float bound) {
   const int64_t k = search.k();
@@ -160,11 +156,10 @@ void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t que
 }
 
 void search_rows(const Context& context, const Search& search, const std::vector<uint32_t>& rows) {
-  const CosineGather gather = gather_for(context.isa);
   const auto answer = [&](int64_t query) {
     std::vector<float> scores(rows.size());
-    gather(search.index->unit_vectors(), {rows.data(), static_cast<int64_t>(rows.size())},
-           search.queries.row(query), scores.data());
+    score_rows(search.index->unit_vectors(), rows, search.queries.row(query), scores.data(),
+               context.isa);
     ExcludedRows excluded(*search.exclusions, query, 0);
     std::vector<uint64_t> keys;
     keys.reserve(rows.size());

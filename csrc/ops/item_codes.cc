@@ -10,6 +10,8 @@
 #include <numeric>
 
 #include "cpu/thread_pool.h"
+#include "ops/item_rows.h"
+#include "recengine/context.h"
 #include "recengine/error.h"
 
 namespace recengine {
@@ -60,11 +62,11 @@ void ItemCodes::make_views(int64_t dim) {
   for (CodeView& view : views_) view.errors.resize(static_cast<size_t>(blocks_));
 }
 
-std::shared_ptr<const ItemCodes> ItemCodes::pack(Matrix<const float> vectors, ThreadPool* pool) {
+std::shared_ptr<const ItemCodes> ItemCodes::pack(const ItemVectors& vectors, ThreadPool* pool) {
   auto codes = std::make_shared<ItemCodes>();
-  codes->blocks_ = (vectors.rows + kBlockItems - 1) / kBlockItems;
+  codes->blocks_ = (vectors.rows() + kBlockItems - 1) / kBlockItems;
   codes->rotation_ = Rotation::find(vectors, pool);
-  codes->make_views(vectors.cols);
+  codes->make_views(vectors.dim());
   const auto blocks = static_cast<size_t>(codes->blocks_);
   const int64_t bytes = codes->blocks_ * kBlockItems * codes->steps_ * kStepDims;
   codes->codes_.reset(allocate(static_cast<size_t>(bytes)));
@@ -89,11 +91,12 @@ std::shared_ptr<const ItemCodes> ItemCodes::pack(Matrix<const float> vectors, Th
 }
 
 // What lies behind the last row and the last dimension is coded as zero.
-bool ItemCodes::pack_block(Matrix<const float> vectors, int64_t block, float& largest_norm) {
+bool ItemCodes::pack_block(const ItemVectors& vectors, int64_t block, float& largest_norm) {
   static thread_local std::vector<float> values;  // [items, steps * kStepDims], as they are coded
   const int64_t first = block * kBlockItems;
-  const int64_t count = std::min(vectors.rows - first, kBlockItems);
-  const int64_t dim = vectors.cols;
+  const int64_t count = std::min(vectors.rows() - first, kBlockItems);
+  const int64_t dim = vectors.dim();
+  const Matrix<const float> rows = load_rows(vectors, first, count, default_isa());
   const int64_t width = steps_ * kStepDims;
   const int64_t rests = views_.front().first_step * kStepDims;  // before the dimensions
   values.assign(static_cast<size_t>(kBlockItems * width), 0.0f);
@@ -102,9 +105,9 @@ bool ItemCodes::pack_block(Matrix<const float> vectors, int64_t block, float& la
   for (int64_t i = 0; i < count; ++i) {
     float* const item = values.data() + i * width;
     if (rotation_ == nullptr) {
-      std::copy(vectors.row(first + i), vectors.row(first + i) + dim, item);
+      std::copy(rows.row(i), rows.row(i) + dim, item);
     } else {
-      rotation_->apply(vectors.row(first + i), item + rests);
+      rotation_->apply(rows.row(i), item + rests);
       for (size_t v = 1; v < views_.size(); ++v) {
         item[v - 1] = length_of(item + rests + views_[v].partial->dims, item + rests + dim);
       }

@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "ops/rotation.h"
-#include "recengine/tensor.h"
+#include "recengine/item_index.h"
 
 namespace recengine {
 
@@ -33,7 +33,7 @@ class ItemCodes {
   // Codes of `vectors`, on the pool's threads when there is one; null when values are so large or
   // so small that the bounds' fp32 arithmetic would not hold. Throws InputError when a value is not
   // finite.
-  static std::shared_ptr<const ItemCodes> pack(Matrix<const float> vectors, ThreadPool* pool);
+  static std::shared_ptr<const ItemCodes> pack(const ItemVectors& vectors, ThreadPool* pool);
 
   int64_t blocks() const { return blocks_; }
   const Rotation* rotation() const { return rotation_.get(); }  // null: codes of the vectors
@@ -61,7 +61,7 @@ class ItemCodes {
   void make_views(int64_t dim);
 
   // Writes a block and its largest norm, rounded up; false when its values cannot be coded.
-  bool pack_block(Matrix<const float> vectors, int64_t block, float& largest_norm);
+  bool pack_block(const ItemVectors& vectors, int64_t block, float& largest_norm);
 
   int64_t blocks_ = 0;
   int64_t steps_ = 0;  // of a block

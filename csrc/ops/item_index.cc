@@ -11,15 +11,14 @@
 namespace recengine {
 namespace {
 
-void check_shape(Matrix<const float> vectors) {
-  if (vectors.cols < 1) {
-    throw InputError("[item_index] vectors: expected dim at least 1, found " +
-                     std::to_string(vectors.cols));
+void check_shape(int64_t rows, int64_t dim) {
+  if (dim < 1) {
+    throw InputError("[item_index] vectors: expected dim at least 1, found " + std::to_string(dim));
   }
   // A row fits 31 bits beside its score in one 64-bit sort key.
-  if (vectors.rows < 0 || vectors.rows > std::numeric_limits<int32_t>::max()) {
+  if (rows < 0 || rows > std::numeric_limits<int32_t>::max()) {
     throw InputError("[item_index] vectors: expected at most 2147483647 rows, found " +
-                     std::to_string(vectors.rows));
+                     std::to_string(rows));
   }
 }
 
@@ -27,16 +26,16 @@ void check_shape(Matrix<const float> vectors) {
 constexpr int64_t kLeastCoded = 1 << 19;
 constexpr int64_t kMostCodedDims = 1 << 14;
 
-std::shared_ptr<const ItemCodes> codes_of(Matrix<const float> unit_vectors, ThreadPool* pool) {
-  const bool large = unit_vectors.rows * unit_vectors.cols >= kLeastCoded;
-  if (!large || unit_vectors.cols > kMostCodedDims) return nullptr;
+std::shared_ptr<const ItemCodes> codes_of(const ItemVectors& unit_vectors, ThreadPool* pool) {
+  const bool large = unit_vectors.rows() * unit_vectors.dim() >= kLeastCoded;
+  if (!large || unit_vectors.dim() > kMostCodedDims) return nullptr;
   return ItemCodes::pack(unit_vectors, pool);
 }
 
 }  // namespace
 
 ItemIndex ItemIndex::build(Matrix<const float> vectors, ThreadPool* pool) {
-  check_shape(vectors);
+  check_shape(vectors.rows, vectors.cols);
   std::shared_ptr<float> owned(new float[static_cast<size_t>(vectors.rows * vectors.cols)],
                                std::default_delete<float[]>());
   for (int64_t row = 0; row < vectors.rows; ++row) {
@@ -46,14 +45,14 @@ ItemIndex ItemIndex::build(Matrix<const float> vectors, ThreadPool* pool) {
     }
   }
   ItemIndex index;
-  index.unit_vectors_ = Matrix<const float>(owned.get(), vectors.rows, vectors.cols);
+  index.unit_vectors_.floats = Matrix<const float>(owned.get(), vectors.rows, vectors.cols);
   index.owned_ = std::move(owned);
   index.codes_ = codes_of(index.unit_vectors_, pool);
   return index;
 }
 
-ItemIndex ItemIndex::from_unit_vectors(Matrix<const float> unit_vectors, ThreadPool* pool) {
-  check_shape(unit_vectors);
+ItemIndex ItemIndex::from_unit_vectors(const ItemVectors& unit_vectors, ThreadPool* pool) {
+  check_shape(unit_vectors.rows(), unit_vectors.dim());
   ItemIndex index;
   index.unit_vectors_ = unit_vectors;
   index.codes_ = codes_of(unit_vectors, pool);

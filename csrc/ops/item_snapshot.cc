@@ -120,7 +120,7 @@ ItemSnapshot::Places ItemSnapshot::find(Span<const int64_t> rows) const {
 }
 
 std::shared_ptr<const ItemSnapshot::Base> ItemSnapshot::pack() const {
-  const Matrix<const float> before = base_->index.unit_vectors();
+  const Matrix<const float> before = base_->index.unit_vectors().floats;
   const int64_t dim = before.cols;
   auto base = std::make_shared<Base>();
   base->units.reset(new float[static_cast<size_t>(rows_ * dim)]);
@@ -135,7 +135,7 @@ std::shared_ptr<const ItemSnapshot::Base> ItemSnapshot::pack() const {
   for (int64_t i = 0; i < delta_.count(); ++i) {
     if (delta_.is_live(i)) std::copy_n(delta_.unit(i), dim, units.row(delta_.row(i)));
   }
-  base->index = ItemIndex::from_unit_vectors(units);
+  base->index = ItemIndex::from_unit_vectors({units, {}});
   return base;
 }
 

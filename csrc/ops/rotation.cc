@@ -8,6 +8,8 @@
 #include <utility>
 
 #include "cpu/thread_pool.h"
+#include "ops/item_rows.h"
+#include "recengine/context.h"
 
 namespace recengine {
 namespace {
@@ -54,14 +56,15 @@ const PartialScan* cheapest(const std::vector<PartialScan>& scans, int64_t dim, 
 }
 
 // Rows of a sample, evenly spread.
-Matrix<const float> spread_rows(Matrix<const float> vectors, int64_t count,
+Matrix<const float> spread_rows(const ItemVectors& vectors, int64_t count,
                                 std::vector<float>& memory) {
-  memory.resize(static_cast<size_t>(count * vectors.cols));
+  const int64_t dim = vectors.dim();
+  memory.resize(static_cast<size_t>(count * dim));
   for (int64_t i = 0; i < count; ++i) {
-    const float* row = vectors.row(i * vectors.rows / count);
-    std::copy(row, row + vectors.cols, memory.data() + i * vectors.cols);
+    const float* row = load_rows(vectors, i * vectors.rows() / count, 1, default_isa()).data;
+    std::copy(row, row + dim, memory.data() + i * dim);
   }
-  return {memory.data(), count, vectors.cols};
+  return {memory.data(), count, dim};
 }
 
 // Sums of x x^T over the rows: [dim, dim].
@@ -267,9 +270,9 @@ float length_of(const float* begin, const float* end) {
   return static_cast<float>(std::sqrt(squares) * kRoundUp);
 }
 
-std::shared_ptr<const Rotation> Rotation::find(Matrix<const float> vectors, ThreadPool* pool) {
-  const int64_t dim = vectors.cols;
-  if (dim <= kDimsApart || dim > kMostDims || vectors.rows < kSampleRows) return nullptr;
+std::shared_ptr<const Rotation> Rotation::find(const ItemVectors& vectors, ThreadPool* pool) {
+  const int64_t dim = vectors.dim();
+  if (dim <= kDimsApart || dim > kMostDims || vectors.rows() < kSampleRows) return nullptr;
   std::vector<float> memory;
   const Matrix<const float> sample = spread_rows(vectors, kSampleRows, memory);
   auto found = std::make_shared<Rotation>();
@@ -282,7 +285,7 @@ std::shared_ptr<const Rotation> Rotation::find(Matrix<const float> vectors, Thre
              [&](int64_t row) { found->apply(sample.row(row), turned.data() + row * dim); });
   };
   rotate();
-  found->choose_scans(rotated, vectors.rows, pool);
+  found->choose_scans(rotated, vectors.rows(), pool);
 
   // Between the ends of the scans no axis needs to come before another.
   std::vector<int64_t> ends = {dim};

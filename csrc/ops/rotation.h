@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "recengine/item_index.h"
 #include "recengine/tensor.h"
 
 namespace recengine {
@@ -31,7 +32,7 @@ class Rotation {
  public:
   // Measures on a sample of the unit `vectors` whether partial scans or mixing pay; null when
   // neither does.
-  static std::shared_ptr<const Rotation> find(Matrix<const float> vectors, ThreadPool* pool);
+  static std::shared_ptr<const Rotation> find(const ItemVectors& vectors, ThreadPool* pool);
 
   // out [dim] = the coordinates of in [dim] along the axes.
   void apply(const float* in, float* out) const;

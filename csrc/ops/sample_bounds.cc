@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <optional>
 #include <vector>
 
 #include "cpu/thread_pool.h"
@@ -22,18 +21,14 @@ constexpr int64_t kLeastStride = 4;     // that makes a sample worth it
 // bounds scores from below.
 class Sample {
  public:
-  Sample(const Context& context, const Search& search, int64_t first, int64_t count)
+  Sample(const Context& context, const Search& search, int64_t first, int64_t count, int64_t stride)
       : search_(search),
         codes_(*search.index->codes()),
         scan_(code_scan_for(context.isa)),
         first_(first),
-        stride_(std::min(codes_.blocks() / kSampledBlocks, kMostStride)) {
-    if (stride_ < kLeastStride) return;
-    blocks_ = (codes_.blocks() - stride_ / 2 + stride_ - 1) / stride_;
-    queries_.emplace(search, first, count, codes_.full_view());
-  }
-
-  bool is_worth_it() const { return blocks_ > 0; }
+        stride_(stride),
+        blocks_((codes_.blocks() - stride / 2 + stride - 1) / stride),
+        queries_(search, first, count, codes_.full_view()) {}
 
   // The guesses for queries [begin, end), at most a tile of them.
   void guess(int64_t begin, int64_t end, float* guesses) const {
@@ -66,11 +61,11 @@ class Sample {
         i + 1 < blocks_ ? codes_.block(codes_.full_view(), block(i + 1)) : nullptr;
     const uint64_t allowed = allowed_items(search_, block(i));
     CodeHits hits;
-    scan_(queries_->tile(begin, end - begin, block(i), &kAll, 0, ahead), hits);
+    scan_(queries_.tile(begin, end - begin, block(i), &kAll, 0, ahead), hits);
     for (int64_t q = begin; q < end; ++q) {
-      const float unit = queries_->unit(q, block(i));
-      const float bound = queries_->bound(q, block(i));
-      const int32_t offset = (*queries_)[q].offset;
+      const float unit = queries_.unit(q, block(i));
+      const float bound = queries_.bound(q, block(i));
+      const int32_t offset = queries_[q].offset;
       const int32_t* const products = hits.products[q - begin];
       float* const of_block = scores[q - begin].data() + i * kBlockItems;
       for (int64_t item = 0; item < kBlockItems; ++item) {
@@ -97,10 +92,10 @@ class Sample {
   const Search& search_;
   const ItemCodes& codes_;
   CodeScan scan_;
-  int64_t first_;       // query of the call
-  int64_t stride_;      // from one block to the next
-  int64_t blocks_ = 0;  // in the sample
-  std::optional<CodedQueries> queries_;
+  int64_t first_;   // query of the call
+  int64_t stride_;  // from one block to the next
+  int64_t blocks_;  // in the sample
+  CodedQueries queries_;
 };
 
 }  // namespace
@@ -108,8 +103,9 @@ class Sample {
 std::vector<float> sample_bounds(const Context& context, const Search& search, int64_t first,
                                  int64_t count, ThreadPool* pool) {
   std::vector<float> guesses(static_cast<size_t>(count), kLowest);
-  const Sample sample(context, search, first, count);
-  if (!sample.is_worth_it()) return guesses;
+  const int64_t stride = std::min(search.index->codes()->blocks() / kSampledBlocks, kMostStride);
+  if (stride < kLeastStride) return guesses;
+  const Sample sample(context, search, first, count, stride);
   const int64_t tiles = (count + kTileQueries - 1) / kTileQueries;
   for_each(pool, tiles, [&](int64_t tile) {
     const int64_t begin = tile * kTileQueries;

@@ -107,7 +107,6 @@ std::vector<float> sample_bounds(const Context& context, const Search& search, i
                                  int64_t count, ThreadPool* pool);
 
 CosineScan scan_for(Isa isa);
-CosineGather gather_for(Isa isa);
 
 // A bound that only rises, shared by the threads that scan for one query.
 inline void raise(std::atomic<float>& bound, float value) {

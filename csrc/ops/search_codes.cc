@@ -16,6 +16,7 @@
 
 #include "cpu/isa.h"
 #include "ops/coded_queries.h"
+#include "ops/item_rows.h"
 #include "ops/rank.h"
 #include "ops/search.h"
 #include "ops/sort_key.h"
@@ -68,7 +69,6 @@ class CodeSearch {
         view_(codes_.view(count)),
         queries_(search, first, count, view_),
         scan_(code_scan_for(context.isa)),
-        gather_(gather_for(context.isa)),
         first_(first),
         count_(count),
         k_(search.k()),
@@ -243,8 +243,8 @@ class CodeSearch {
     for (int64_t i = found.known; i < found.size; ++i) rows.push_back(found.items[i].row);
     scores.resize(rows.size());
     const auto count = static_cast<int64_t>(rows.size());
-    gather_(index_.unit_vectors(), {rows.data(), count}, search_.queries.row(first_ + q),
-            scores.data());
+    score_rows(index_.unit_vectors(), {rows.data(), count}, search_.queries.row(first_ + q),
+               scores.data(), context_.isa);
     for (const float score : scores) {
       Candidate& candidate = found.items[found.known++];
       candidate.lower = candidate.upper = score;
@@ -295,7 +295,6 @@ class CodeSearch {
   const CodeView& view_;
   CodedQueries queries_;
   CodeScan scan_;
-  CosineGather gather_;
   ThreadPool* pool_ = nullptr;  // null also for what is not worth several threads
   int64_t first_;               // query of the call
   int64_t count_;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "ops/item_rows.h"
 #include "ops/search.h"
 #include "ops/sort_key.h"
 
@@ -58,7 +59,7 @@ class BestRows {
 class VectorSearch {
  public:
   VectorSearch(const Context& context, const ItemIndex& index, int64_t num_queries, int64_t k)
-      : index_(index), scan_(scan_for(context.isa)), k_(k) {
+      : index_(index), isa_(context.isa), scan_(scan_for(context.isa)), k_(k) {
     block_rows_ = scan_block_rows(index.dim());
     const int64_t blocks = (index.rows() + block_rows_ - 1) / block_rows_;
     const int64_t worth = index.rows() * index.dim() / kScanProductsPerChunk * num_queries;
@@ -99,17 +100,20 @@ class VectorSearch {
       const int64_t rows = std::min(block_rows_, end - row);
       if (allow_bitmap != nullptr && none_allowed(allow_bitmap, row, rows)) continue;
       prefetch(row + rows, std::min(block_rows_, end - row - rows));
+      const Matrix<const float> items = load_rows(index_.unit_vectors(), row, rows, isa_);
       for (int64_t q = 0; q < count; ++q) {
-        scan_block(row, rows, units + q * padded_dim, allow_bitmap, bounds_[static_cast<size_t>(q)],
-                   best_[static_cast<size_t>(chunk * count + q)]);
+        scan_block(row, {items.data, rows, items.cols}, units + q * padded_dim, allow_bitmap,
+                   bounds_[static_cast<size_t>(q)], best_[static_cast<size_t>(chunk * count + q)]);
       }
     }
     for (int64_t q = 0; q < count; ++q) best_[static_cast<size_t>(chunk * count + q)].keep_best();
   }
 
-  // Hardware prefetch stops at every 4 KiB page; this does not.
+  // Hardware prefetch stops at every 4 KiB page; this does not. What is converted is prefetched
+  // there.
   void prefetch(int64_t row, int64_t rows) const {
-    const float* data = index_.unit_vectors().row(row);
+    if (index_.unit_vectors().is_half()) return;
+    const float* data = index_.unit_vectors().floats.row(row);
     constexpr int64_t kLineFloats = 16;
     for (int64_t i = 0; i < rows * index_.dim(); i += kLineFloats) {
       __builtin_prefetch(data + i, 0, 2);
@@ -124,13 +128,12 @@ class VectorSearch {
     return any == 0;
   }
 
-  void scan_block(int64_t first_row, int64_t rows, const float* unit, const uint64_t* allow_bitmap,
-                  std::atomic<float>& bound, BestRows& best) const {
+  void scan_block(int64_t first_row, const ItemBlock& block, const float* unit,
+                  const uint64_t* allow_bitmap, std::atomic<float>& bound, BestRows& best) const {
     int32_t positions[kMaxBlockItems];
     float scores[kMaxBlockItems];
     const float before = best.threshold();
     const float threshold = std::max(before, bound.load(std::memory_order_relaxed));
-    const ItemBlock block{index_.unit_vectors().row(first_row), rows, index_.dim()};
     const int64_t hits = scan_(block, unit, threshold, positions, scores);
     for (int64_t i = 0; i < hits; ++i) {
       const int64_t row = first_row + positions[i];
@@ -150,6 +153,7 @@ class VectorSearch {
   }
 
   const ItemIndex& index_;
+  Isa isa_;
   CosineScan scan_;
   ThreadPool* pool_ = nullptr;  // null also for what is not worth several threads
   int64_t k_;

@@ -395,13 +395,40 @@ def test_rows_of_bits_that_stand_for_no_number_are_refused(copy, row_type, bits,
     assert_refused(copy, message)
 
 
-def test_index_row_of_zeros_is_allowed(copy):
+def store_index(copy, change):
     path = copy.directory / TENSORS
     tensors = load_file(path)
-    tensors["index.vectors"][3] = 0
+    tensors["index.vectors"] = change(tensors["index.vectors"])
     save_file(tensors, path)
     copy.rehash(TENSORS)
+
+
+def test_index_row_of_zeros_is_allowed(copy):
+    def change(vectors):
+        vectors[3] = 0
+        return vectors
+
+    store_index(copy, change)
     Engine(copy.directory)
+
+
+def test_item_vectors_in_half_precision_are_served_as_their_values(copy, golden_users):
+    store_index(copy, lambda vectors: vectors.astype(np.float16))
+    found = Engine(copy.directory).retrieve(golden_users)
+    store_index(copy, lambda vectors: vectors.astype(np.float32))
+    expected = Engine(copy.directory).retrieve(golden_users)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_item_vector_in_half_precision_that_is_not_finite_is_refused(copy):
+    def change(vectors):
+        halves = vectors.astype(np.float16)
+        halves[7, 0] = np.nan
+        return halves
+
+    store_index(copy, change)
+    assert_refused(copy, "index: row 7: expected finite")
 
 
 def test_tensors_that_are_not_aligned_are_read_all_the_same(copy, engine, golden_users):

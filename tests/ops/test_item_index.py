@@ -67,3 +67,34 @@ def test_bounds_hold_for_borrowed_vectors_of_any_length(isa):
     products = vectors.astype(np.float64) @ (query[0] / np.linalg.norm(query[0]))
     assert rows[0].tolist() == np.argsort(-products)[:50].tolist()
     np.testing.assert_allclose(scores[0], np.sort(products)[::-1][:50], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rows", "dim", "decay"),
+    [(300, 7, 0), (9000, 64, 0), (20_000, 48, 2)],
+    ids=["vectors", "codes", "rotated codes"],
+)
+def test_half_vectors_are_borrowed_and_searched_as_their_values(isa, rows, dim, decay):
+    rng = np.random.default_rng(4)
+    vectors = rng.standard_normal((rows, dim)) * np.arange(1, dim + 1) ** -float(decay)
+    halves = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    index = ops.ItemIndex.from_unit_vectors(halves)
+    assert np.shares_memory(index.unit_vectors, halves)
+    assert index.unit_vectors.dtype == np.float16
+    same = ops.ItemIndex.from_unit_vectors(halves.astype(np.float32))
+    queries = rng.standard_normal((9, dim)).astype(np.float32)
+    exclude = [rng.integers(0, rows, 40) for _ in queries]
+    for k, share in [(10, None), (10, 0.5), (10, 0.01), (rows // 2, None)]:
+        allow = None if share is None else rng.random(rows) < share
+        for excluded in (None, exclude):
+            found = ops.cosine_topk(index, queries, k, exclude=excluded, allow=allow, isa=isa)
+            expected = ops.cosine_topk(same, queries, k, exclude=excluded, allow=allow)
+            np.testing.assert_array_equal(found[0], expected[0])
+            np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_half_vectors_that_are_not_finite_are_refused():
+    halves = np.zeros((9000, 64), np.float16)
+    halves[8999, 3] = np.inf
+    with pytest.raises(InputError, match="unit_vectors: expected finite values"):
+        ops.ItemIndex.from_unit_vectors(halves)

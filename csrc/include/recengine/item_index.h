@@ -11,6 +11,17 @@ namespace recengine {
 class ItemCodes;   // ops/item_codes.h
 class ThreadPool;  // cpu/thread_pool.h
 
+// Unit vectors as they are stored, [rows, dim]; borrowed. Those in fp16 stand for their values in
+// fp32, of which a score is made.
+struct ItemVectors {
+  Matrix<const float> floats;
+  Matrix<const uint16_t> halves;  // bits of fp16; one of the two is empty
+
+  bool is_half() const { return halves.cols > 0; }
+  int64_t rows() const { return is_half() ? halves.rows : floats.rows; }
+  int64_t dim() const { return is_half() ? halves.cols : floats.cols; }
+};
+
 // Unit-length item vectors packed for exact search. Immutable and shared by all queries. A catalog
 // too large for the caches also gets 8-bit codes, at most dim + 5 bytes an item, which is what a
 // search reads; of the vectors it then reads a few rows.
@@ -22,11 +33,11 @@ class ItemIndex {
 
   // Packs unit vectors as build() would leave them, without copying rows that may stay
   // memory-mapped: `unit_vectors` must outlive the index.
-  static ItemIndex from_unit_vectors(Matrix<const float> unit_vectors, ThreadPool* pool = nullptr);
+  static ItemIndex from_unit_vectors(const ItemVectors& unit_vectors, ThreadPool* pool = nullptr);
 
-  int64_t rows() const { return unit_vectors_.rows; }
-  int64_t dim() const { return unit_vectors_.cols; }
-  Matrix<const float> unit_vectors() const { return unit_vectors_; }
+  int64_t rows() const { return unit_vectors_.rows(); }
+  int64_t dim() const { return unit_vectors_.dim(); }
+  const ItemVectors& unit_vectors() const { return unit_vectors_; }
   const ItemCodes* codes() const { return codes_.get(); }  // null for a small catalog
 
   // How many dimensions of rotated vectors a search may read instead of all, ascending; empty where
@@ -35,7 +46,7 @@ class ItemIndex {
 
  private:
   std::shared_ptr<const float> owned_;  // null when the vectors are borrowed
-  Matrix<const float> unit_vectors_;
+  ItemVectors unit_vectors_;
   std::shared_ptr<const ItemCodes> codes_;
 };
 

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <cstdint>
+
+#include "recengine/context.h"
+#include "recengine/item_index.h"
+#include "recengine/tensor.h"
+
+namespace recengine {
+
+// Rows [first, first + count) in fp32: where they are stored, or converted into memory of this
+// thread, which lasts until its next call.
+Matrix<const float> load_rows(const ItemVectors& vectors, int64_t first, int64_t count, Isa isa);
+
+// Scores, as cosine_topk() defines them, of single rows against one query (padded with zeros to
+// kScoreLanes).
+void score_rows(const ItemVectors& vectors, Span<const uint32_t> rows, const float* query,
+                float* scores, Isa isa);
+
+}  // namespace recengine
