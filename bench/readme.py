@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.ops import cosine_topk as topk
 from bench.ops.embedding_bag import label
 
 README = Path("README.md")
@@ -27,7 +28,7 @@ def cosine_topk(result: dict[str, Any]) -> str:
         for point in measured["points"]:
             peer = point["best_peer"]
             lines.append(
-                f"| {measured['kind']}, {point['batch']} | {point['ms']['recengine']:.2f} "
+                f"| {topk.label(measured)}, {point['batch']} | {point['ms']['recengine']:.2f} "
                 f"| {point['least_ms']:.2f} | {point['ms'][peer]:.2f} ({peer}) "
                 f"| {point['ratio']:.1f} |"
             )

@@ -25,14 +25,28 @@ Rows = npt.NDArray[np.int64]
 Search = Callable[[Vectors], Rows]
 
 BATCHES = (1, 8, 32, 256)
-BARS = {
-    "gaussian": (8, 8, 7, 5.5),
-    "decaying": (10, 10, 10, 10),
-    "movielens": (10, 10, 10, 10),
-}
-"""Best peer over ours, per batch of BATCHES."""
 QUERY_POOL = 512
+EXCLUDED = 200  # items of each query, where their cost is measured
 PACKAGES = ("faiss-cpu", "torch", "usearch")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A catalog, and what was promised of it: best peer over ours, per batch of BATCHES."""
+
+    kind: str
+    rows: int
+    dim: int
+    bars: tuple[float, ...]
+
+
+CASES = (
+    Case("gaussian", 1_000_000, 64, (8, 8, 7, 5.5)),
+    Case("decaying", 1_000_000, 64, (10, 10, 10, 10)),
+    Case("movielens", 1_000_000, 64, (10, 10, 10, 10)),
+    Case("gaussian", 1_000_000, 128, (6.4, 6.4, 5.6, 4.4)),
+    Case("gaussian", 20_000, 64, (1, 1, 1, 1)),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,6 +198,53 @@ def run(
     return {"kind": kind, "rows": rows, "dim": dim, "k": k, "points": points}
 
 
+def filter_costs(
+    catalog: Catalog, k: int, rounds: int, seconds: float
+) -> list[dict[str, float | int]]:
+    """What excluded items and an allow list add to a search, beside one without."""
+    rng = np.random.default_rng(0)
+    index = ops.ItemIndex(catalog.items)
+    most = rng.random(index.rows) < 0.9
+    costs: list[dict[str, float | int]] = []
+    for batch in BATCHES:
+        excluded = list(rng.integers(0, index.rows, (batch, EXCLUDED)))
+        starts = range(0, QUERY_POOL - batch + 1, batch)
+        batches = [catalog.queries[start : start + batch] for start in starts]
+
+        def timed(batches: list[Vectors] = batches, **filters: Any) -> Callable[[int], object]:
+            return lambda i: ops.cosine_topk(index, batches[i], k, **filters)
+
+        calls = {"plain": timed(), "exclude": timed(exclude=excluded), "allow": timed(allow=most)}
+        times = race(calls, len(batches), rounds, seconds)
+        plain = times["plain"].median
+        costs.append(
+            {
+                "batch": batch,
+                "exclude": times["exclude"].median / plain - 1,
+                "allow": times["allow"].median / plain - 1,
+            }
+        )
+    return costs
+
+
+def filter_table(costs: list[dict[str, float | int]]) -> str:
+    """What filters add, one line per batch, as markdown."""
+    lines = [
+        f"| batch | {EXCLUDED} items excluded for each query | 90 % of the items allowed |",
+        "|---:|---:|---:|",
+    ]
+    for cost in costs:
+        lines.append(f"| {cost['batch']} | {cost['exclude']:+.0%} | {cost['allow']:+.0%} |")
+    return "\n".join(lines)
+
+
+def label(measured: dict[str, Any]) -> str:
+    """A catalog in words: "gaussian 1M x 64"."""
+    rows = measured["rows"]
+    size = f"{rows // 1_000_000}M" if rows >= 1_000_000 else f"{rows // 1000}k"
+    return f"{measured['kind']} {size} × {measured['dim']}"
+
+
 def table(result: dict[str, Any]) -> str:
     """Milliseconds of every contender, one line per batch, as markdown."""
     names = list(result["points"][0]["ms"])
@@ -205,31 +266,29 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     arguments_parser = parser(__doc__)
-    arguments_parser.add_argument("--rows", type=int, default=1_000_000)
-    arguments_parser.add_argument("--dim", type=int, default=64)
     arguments_parser.add_argument("--k", type=int, default=100)
     arguments_parser.add_argument("--data", type=Path, default=Path("data/ml-100k"))
     arguments = arguments_parser.parse_args()
-    if arguments.quick:
-        arguments.rows, arguments.rounds = arguments.rows // 10, 1
+    shrink = 10 if arguments.quick else 1
     seconds = 0.2 if arguments.quick else 1.0
+    if arguments.quick:
+        arguments.rounds = 1
     threads = ops.usable_cores()
     limits = measure_limits(arguments.work, threads)
-    results = [
-        run(
-            kind,
-            make_catalog(kind, arguments.rows, arguments.dim, arguments.data),
-            arguments.k,
-            arguments.rounds,
-            seconds,
-            limits,
-        )
-        for kind in BARS
-    ]
+    results = []
+    costs: list[dict[str, float | int]] = []
+    for case in CASES:
+        catalog = make_catalog(case.kind, case.rows // shrink, case.dim, arguments.data)
+        measured = run(case.kind, catalog, arguments.k, arguments.rounds, seconds, limits)
+        results.append(measured)
+        costs = costs or filter_costs(catalog, arguments.k, arguments.rounds, seconds)
     bars = [
-        Bar(f"{result['kind']}, batch {batch}: best peer over ours", bar, point["ratio"], True)
-        for result in results
-        for batch, bar, point in zip(BATCHES, BARS[result["kind"]], result["points"], strict=True)
+        Bar(f"{label(result)}, batch {batch}: best peer over ours", bar, point["ratio"], True)
+        for case, result in zip(CASES, results, strict=True)
+        for batch, bar, point in zip(BATCHES, case.bars, result["points"], strict=True)
+    ] + [
+        Bar(f"batch {cost['batch']}: cost of {EXCLUDED} excluded", 0.1, cost["exclude"], False)
+        for cost in costs
     ]
     publish(
         arguments,
@@ -237,7 +296,7 @@ def main() -> None:
         "Exact top-K",
         limits,
         PACKAGES,
-        {"results": results},
+        {"results": results, "filters": costs},
         [
             f"Median milliseconds of a call, {threads} threads. Limit: reading every 8-bit code "
             f"once at {limits.read_bytes_per_s / 1e9:.0f} GB/s, or multiplying it by every query "
@@ -245,9 +304,11 @@ def main() -> None:
             "Where the items' spectrum decays, recengine reads fewer dimensions and can be faster. "
             "Movielens: normal vectors with the means and covariances of a factorisation.",
             *[table(measured) for measured in results],
+            f"### What filters add, {label(results[0])}",
+            filter_table(costs),
         ],
         {
-            f"{measured['kind']}, batch {point['batch']}": point["ratio"]
+            f"{label(measured)}, batch {point['batch']}": point["ratio"]
             for measured in results
             for point in measured["points"]
         },

@@ -1,0 +1,192 @@
+"""Exact top-K over catalogs that fit in memory as codes only: float16 rows on disk, mapped.
+
+Writes random unit vectors, packs them, checks answers against every row and times searches. A
+catalog of 100 million rows x 64 needs 13 GB of disk, 7 GB of memory and some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bench.ops.contest import race
+from bench.ops.limits import Limits, measure_limits
+from recengine import ops
+from recengine.errors import RecengineError
+from recengine.serving.bench.commands import provenance
+from recengine.serving.bench.machine import machine_name
+from recengine.serving.bench.report import (
+    Bar,
+    bars_json,
+    bars_table,
+    provenance_lines,
+    write_result,
+)
+
+Vectors = npt.NDArray[np.float32]
+
+K = 100
+BATCHES = (1, 32)
+CHECKED = 8  # queries
+MISSION_ROWS = 10_000_000  # that the bars are for
+SPARE_DISK = 1.25  # of what is written
+
+
+def write_catalog(path: Path, rows: int, dim: int) -> npt.NDArray[np.float16]:
+    """Random unit vectors as a file; the mapped array [rows, dim].
+
+    Raises:
+        RecengineError: the disk is too small.
+    """
+    needed, free = 2 * rows * dim * SPARE_DISK, shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise RecengineError(
+            f"[bench] {path.parent}: expected {needed / 1e9:.1f} GB of free disk, "
+            f"found {free / 1e9:.1f} GB"
+        )
+    vectors = np.memmap(path, np.float16, "w+", shape=(rows, dim))
+    rng = np.random.default_rng(0)
+    for block in blocks(rows):
+        values = rng.standard_normal((block.stop - block.start, dim), dtype=np.float32)
+        vectors[block] = values / np.linalg.norm(values, axis=1, keepdims=True)
+    vectors.flush()
+    return np.memmap(path, np.float16, "r", shape=(rows, dim))
+
+
+def blocks(rows: int, size: int = 1 << 20) -> Iterator[slice]:
+    """Slices of up to `size` rows."""
+    for begin in range(0, rows, size):
+        yield slice(begin, min(begin + size, rows))
+
+
+def check_answers(vectors: npt.NDArray[np.float16], index: ops.ItemIndex, queries: Vectors) -> None:
+    """Ours are the K best of every row, up to scores that fp32 rounds differently.
+
+    Raises:
+        RecengineError: a score is off.
+    """
+    found = ops.cosine_topk(index, queries, K)[1]
+    best = np.full(found.shape, -np.inf, np.float32)
+    for block in blocks(len(vectors)):
+        scores = queries @ vectors[block].astype(np.float32).T
+        best = np.partition(np.hstack([best, scores]), -K, axis=1)[:, -K:]
+    if np.abs(np.sort(best)[:, ::-1] - found).max() > 1e-5:
+        raise RecengineError("[bench] the answers are not the best of all rows")
+
+
+def own_memory_gb() -> float:
+    """Resident memory of this process without mapped files."""
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["RssAnon"].split()[0]) / 1e6
+
+
+def run(folder: Path, rows: int, dim: int, rounds: int, limits: Limits) -> dict[str, Any]:
+    """One catalog: a line of the table, as JSON values."""
+    path = folder / "catalog.float16"
+    try:
+        vectors = write_catalog(path, rows, dim)
+        start = time.perf_counter()
+        index = ops.ItemIndex.from_unit_vectors(vectors)
+        pack_seconds = time.perf_counter() - start
+        rng = np.random.default_rng(1)
+        pool = rng.standard_normal((128, dim), dtype=np.float32)
+        pool /= np.linalg.norm(pool, axis=1, keepdims=True)
+        check_answers(vectors, index, pool[:CHECKED])
+        points = []
+        for batch in BATCHES:
+            batches = [pool[i : i + batch] for i in range(0, len(pool), batch)]
+
+            def search(i: int, batches: list[Vectors] = batches) -> object:
+                return ops.cosine_topk(index, batches[i], K)
+
+            times = race({"recengine": search}, len(batches), rounds, 5.0)["recengine"]
+            points.append(
+                {
+                    "batch": batch,
+                    "ms": times.median,
+                    "quartiles_ms": times.quartiles,
+                    "least_ms": limits.scan_ms(rows, dim, batch),
+                    "queries_per_s": 1e3 * batch / times.median,
+                }
+            )
+        return {
+            "rows": rows,
+            "dim": dim,
+            "disk_gb": path.stat().st_size / 1e9,
+            "pack_seconds": pack_seconds,
+            "own_memory_gb": own_memory_gb(),
+            "points": points,
+        }
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Every catalog and batch as markdown."""
+    lines = [
+        "| items | rows on disk | packed in | own memory | batch | ms | limit ms | queries/s |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for result in results:
+        for point in result["points"]:
+            lines.append(
+                f"| {result['rows']:,} × {result['dim']} | {result['disk_gb']:.1f} GB "
+                f"| {result['pack_seconds']:.1f} s | {result['own_memory_gb']:.1f} GB "
+                f"| {point['batch']} | {point['ms']:.1f} | {point['least_ms']:.1f} "
+                f"| {point['queries_per_s']:,.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def find_bars(result: dict[str, Any]) -> list[Bar]:
+    """What the mission's catalog must hold."""
+    one, many = result["points"]
+    return [
+        Bar("10M, batch 1: time over reading the codes", 1.3, one["ms"] / one["least_ms"], False),
+        Bar("10M, batch 32: queries/s", 300, many["queries_per_s"], True),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, nargs="+", default=[MISSION_ROWS, 100_000_000])
+    parser.add_argument("--dim", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("build/bench"))
+    parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    arguments = parser.parse_args()
+    limits = measure_limits(arguments.work, ops.usable_cores())
+    results = [
+        run(arguments.work, rows, arguments.dim, arguments.rounds, limits)
+        for rows in arguments.rows
+    ]
+    bars = [
+        bar for result in results if result["rows"] == MISSION_ROWS for bar in find_bars(result)
+    ]
+    text = (
+        f"Median milliseconds of a call for the {K} best, {ops.usable_cores()} threads. Rows are "
+        "float16 in a mapped file; memory holds their 8-bit codes. Answers were compared with "
+        "those from every row. Limit: reading every code once, or multiplying it by every query."
+    )
+    result = {
+        **provenance(()),
+        "limits": dataclasses.asdict(limits),
+        "results": results,
+        "bars": bars_json(bars),
+    }
+    page = ["# Large catalogs", text, table(results), bars_table(bars), provenance_lines(result)]
+    path = arguments.out / f"large-catalog-{machine_name()}"
+    write_result(path, result, "\n\n".join(page))
+    print(path.with_suffix(".md").read_text())
+
+
+if __name__ == "__main__":
+    main()
