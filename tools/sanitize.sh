@@ -38,7 +38,13 @@ export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 # OpenVINO's TBB opens a library with RTLD_DEEPBIND otherwise, at which AddressSanitizer gives up.
 export TBB_ENABLE_SANITIZERS=1
 runtimes="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so.6)"
-LD_PRELOAD=$runtimes "$python" "$venv/bin/pytest" -q -p no:cacheprovider tests/ops tests/engine
+under_sanitizers() {
+  LD_PRELOAD=$runtimes "$python" "$venv/bin/pytest" -q -p no:cacheprovider "$@"
+}
+under_sanitizers tests/ops >$build/ops.log 2>&1 &
+ops=$!
+under_sanitizers tests/engine
+wait $ops || { cat $build/ops.log; exit 1; }
 
 # The backend: malformed requests to a real server that loads the sanitised library. The tests run on
 # the ordinary build; a wrapper first on PATH preloads the runtimes into the server alone.

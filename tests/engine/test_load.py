@@ -80,7 +80,7 @@ def test_a_change_is_found_while_an_engine_holds_the_file_as_it_was(copy, golden
 
 
 def test_engines_that_load_the_same_files_at_once_all_check_them(copy, tmp_path):
-    directories = [tmp_path / f"version_{i}" for i in range(8)]
+    directories = [tmp_path / f"version_{i}" for i in range(3)]
     for directory in directories:
         shutil.copytree(copy.directory, directory, copy_function=os.link)
     damaged = directories[-1]
@@ -509,7 +509,7 @@ def test_random_damage_behind_right_hashes_never_crashes(copy, rng):
 def test_random_damage_of_a_graph_never_crashes(copy, rng):
     path = copy.directory / "tower.onnx"
     data = path.read_bytes()
-    for _ in range(15):
+    for _ in range(6):
         damaged = bytearray(data)
         damaged[rng.integers(0, len(data))] = rng.integers(0, 256)
         path.write_bytes(damaged)
