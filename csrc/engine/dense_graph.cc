@@ -298,12 +298,13 @@ DenseGraph::DenseGraph(const std::string& name, const GraphSpec& spec,
       }
     }
     variants.emplace_back(0, model);
-    for (Compiled::Stream& stream : compiled.streams) {
+    for_each(pool_, options.num_streams, [&](int64_t i) {
       for (const auto& [rows, variant] : variants) {
-        stream.push_back(compiled.prepare(variant, rows, ports, spec.precision));
+        compiled.streams[static_cast<size_t>(i)].push_back(
+            compiled.prepare(variant, rows, ports, spec.precision));
       }
-      compiled.idle.push_back(&stream);
-    }
+    });
+    for (Compiled::Stream& stream : compiled.streams) compiled.idle.push_back(&stream);
   } catch (const RecengineError&) {
     throw;
   } catch (const std::exception& error) {
