@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -20,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 
+from recengine._files import publish_directory, sync
 from recengine.errors import BundleError
 
 FORMAT_VERSION: Literal[1] = 1
@@ -427,17 +427,7 @@ def write_bundle(staging: Path, manifest: Manifest, destination: Path) -> Manife
     files = {name: hash_file(staging / name) for name in sorted(manifest.files)}
     complete = manifest.model_copy(update={"files": files})
     write_manifest(staging, complete)
-    for name in files:
-        sync(staging / name)
-    sync(staging)
-    if destination.exists():
-        retired = destination.with_name(f".{destination.name}.retired.{os.getpid()}")
-        destination.rename(retired)
-        staging.rename(destination)
-        shutil.rmtree(retired)
-    else:
-        staging.rename(destination)
-    sync(destination.parent)
+    publish_directory(staging, destination)
     return complete
 
 
@@ -466,12 +456,3 @@ def latest_version(model: Path) -> Path:
     if not numbers:
         raise BundleError(f"{model}: no version directory; was it compiled?")
     return model / str(numbers[-1])
-
-
-def sync(path: Path) -> None:
-    """Flushes a file or directory to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

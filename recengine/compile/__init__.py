@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
+from recengine._files import sync
 from recengine.bundle import (
     UNHASHED,
     FidelityBounds,
     FidelityRow,
     Manifest,
     Target,
-    sync,
     verify,
     versions,
     write_bundle,

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from recengine._files import publish_directory
 from recengine.data.dataset import Ragged
 from recengine.errors import BundleError, InputError
 from recengine.models import DLRM, DLRMConfig, TwoTower, TwoTowerConfig
@@ -51,8 +52,7 @@ def save(recommender: Recommender, directory: Path | str) -> None:
     )
     save_file(_weights(recommender.ranking), staging / _RANKING)
     (staging / _JSON).write_text(json.dumps(_description(recommender), indent=2) + "\n")
-    shutil.rmtree(directory, ignore_errors=True)
-    staging.rename(directory)
+    publish_directory(staging, directory)
 
 
 def load(path: Path | str) -> Recommender:

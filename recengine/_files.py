@@ -1,0 +1,53 @@
+"""Writing files and directories so that a crash leaves the old or the new, never neither."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file or directory to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish_directory(staging: Path, destination: Path) -> None:
+    """Flushes the files of `staging` and makes it `destination`, in one step.
+
+    A directory that stands there is replaced. Both must be on one file system.
+    """
+    for file in staging.rglob("*"):
+        sync(file)
+    sync(staging)
+    if not destination.exists():
+        staging.rename(destination)
+    else:
+        _exchange(staging, destination)
+        shutil.rmtree(staging)
+    sync(destination.parent)
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Swaps the names of two directories; with two renames where the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(first), os.fsencode(second)
+    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return
+    error = ctypes.get_errno()
+    if error not in _UNSUPPORTED:
+        raise OSError(error, os.strerror(error), str(first), None, str(second))
+    retired = second.with_name(f".{second.name}.retired.{os.getpid()}")
+    second.rename(retired)
+    first.rename(second)
+    retired.rename(first)
