@@ -105,6 +105,34 @@ class Engine:
     def __init__(
         self, directory: str, threads: typing.SupportsInt | typing.SupportsIndex | None = None
     ) -> None: ...
+    def look_up(
+        self,
+        ids: numpy.typing.NDArray[numpy.int64],
+        lengths: numpy.typing.NDArray[numpy.int32],
+        dense: numpy.typing.NDArray[numpy.float32],
+    ) -> numpy.typing.NDArray[numpy.float32]: ...
+    def look_up_candidates(
+        self,
+        ids: numpy.typing.NDArray[numpy.int64],
+        lengths: numpy.typing.NDArray[numpy.int32],
+        dense: numpy.typing.NDArray[numpy.float32],
+        candidates: numpy.typing.NDArray[numpy.int64],
+        candidate_scores: numpy.typing.NDArray[numpy.float32],
+    ) -> tuple[
+        numpy.typing.NDArray[numpy.float32],
+        numpy.typing.NDArray[numpy.float32],
+        numpy.typing.NDArray[numpy.float32],
+    ]: ...
+    def order(
+        self,
+        ids: numpy.typing.NDArray[numpy.int64],
+        lengths: numpy.typing.NDArray[numpy.int32],
+        dense: numpy.typing.NDArray[numpy.float32],
+        candidates: numpy.typing.NDArray[numpy.int64],
+        candidate_scores: numpy.typing.NDArray[numpy.float32],
+        graph_scores: numpy.typing.NDArray[numpy.float32],
+        k: typing.SupportsInt | typing.SupportsIndex,
+    ) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]: ...
     def rank(
         self,
         ids: numpy.typing.NDArray[numpy.int64],
@@ -127,6 +155,14 @@ class Engine:
         ids: numpy.typing.NDArray[numpy.int64],
         lengths: numpy.typing.NDArray[numpy.int32],
         dense: numpy.typing.NDArray[numpy.float32],
+        k: typing.SupportsInt | typing.SupportsIndex,
+    ) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]: ...
+    def search(
+        self,
+        ids: numpy.typing.NDArray[numpy.int64],
+        lengths: numpy.typing.NDArray[numpy.int32],
+        dense: numpy.typing.NDArray[numpy.float32],
+        user: numpy.typing.NDArray[numpy.float32],
         k: typing.SupportsInt | typing.SupportsIndex,
     ) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]: ...
     @property

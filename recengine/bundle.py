@@ -40,7 +40,8 @@ _SAFETENSORS_DTYPES = {
 
 RowType = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 Pooling = Literal["sum", "mean"]
-Target = Literal["cpu"]
+Target = Literal["cpu", "onnxruntime", "gpu"]
+Stage = Literal["lookup", "topk", "order", "ensemble"]
 
 
 class _Model(BaseModel):
@@ -237,11 +238,18 @@ class Provenance(_Model):
 
 
 class Manifest(_Model):
-    """Everything about a bundle or a version directory."""
+    """Everything about a bundle or a version directory.
+
+    `stage` says which stage of retrieval or of ranking the version directory of a split repository
+    serves; None for all of them, graphs included. Such a directory has the tables (lookup) or the
+    index and fallback list (topk) that its stage reads, and no graph: `graph` then names the model
+    that runs it. An ensemble's manifest is a record for people and tools; no engine loads it.
+    """
 
     format_version: Literal[1] = FORMAT_VERSION
     name: str
     target: Target | None = None
+    stage: Stage | None = None
     features: list[Feature]
     dense_features: list[str] = []
     item_vocabulary: str
@@ -261,14 +269,16 @@ class Manifest(_Model):
         for feature in self.features:
             _known("vocabulary", feature.vocabulary, self.vocabularies, f"feature {feature.name!r}")
         _known("vocabulary", self.item_vocabulary, self.vocabularies, "item_vocabulary")
-        for stage in (self.retrieval, self.ranking):
-            if stage is None:
+        for model in (self.retrieval, self.ranking):
+            if model is None:
                 continue
-            _known("graph", stage.graph, self.graphs, stage.family)
-            for bag in stage.bags:
-                _known("feature", bag.feature, features, stage.family)
-                _known("table", bag.table, self.tables, stage.family)
-        if self.ranking is not None:
+            if self.stage is None:
+                _known("graph", model.graph, self.graphs, model.family)
+            for bag in model.bags:
+                _known("feature", bag.feature, features, model.family)
+                if self._holds("lookup"):
+                    _known("table", bag.table, self.tables, model.family)
+        if self.ranking is not None and self._holds("lookup"):
             _known("table", self.ranking.item_table, self.tables, self.ranking.family)
         for path in self.referenced_files():
             _known("file", path, self.files, "manifest")
@@ -278,6 +288,21 @@ class Manifest(_Model):
                 raise ValueError(f"file {path!r} is not a relative path inside the bundle")
         return self
 
+    @model_validator(mode="after")
+    def _a_stage_is_of_one_model(self) -> Manifest:
+        parts = (self.retrieval is not None, self.ranking is not None)
+        allowed = {"topk": [(True, False)], "order": [(False, True)]}
+        either = [(True, False), (False, True)]
+        if self.stage is not None and parts not in allowed.get(self.stage, either):
+            raise ValueError(
+                "stage: expected topk with retrieval alone, order with ranking alone, lookup and "
+                "ensemble with one of them"
+            )
+        return self
+
+    def _holds(self, stage: Stage) -> bool:
+        return self.stage in (None, stage)
+
     def referenced_files(self) -> set[str]:
         """Every file that some part of the manifest names."""
         tensors: list[Tensor | None] = []
@@ -286,7 +311,7 @@ class Manifest(_Model):
             tensors += [vocabulary.keys, vocabulary.rows]
         for table in self.tables.values():
             tensors += [table.data, table.scales]
-        if self.retrieval is not None:
+        if self.retrieval is not None and self._holds("topk"):
             index, fallback = self.retrieval.index, self.retrieval.fallback
             tensors += [index.vectors, index.keys, fallback.rows, fallback.scores]
         for graph in self.graphs.values():

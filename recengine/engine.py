@@ -14,6 +14,9 @@ from recengine.client.schema import Feature, Schema
 from recengine.client.wire import WireUsers
 from recengine.errors import InputError
 
+Floats: TypeAlias = npt.NDArray[np.float32]
+GraphInputs: TypeAlias = dict[str, Floats]
+"""What a dense graph reads, by the names of its inputs."""
 Ranked: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 """Item ids int64 [batch, k], best first, padded with -1; scores float32, padded with -inf."""
 
@@ -92,10 +95,7 @@ class Engine:
             InputError: naming the tensor and the position that are not as the schema says.
         """
         return self._native.rank(
-            *self._arrays(users),
-            cast_array("[ranking] candidates", candidates, np.int64),
-            cast_array("[ranking] candidate_scores", candidate_scores, np.float32),
-            self._k(k),
+            *self._arrays(users), *_candidates(candidates, candidate_scores), self._k(k)
         )
 
     def recommend(
@@ -123,6 +123,94 @@ class Engine:
             self._num_candidates("num_candidates", num_candidates),
         )
 
+    def look_up(self, users: WireUsers) -> GraphInputs:
+        """What the retrieval graph reads; its other stage is `search`.
+
+        Returns:
+            "sparse" float32 [batch, width], zeros for a user with nothing known, and, where the
+            model has dense features, "dense" float32 [batch, n].
+
+        Raises:
+            InputError: naming the tensor and the position that are not as the schema says.
+        """
+        ids, lengths, dense = self._arrays(users)
+        return self._graph_inputs(dense, sparse=self._native.look_up(ids, lengths, dense))
+
+    def look_up_candidates(
+        self, users: WireUsers, candidates: npt.ArrayLike, candidate_scores: npt.ArrayLike
+    ) -> GraphInputs:
+        """What the ranking graph reads; its other stage is `order`.
+
+        Args:
+            users: the batch.
+            candidates: item ids int64 [batch, n]; -1 is an empty slot.
+            candidate_scores: float32 [batch, n].
+
+        Returns:
+            As `look_up` does, and "items" float32 [batch, m, dim] and "candidate_scores" float32
+            [batch, m], 0 in an empty slot; m is n, or 1 empty slot where n is 0.
+
+        Raises:
+            InputError: naming the tensor and the position that are not as the schema says.
+        """
+        ids, lengths, dense = self._arrays(users)
+        sparse, items, scores = self._native.look_up_candidates(
+            *(ids, lengths, dense), *_candidates(candidates, candidate_scores)
+        )
+        return self._graph_inputs(dense, sparse=sparse, items=items, candidate_scores=scores)
+
+    def search(self, users: WireUsers, vectors: npt.ArrayLike, k: int | None = None) -> Ranked:
+        """`retrieve` after its graph.
+
+        Args:
+            users: the batch, without dense features where this version has only this stage.
+            vectors: float32 [batch, dim], what the graph gave; not read for a user with nothing
+                known.
+            k: as in `retrieve`.
+
+        Returns:
+            Item ids and cosine scores, [batch, k].
+
+        Raises:
+            InputError: naming the tensor and the position, or the user whose vector is not finite.
+        """
+        given = cast_array("[retrieval] user", vectors, np.float32)
+        return self._native.search(*self._arrays(users), given, self._num_candidates("k", k))
+
+    def order(
+        self,
+        users: WireUsers,
+        candidates: npt.ArrayLike,
+        candidate_scores: npt.ArrayLike,
+        graph_scores: npt.ArrayLike,
+        k: int | None = None,
+    ) -> Ranked:
+        """`rank` after its graph.
+
+        Args:
+            users: the batch, without dense features where this version has only this stage.
+            candidates: as in `rank`.
+            candidate_scores: as in `rank`.
+            graph_scores: float32 [batch, m], what the graph gave for `look_up_candidates`; not read
+                for a user with nothing known.
+            k: as in `rank`.
+
+        Returns:
+            Item ids and the ranker's scores, [batch, k].
+
+        Raises:
+            InputError: naming the tensor and the position, or the score that is not finite.
+        """
+        return self._native.order(
+            *self._arrays(users),
+            *_candidates(candidates, candidate_scores),
+            cast_array("[ranking] graph_scores", graph_scores, np.float32),
+            self._k(k),
+        )
+
+    def _graph_inputs(self, dense: Floats, **inputs: Floats) -> GraphInputs:
+        return inputs | ({"dense": dense} if self._schema.dense_features else {})
+
     def _arrays(
         self, users: WireUsers
     ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
@@ -146,3 +234,12 @@ class Engine:
                 f"[engine] {name}: expected 1 to {self._schema.max_candidates}, found {count}"
             )
         return count
+
+
+def _candidates(
+    candidates: npt.ArrayLike, scores: npt.ArrayLike
+) -> tuple[npt.NDArray[np.int64], Floats]:
+    return (
+        cast_array("[ranking] candidates", candidates, np.int64),
+        cast_array("[ranking] candidate_scores", scores, np.float32),
+    )

@@ -20,6 +20,7 @@ namespace py = pybind11;
 namespace recengine {
 namespace {
 
+using Inputs = py::typing::Tuple<Array<float>, Array<float>, Array<float>>;
 using Ranked = py::typing::Tuple<Array<int64_t>, Array<float>>;
 
 // Runs call(out) without the GIL and gives (item ids, scores), [batch, k] each.
@@ -39,6 +40,12 @@ WireUsers as_users(const Array<int64_t>& ids, const Array<int32_t>& lengths,
                    const Array<float>& dense) {
   return {as_matrix("[engine] ids", ids), as_matrix("[engine] lengths", lengths),
           as_matrix("[engine] dense", dense)};
+}
+
+CandidateBatch as_candidates(const Array<int64_t>& candidates,
+                             const Array<float>& candidate_scores) {
+  return {as_matrix("[engine] candidates", candidates),
+          as_matrix("[engine] candidate_scores", candidate_scores)};
 }
 
 // The view that the engine takes of users that passed check().
@@ -79,8 +86,8 @@ class PyEngine {
                     py::arg("hashed_items") = schema.hashed_items);
   }
 
-  bool has_retrieval() const { return engine_->has_retrieval(); }
-  bool has_ranking() const { return engine_->has_ranking(); }
+  bool has_retrieval() const { return engine_->has(Stage::kRetrieval); }
+  bool has_ranking() const { return engine_->has(Stage::kRanking); }
 
   Ranked retrieve(const Array<int64_t>& ids, const Array<int32_t>& lengths,
                   const Array<float>& dense, int64_t k) const {
@@ -95,8 +102,7 @@ class PyEngine {
               const Array<int64_t>& candidates, const Array<float>& candidate_scores,
               int64_t k) const {
     const WireUsers users = as_users(ids, lengths, dense);
-    const CandidateBatch items = {as_matrix("[engine] candidates", candidates),
-                                  as_matrix("[engine] candidate_scores", candidate_scores)};
+    const CandidateBatch items = as_candidates(candidates, candidate_scores);
     return answer(users.ids.rows, k, [&](Recommendations out) {
       check(engine_->schema(), users, items);
       engine_->rank(Rows(users).batch(), items, out);
@@ -109,6 +115,60 @@ class PyEngine {
     return answer(users.ids.rows, k, [&](Recommendations out) {
       check(engine_->schema(), users);
       engine_->recommend(Rows(users).batch(), num_candidates, out);
+    });
+  }
+
+  Array<float> look_up(const Array<int64_t>& ids, const Array<int32_t>& lengths,
+                       const Array<float>& dense) const {
+    const WireUsers users = as_users(ids, lengths, dense);
+    Array<float> sparse({users.ids.rows, engine_->widths().retrieval_sparse});
+    const Matrix<float> out = as_output(sparse);
+    const py::gil_scoped_release release;
+    check(engine_->schema(), users);
+    engine_->look_up(Rows(users).batch(), out);
+    return sparse;
+  }
+
+  Inputs look_up_candidates(const Array<int64_t>& ids, const Array<int32_t>& lengths,
+                            const Array<float>& dense, const Array<int64_t>& candidates,
+                            const Array<float>& candidate_scores) const {
+    const WireUsers users = as_users(ids, lengths, dense);
+    const CandidateBatch items = as_candidates(candidates, candidate_scores);
+    const GraphWidths widths = engine_->widths();
+    const int64_t batch = users.ids.rows;
+    const int64_t slots = graph_slots(items.item_ids.cols);
+    Array<float> sparse({batch, widths.ranking_sparse});
+    Array<float> rows({batch, slots, widths.item});
+    Array<float> scores({batch, slots});
+    const RankerInputs out = {
+        as_output(sparse), {rows.mutable_data(), batch * slots, widths.item}, as_output(scores)};
+    {
+      const py::gil_scoped_release release;
+      check(engine_->schema(), users, items);
+      engine_->look_up(Rows(users).batch(), items, out);
+    }
+    return py::make_tuple(std::move(sparse), std::move(rows), std::move(scores));
+  }
+
+  Ranked search(const Array<int64_t>& ids, const Array<int32_t>& lengths, const Array<float>& dense,
+                const Array<float>& vectors, int64_t k) const {
+    const WireUsers users = as_users(ids, lengths, dense);
+    const auto given = as_matrix("[engine] user", vectors);
+    return answer(users.ids.rows, k, [&](Recommendations out) {
+      check(engine_->schema(), users, given, engine_->widths().user);
+      engine_->search(Rows(users).batch(), given, out);
+    });
+  }
+
+  Ranked order(const Array<int64_t>& ids, const Array<int32_t>& lengths, const Array<float>& dense,
+               const Array<int64_t>& candidates, const Array<float>& candidate_scores,
+               const Array<float>& graph_scores, int64_t k) const {
+    const WireUsers users = as_users(ids, lengths, dense);
+    const CandidateBatch items = as_candidates(candidates, candidate_scores);
+    const auto given = as_matrix("[engine] graph_scores", graph_scores);
+    return answer(users.ids.rows, k, [&](Recommendations out) {
+      check(engine_->schema(), users, items, given);
+      engine_->order(Rows(users).batch(), items, given, out);
     });
   }
 
@@ -140,7 +200,18 @@ void bind_engine(py::module_& m) {
            py::arg("candidate_scores").noconvert(), py::arg("k"))
       .def("recommend", &PyEngine::recommend, py::arg("ids").noconvert(),
            py::arg("lengths").noconvert(), py::arg("dense").noconvert(), py::arg("k"),
-           py::arg("num_candidates"));
+           py::arg("num_candidates"))
+      .def("look_up", &PyEngine::look_up, py::arg("ids").noconvert(),
+           py::arg("lengths").noconvert(), py::arg("dense").noconvert())
+      .def("look_up_candidates", &PyEngine::look_up_candidates, py::arg("ids").noconvert(),
+           py::arg("lengths").noconvert(), py::arg("dense").noconvert(),
+           py::arg("candidates").noconvert(), py::arg("candidate_scores").noconvert())
+      .def("search", &PyEngine::search, py::arg("ids").noconvert(), py::arg("lengths").noconvert(),
+           py::arg("dense").noconvert(), py::arg("user").noconvert(), py::arg("k"))
+      .def("order", &PyEngine::order, py::arg("ids").noconvert(), py::arg("lengths").noconvert(),
+           py::arg("dense").noconvert(), py::arg("candidates").noconvert(),
+           py::arg("candidate_scores").noconvert(), py::arg("graph_scores").noconvert(),
+           py::arg("k"));
   m.def("sha256", &sha256_of, py::arg("data"), py::arg("portable") = false,
         "SHA-256 of bytes as the loader computes it.");
 }

@@ -28,6 +28,15 @@ class Checker {
     }
   }
 
+  void vectors(int64_t batch, Matrix<const float> vectors, int64_t dim) const {
+    require_shape("user", vectors.rows, vectors.cols, batch, dim);
+  }
+
+  void graph_scores(const CandidateBatch& candidates, Matrix<const float> scores) const {
+    require_shape("graph_scores", scores.rows, scores.cols, candidates.item_ids.rows,
+                  graph_slots(candidates.item_ids.cols));
+  }
+
   void candidates(int64_t batch, const CandidateBatch& candidates) const {
     const int64_t n = candidates.item_ids.cols;
     require_shape("candidates", candidates.item_ids.rows, n, batch, n);
@@ -109,6 +118,20 @@ void check(const Schema& schema, const WireUsers& users, const CandidateBatch& c
   const Checker checker("ranking", schema);
   checker.users(users);
   checker.candidates(users.ids.rows, candidates);
+}
+
+void check(const Schema& schema, const WireUsers& users, Matrix<const float> vectors, int64_t dim) {
+  const Checker checker("retrieval", schema);
+  checker.users(users);
+  checker.vectors(users.ids.rows, vectors, dim);
+}
+
+void check(const Schema& schema, const WireUsers& users, const CandidateBatch& candidates,
+           Matrix<const float> graph_scores) {
+  const Checker checker("ranking", schema);
+  checker.users(users);
+  checker.candidates(users.ids.rows, candidates);
+  checker.graph_scores(candidates, graph_scores);
 }
 
 }  // namespace recengine

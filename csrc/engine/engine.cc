@@ -49,21 +49,74 @@ class LoadedEngine : public Engine {
   }
 
   const Schema& schema() const override { return schema_; }
-  bool has_retrieval() const override { return retrieval_.has_value(); }
-  bool has_ranking() const override { return ranking_.has_value(); }
+
+  bool has(Stage stage) const override {
+    switch (stage) {
+      case Stage::kRetrievalLookup:
+        return retrieval_ && manifest_.holds(StageKind::kLookup);
+      case Stage::kTopK:
+        return retrieval_ && manifest_.holds(StageKind::kTopK);
+      case Stage::kRetrieval:
+        return retrieval_ && !manifest_.stage;
+      case Stage::kRankingLookup:
+        return ranking_ && manifest_.holds(StageKind::kLookup);
+      case Stage::kOrder:
+        return ranking_ && manifest_.holds(StageKind::kOrder);
+      case Stage::kRanking:
+        return ranking_ && !manifest_.stage;
+    }
+    return false;
+  }
+
+  GraphWidths widths() const override {
+    GraphWidths widths;
+    if (retrieval_) widths.retrieval_sparse = retrieval_->sparse_width();
+    if (retrieval_) widths.user = retrieval_->user_dim();
+    if (ranking_) widths.ranking_sparse = ranking_->sparse_width();
+    if (ranking_) widths.item = ranking_->item_dim();
+    return widths;
+  }
 
   void retrieve(const UserBatch& users, Recommendations out) const override {
-    if (!retrieval_) throw InputError("[retrieval] this version has no retrieval stage");
+    require(Stage::kRetrieval);
     retrieval_->run(context_, users, out);
   }
 
   void rank(const UserBatch& users, const CandidateBatch& candidates,
             Recommendations out) const override {
-    if (!ranking_) throw InputError("[ranking] this version has no ranking stage");
+    require(Stage::kRanking);
     ranking_->run(context_, users, candidates, out);
   }
 
+  void look_up(const UserBatch& users, Matrix<float> sparse) const override {
+    require(Stage::kRetrievalLookup);
+    retrieval_->look_up(context_, users, sparse);
+  }
+
+  void look_up(const UserBatch& users, const CandidateBatch& candidates,
+               const RankerInputs& out) const override {
+    require(Stage::kRankingLookup);
+    ranking_->look_up(context_, users, candidates, out);
+  }
+
+  void search(const UserBatch& users, Matrix<const float> vectors,
+              Recommendations out) const override {
+    require(Stage::kTopK);
+    retrieval_->search(context_, users, vectors, out);
+  }
+
+  void order(const UserBatch& users, const CandidateBatch& candidates,
+             Matrix<const float> graph_scores, Recommendations out) const override {
+    require(Stage::kOrder);
+    ranking_->order(users, candidates, graph_scores, out);
+  }
+
  private:
+  void require(Stage stage) const {
+    if (!has(stage))
+      throw InputError(std::string("[engine] this version has no ") + name_of(stage) + " stage");
+  }
+
   // The later ones borrow from the earlier ones.
   Manifest manifest_;
   BundleFiles files_;
@@ -84,6 +137,12 @@ std::unique_ptr<Engine> load_with(const std::string& directory, const EngineOpti
 }
 
 }  // namespace
+
+const char* name_of(Stage stage) {
+  constexpr const char* kNames[] = {"retrieval lookup", "topk",  "retrieval",
+                                    "ranking lookup",   "order", "ranking"};
+  return kNames[static_cast<size_t>(stage)];
+}
 
 std::unique_ptr<Engine> Engine::load(const std::string& directory, const EngineOptions& options) {
   if (options.pool != nullptr) return load_with(directory, options, *options.pool);

@@ -5,34 +5,22 @@
 #include "recengine/error.h"
 
 namespace recengine {
-namespace {
-
-size_t find_feature(const Manifest& manifest, const std::string& name) {
-  const auto found = std::find_if(manifest.features.begin(), manifest.features.end(),
-                                  [&](const FeatureSpec& feature) { return feature.name == name; });
-  return static_cast<size_t>(found - manifest.features.begin());
-}
-
-}  // namespace
 
 Lookup::Lookup(const std::string& stage, const Manifest& manifest, const std::vector<BagSpec>& bags,
                const Assets& assets)
-    : num_dense_(static_cast<int64_t>(manifest.dense_features.size())) {
-  for (const FeatureSpec& spec : manifest.features) {
-    features_.push_back({&assets.vocabulary(spec.vocabulary), 0});
-  }
+    : features_(manifest, bags, assets),
+      num_dense_(static_cast<int64_t>(manifest.dense_features.size())) {
   for (const BagSpec& spec : bags) {
     const size_t position = find_feature(manifest, spec.feature);
-    Feature& feature = features_[position];
+    const FeatureSpec& feature = manifest.features[position];
+    const int64_t rows = assets.vocabulary(feature.vocabulary).size() + 1;
     const EmbeddingTable& table = assets.table(spec.table);
-    if (table.rows != feature.vocabulary->size() + 1) {
+    if (table.rows != rows) {
       throw BundleError(stage + ": table " + spec.table + " of feature " + spec.feature +
-                        ": expected " + std::to_string(feature.vocabulary->size() + 1) +
-                        " rows, found " + std::to_string(table.rows));
+                        ": expected " + std::to_string(rows) + " rows, found " +
+                        std::to_string(table.rows));
     }
-    const int64_t max_length = std::min(spec.max_length, manifest.features[position].max_length);
-    feature.keep = std::max(feature.keep, max_length);
-    bags_.push_back({position, max_length});
+    bags_.push_back({position, ids_read(spec, feature)});
     columns_.push_back({&table, spec.pooling, 0, width_});
     width_ += table.dim;
   }
@@ -45,7 +33,7 @@ void Lookup::run(const Context& context, const UserBatch& users, KnownUsers& kno
   known.bag_lengths.clear();
   for (int64_t user = 0; user < users.ids.size; ++user) {
     const int32_t* lengths = users.lengths.row(user);
-    if (!map_features(users.ids[user], lengths, known)) continue;
+    if (!features_.map(users.ids[user], lengths, known.features)) continue;
     append_bags(lengths, known);
     known.users.push_back(user);
     const float* dense = users.dense.row(user);
@@ -59,29 +47,21 @@ void Lookup::run(const Context& context, const UserBatch& users, KnownUsers& kno
                 {known.sparse.data(), known.size(), width_});
 }
 
-// Maps one user's features to table rows; tells whether any id is known.
-bool Lookup::map_features(const int64_t* ids, const int32_t* lengths, KnownUsers& known) const {
-  known.feature_rows.clear();
-  known.feature_ends.clear();
-  const int64_t* end = ids;
-  for (size_t f = 0; f < features_.size(); ++f) {
-    end += lengths[f];
-    const int64_t count = std::min<int64_t>(lengths[f], features_[f].keep);
-    const size_t start = known.feature_rows.size();
-    known.feature_rows.resize(start + static_cast<size_t>(count));
-    features_[f].vocabulary->lookup({end - count, count},
-                                    {known.feature_rows.data() + start, count});
-    known.feature_ends.push_back(static_cast<int64_t>(known.feature_rows.size()));
+void Lookup::run(const Context& context, const UserBatch& users, Matrix<float> sparse) const {
+  static thread_local KnownUsers known;
+  run(context, users, known);
+  std::fill(sparse.data, sparse.data + sparse.rows * sparse.cols, 0.0f);
+  for (int64_t i = 0; i < known.size(); ++i) {
+    const float* row = known.sparse.data() + i * width_;
+    std::copy(row, row + width_, sparse.row(known.users[static_cast<size_t>(i)]));
   }
-  return std::any_of(known.feature_rows.begin(), known.feature_rows.end(),
-                     [](int64_t row) { return row != kOovRow; });
 }
 
 // Each bag takes the last rows of its feature.
 void Lookup::append_bags(const int32_t* lengths, KnownUsers& known) const {
   for (const Bag& bag : bags_) {
     const int64_t count = std::min<int64_t>(lengths[bag.feature], bag.max_length);
-    const int64_t* end = known.feature_rows.data() + known.feature_ends[bag.feature];
+    const int64_t* end = known.features.rows.data() + known.features.ends[bag.feature];
     known.bag_rows.insert(known.bag_rows.end(), end - count, end);
     known.bag_lengths.push_back(static_cast<int32_t>(count));
   }

@@ -7,6 +7,7 @@
 #include "engine/assets.h"
 #include "engine/dense_graph.h"
 #include "engine/manifest.h"
+#include "engine/user_features.h"
 #include "recengine/context.h"
 #include "recengine/engine.h"
 #include "recengine/ops/embedding_bag.h"
@@ -23,8 +24,7 @@ struct KnownUsers {
   // Between mapping and pooling: the bags of all users, and one user's features.
   std::vector<int64_t> bag_rows;
   std::vector<int32_t> bag_lengths;  // [users, bags]
-  std::vector<int64_t> feature_rows;
-  std::vector<int64_t> feature_ends;  // [features], positions in feature_rows
+  FeatureRows features;
 
   int64_t size() const { return static_cast<int64_t>(users.size()); }
 };
@@ -40,24 +40,24 @@ class Lookup {
   // Fills `known` from the users of whom at least one id is in a vocabulary.
   void run(const Context& context, const UserBatch& users, KnownUsers& known) const;
 
+  // The graph input `sparse` of all users; zeros for one of whom nothing is known.
+  void run(const Context& context, const UserBatch& users, Matrix<float> sparse) const;
+
+  int64_t width() const { return width_; }
+
   // The graph inputs that run() fills: sparse, and dense when the model has dense features.
   std::vector<GraphTensor> graph_inputs() const;
   std::vector<GraphArgument> graph_arguments(const KnownUsers& known) const;
 
  private:
-  struct Feature {
-    const Vocabulary* vocabulary;
-    int64_t keep;  // the last ids that any bag reads; 0 when none does
-  };
   struct Bag {
     size_t feature;
     int64_t max_length;
   };
 
-  bool map_features(const int64_t* ids, const int32_t* lengths, KnownUsers& known) const;
   void append_bags(const int32_t* lengths, KnownUsers& known) const;
 
-  std::vector<Feature> features_;  // in wire order
+  UserFeatures features_;
   std::vector<Bag> bags_;
   std::vector<BagColumn> columns_;
   int64_t width_ = 0;

@@ -205,10 +205,12 @@ class Resolver {
     }
     known("vocabulary", manifest_.vocabularies, manifest_.item_vocabulary, "item_vocabulary");
     if (manifest_.retrieval)
-      stage("retrieval", manifest_.retrieval->bags, manifest_.retrieval->graph, features);
+      model("retrieval", manifest_.retrieval->bags, manifest_.retrieval->graph, features);
     if (manifest_.ranking) {
-      stage("ranking", manifest_.ranking->bags, manifest_.ranking->graph, features);
-      known("table", manifest_.tables, manifest_.ranking->item_table, "ranking");
+      model("ranking", manifest_.ranking->bags, manifest_.ranking->graph, features);
+      if (manifest_.holds(StageKind::kLookup)) {
+        known("table", manifest_.tables, manifest_.ranking->item_table, "ranking");
+      }
     }
     files();
   }
@@ -223,12 +225,13 @@ class Resolver {
     }
   }
 
-  void stage(const char* owner, const std::vector<BagSpec>& bags, const std::string& graph,
+  // A single stage leaves to others what it does not read.
+  void model(const char* owner, const std::vector<BagSpec>& bags, const std::string& graph,
              const std::set<std::string>& features) const {
-    known("graph", manifest_.graphs, graph, owner);
+    if (!manifest_.stage) known("graph", manifest_.graphs, graph, owner);
     for (const BagSpec& bag : bags) {
       known("feature", features, bag.feature, owner);
-      known("table", manifest_.tables, bag.table, owner);
+      if (manifest_.holds(StageKind::kLookup)) known("table", manifest_.tables, bag.table, owner);
     }
   }
 
@@ -246,7 +249,7 @@ class Resolver {
       file(spec.file);
       if (spec.weights) file(*spec.weights);
     }
-    if (manifest_.retrieval) {
+    if (manifest_.retrieval && manifest_.holds(StageKind::kTopK)) {
       file(manifest_.retrieval->index.vectors.file);
       file(manifest_.retrieval->index.keys.file);
       file(manifest_.retrieval->fallback.rows.file);
@@ -259,6 +262,20 @@ class Resolver {
   const std::string& path_;
   const Manifest& manifest_;
 };
+
+// A stage is of one model; top-K is retrieval's, ordering ranking's.
+void require_model_of_stage(const Manifest& manifest, const JsonValue& document) {
+  if (!manifest.retrieval && !manifest.ranking) {
+    document.fail_plainly("expected a retrieval or a ranking stage");
+  }
+  if (!manifest.stage) return;
+  const bool fits = manifest.retrieval ? !manifest.ranking && *manifest.stage != StageKind::kOrder
+                                       : *manifest.stage != StageKind::kTopK;
+  if (!fits) {
+    document.at("stage").fail_plainly(
+        "expected topk with retrieval alone, order with ranking alone, lookup with one of them");
+  }
+}
 
 void require_format_version(const JsonValue& document, const std::string& path) {
   const JsonValue version = document.at("format_version");
@@ -274,13 +291,16 @@ Manifest read_manifest(const MappedFile& file) {
   const nlohmann::json json = parse_json(file.path(), file.bytes());
   const JsonValue document(json, file.path());
   require_format_version(document, file.path());
-  document.require_only({"format_version", "name", "target", "features", "dense_features",
+  document.require_only({"format_version", "name", "target", "stage", "features", "dense_features",
                          "item_vocabulary", "vocabularies", "tables", "graphs", "retrieval",
                          "ranking", "reference", "fidelity", "provenance", "files"});
   Manifest manifest;
   manifest.name = document.at("name").as_string();
   if (const auto target = document.find("target")) {
-    target->as_one_of({"cpu"});
+    target->as_one_of({"cpu", "onnxruntime", "gpu"});
+  }
+  if (const auto stage = document.find("stage")) {
+    manifest.stage = static_cast<StageKind>(stage->as_one_of({"lookup", "topk", "order"}));
   }
   for (const JsonValue& feature : document.at("features").elements()) {
     manifest.features.push_back(read_feature(feature));
@@ -294,13 +314,11 @@ Manifest read_manifest(const MappedFile& file) {
   manifest.vocabularies = read_map(document.at("vocabularies"), read_vocabulary);
   manifest.tables = read_map(document.at("tables"), read_table);
   manifest.graphs = read_map(document.at("graphs"), read_graph);
-  if (const auto stage = document.find("retrieval")) manifest.retrieval = read_retrieval(*stage);
-  if (const auto stage = document.find("ranking")) manifest.ranking = read_ranking(*stage);
+  if (const auto model = document.find("retrieval")) manifest.retrieval = read_retrieval(*model);
+  if (const auto model = document.find("ranking")) manifest.ranking = read_ranking(*model);
   document.at("provenance").members();
   manifest.files = read_map(document.at("files"), read_file_entry);
-  if (!manifest.retrieval && !manifest.ranking) {
-    document.fail_plainly("expected a retrieval or a ranking stage");
-  }
+  require_model_of_stage(manifest, document);
   Resolver(file.path(), manifest).run();
   return manifest;
 }

@@ -102,8 +102,12 @@ struct RankingSpec {
   int64_t usual_candidates = 0;  // 0: not said
 };
 
+// The one stage that a version directory of a split repository serves.
+enum class StageKind : uint8_t { kLookup, kTopK, kOrder };
+
 struct Manifest {
   std::string name;
+  std::optional<StageKind> stage;  // none: all of them, graphs included
   std::vector<FeatureSpec> features;
   std::vector<std::string> dense_features;
   std::string item_vocabulary;
@@ -113,6 +117,8 @@ struct Manifest {
   std::optional<RetrievalSpec> retrieval;
   std::optional<RankingSpec> ranking;
   std::map<std::string, FileEntry> files;
+
+  bool holds(StageKind kind) const { return !stage || *stage == kind; }
 };
 
 // Throws BundleError with the JSON path of what is missing, of a wrong type, unknown or does not

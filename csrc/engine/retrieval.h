@@ -1,33 +1,41 @@
 #pragma once
 
+#include <optional>
+
 #include "engine/assets.h"
 #include "engine/dense_graph.h"
+#include "engine/item_search.h"
 #include "engine/lookup.h"
 #include "engine/manifest.h"
+#include "engine/user_features.h"
 #include "recengine/engine.h"
 
 namespace recengine {
 
-// The retrieval stage: lookup -> user tower -> nearest items.
+// Retrieval: lookup -> user tower -> nearest items; or one of its stages alone, where the manifest
+// is that of a split repository.
 class Retrieval {
  public:
   Retrieval(const Manifest& manifest, const Assets& assets, BundleFiles& files, ThreadPool& pool,
             const EngineOptions& options);
 
+  // Widths of what goes into the graph and comes out of it; 0 without the stage.
+  int64_t sparse_width() const { return lookup_ ? lookup_->width() : 0; }
+  int64_t user_dim() const { return search_ ? search_->dim() : 0; }
+
+  // Each needs the stages that it names.
   void run(const Context& context, const UserBatch& users, Recommendations out) const;
+  void look_up(const Context& context, const UserBatch& users, Matrix<float> sparse) const;
+  void search(const Context& context, const UserBatch& users, Matrix<const float> vectors,
+              Recommendations out) const;
 
  private:
   struct Scratch;
 
-  void append_excluded(const UserBatch& users, int64_t user, std::vector<int64_t>& rows) const;
-  void search(const Context& context, const UserBatch& users, Scratch& scratch,
-              Recommendations out) const;
-  void fall_back(const UserBatch& users, int64_t user, Recommendations out) const;
-
-  Lookup lookup_;
-  DenseGraph graph_;
-  ItemAssets items_;
-  const Vocabulary* item_vocabulary_;
+  UserFeatures features_;
+  std::optional<Lookup> lookup_;
+  std::optional<DenseGraph> graph_;
+  std::optional<ItemSearch> search_;
 };
 
 }  // namespace recengine

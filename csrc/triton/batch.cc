@@ -17,25 +17,35 @@ void append(std::vector<T>& out, const Matrix<const T>& rows) {
 // Several requests as one engine call.
 class Call {
  public:
-  explicit Call(Span<Request* const> requests) {
+  Call(Stage stage, const Engine& engine, Span<Request* const> requests)
+      : stage_(stage), engine_(engine) {
     for (const Request* request : requests) add(*request);
-    item_ids_.resize(static_cast<size_t>(rows_ * k_));
-    scores_.resize(static_cast<size_t>(rows_ * k_));
   }
 
-  void run(Stage stage, const Engine& engine) {
-    const UserBatch users = {
-        ids_, {lengths_.data(), rows_, width(lengths_)}, {dense_.data(), rows_, width(dense_)}};
-    if (stage == Stage::kRetrieval) {
-      engine.retrieve(users, answer());
-      return;
+  // Borrows from the call.
+  Answer run() {
+    switch (stage_) {
+      case Stage::kRetrievalLookup:
+        engine_.look_up(users(), inputs(engine_.widths().retrieval_sparse).sparse);
+        break;
+      case Stage::kTopK:
+        engine_.search(users(), matrix(graph_output_), top());
+        break;
+      case Stage::kRetrieval:
+        engine_.retrieve(users(), top());
+        break;
+      case Stage::kRankingLookup:
+        engine_.look_up(users(), candidates(), inputs(engine_.widths().ranking_sparse));
+        break;
+      case Stage::kOrder:
+        engine_.order(users(), candidates(), matrix(graph_output_), top());
+        break;
+      case Stage::kRanking:
+        engine_.rank(users(), candidates(), top());
+        break;
     }
-    const CandidateBatch candidates = {{candidates_.data(), rows_, width(candidates_)},
-                                       {candidate_scores_.data(), rows_, width(candidates_)}};
-    engine.rank(users, candidates, answer());
+    return answer_;
   }
-
-  Recommendations answer() { return {{item_ids_.data(), rows_, k_}, {scores_.data(), rows_, k_}}; }
 
  private:
   void add(const Request& request) {
@@ -45,15 +55,43 @@ class Call {
     append(dense_, users.dense);
     append(candidates_, request.candidates().item_ids);
     append(candidate_scores_, request.candidates().scores);
+    append(graph_output_, request.graph_output());
     rows_ += request.rows();
     k_ = std::max(k_, request.k());
   }
 
   template <typename T>
-  int64_t width(const std::vector<T>& values) const {
-    return static_cast<int64_t>(values.size()) / rows_;
+  Matrix<const T> matrix(const std::vector<T>& values) const {
+    return {values.data(), rows_, static_cast<int64_t>(values.size()) / rows_};
   }
 
+  UserBatch users() const { return {ids_, matrix(lengths_), matrix(dense_)}; }
+  CandidateBatch candidates() const { return {matrix(candidates_), matrix(candidate_scores_)}; }
+
+  // Where the items of the answer go.
+  Recommendations top() {
+    item_ids_.resize(static_cast<size_t>(rows_ * k_));
+    floats_.resize(item_ids_.size());
+    answer_.top = {{item_ids_.data(), rows_, k_}, {floats_.data(), rows_, k_}};
+    return answer_.top;
+  }
+
+  // Where a graph's inputs go; without candidates, `sparse` alone.
+  RankerInputs inputs(int64_t sparse_width) {
+    const bool ranking = request_of(stage_).candidates;
+    const int64_t slots = ranking ? graph_slots(matrix(candidates_).cols) : 0;
+    const int64_t item_dim = engine_.widths().item;
+    floats_.resize(static_cast<size_t>(rows_ * (sparse_width + slots * (item_dim + 1))));
+    float* const sparse = floats_.data();
+    float* const items = sparse + rows_ * sparse_width;
+    float* const scores = items + rows_ * slots * item_dim;
+    answer_.inputs = {
+        {sparse, rows_, sparse_width}, {items, rows_ * slots, item_dim}, {scores, rows_, slots}};
+    return answer_.inputs;
+  }
+
+  const Stage stage_;
+  const Engine& engine_;
   int64_t rows_ = 0;
   int64_t k_ = 0;  // the longest answer; a shorter one is its prefix
   std::vector<const int64_t*> ids_;
@@ -61,8 +99,10 @@ class Call {
   std::vector<float> dense_;
   std::vector<int64_t> candidates_;
   std::vector<float> candidate_scores_;
+  std::vector<float> graph_output_;
   std::vector<int64_t> item_ids_;
-  std::vector<float> scores_;
+  std::vector<float> floats_;  // the answer's: scores, or inputs of a graph
+  Answer answer_;
 };
 
 void report_batch(const Instance& instance, int64_t rows, const Times& times) {
@@ -75,10 +115,9 @@ void run_call(const ModelConfig& config, const Engine& engine, Span<Request* con
               Times times) {
   times.compute_start_ns = now_ns();
   try {
-    Call call(requests);
-    call.run(config.stage, engine);
+    Call call(config.stage, engine, requests);
+    const Answer answer = call.run();
     times.compute_end_ns = now_ns();
-    const Recommendations answer = call.answer();
     int64_t row = 0;
     for (Request* request : requests) {
       request->answer(answer, row, times);
@@ -98,7 +137,8 @@ void run_call(const ModelConfig& config, const Engine& engine, Span<Request* con
 
 // The requests that are still wanted and pass their checks; the others are answered.
 std::vector<Request*> read_all(const ModelConfig& config, const Schema& schema,
-                               const Requests& requests, const Times& times) {
+                               const GraphWidths& widths, const Requests& requests,
+                               const Times& times) {
   std::vector<Request*> valid;
   valid.reserve(requests.size());
   for (const std::unique_ptr<Request>& request : requests) {
@@ -108,7 +148,7 @@ std::vector<Request*> read_all(const ModelConfig& config, const Schema& schema,
       continue;
     }
     try {
-      request->read(config, schema);
+      request->read(config, schema, widths);
       valid.push_back(request.get());
     } catch (...) {
       request->fail(current_error(TRITONSERVER_ERROR_INTERNAL), times);
@@ -125,7 +165,7 @@ void run_batch(const ModelConfig& config, const Schema& schema, const Engine& en
                Requests requests) {
   Times times;
   times.start_ns = now_ns();
-  std::vector<Request*> valid = read_all(config, schema, requests, times);
+  std::vector<Request*> valid = read_all(config, schema, engine.widths(), requests, times);
   std::stable_sort(valid.begin(), valid.end(), [](const Request* a, const Request* b) {
     return candidate_width(a) < candidate_width(b);
   });

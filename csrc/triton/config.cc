@@ -84,8 +84,14 @@ const ModelConfig::Tensor* find(const std::vector<ModelConfig::Tensor>& tensors,
 struct Expected {
   const char* name;
   const char* data_type;
-  int64_t dim;
+  std::vector<int64_t> dims;  // kAnyDim where a request decides
 };
+
+std::string dims_text(const std::vector<int64_t>& dims) {
+  std::string text;
+  for (const int64_t dim : dims) text += (text.empty() ? "" : ", ") + std::to_string(dim);
+  return text;
+}
 
 void check_tensors(const ModelConfig& config, const char* side,
                    const std::vector<ModelConfig::Tensor>& found,
@@ -97,12 +103,16 @@ void check_tensors(const ModelConfig& config, const char* side,
     if (have->data_type != want.data_type) {
       refuse(config, what + ": expected " + want.data_type + ", found " + have->data_type);
     }
-    if (have->dims.size() != 1) {
-      refuse(config, what + ": expected 1 dim, found " + std::to_string(have->dims.size()));
+    if (have->dims.size() != want.dims.size()) {
+      refuse(config, what + ": expected " + std::to_string(want.dims.size()) +
+                         (want.dims.size() == 1 ? " dim" : " dims") + ", found " +
+                         std::to_string(have->dims.size()));
     }
-    if (have->dims[0] != kAnyDim && have->dims[0] != want.dim) {
-      refuse(config, what + ": expected dims " + std::to_string(want.dim) + ", found " +
-                         std::to_string(have->dims[0]));
+    for (size_t d = 0; d < want.dims.size(); ++d) {
+      if (have->dims[d] != kAnyDim && have->dims[d] != want.dims[d]) {
+        refuse(config, what + ": expected dims " + dims_text(want.dims) + ", found " +
+                           dims_text(have->dims));
+      }
     }
   }
   for (const ModelConfig::Tensor& have : found) {
@@ -110,6 +120,38 @@ void check_tensors(const ModelConfig& config, const char* side,
     for (const Expected& want : expected) known = known || have.name == want.name;
     if (!known) refuse(config, std::string(side) + " " + have.name + " is not one the model has");
   }
+}
+
+std::vector<Expected> expected_inputs(Stage stage, const Engine& engine) {
+  const Schema& schema = engine.schema();
+  const StageRequest& request = request_of(stage);
+  std::vector<Expected> inputs = {
+      {"ids", "TYPE_INT64", {kAnyDim}},
+      {"lengths", "TYPE_INT32", {static_cast<int64_t>(schema.features.size()) + 1}}};
+  if (!schema.dense_features.empty()) {
+    inputs.push_back({"dense", "TYPE_FP32", {static_cast<int64_t>(schema.dense_features.size())}});
+  }
+  if (request.candidates) {
+    inputs.push_back({"candidates", "TYPE_INT64", {kAnyDim}});
+    inputs.push_back({"candidate_scores", "TYPE_FP32", {kAnyDim}});
+  }
+  if (request.graph_output != nullptr) {
+    const int64_t width = stage == Stage::kTopK ? engine.widths().user : kAnyDim;
+    inputs.push_back({request.graph_output, "TYPE_FP32", {width}});
+  }
+  return inputs;
+}
+
+std::vector<Expected> expected_outputs(Stage stage, const GraphWidths& widths) {
+  if (stage == Stage::kRetrievalLookup) {
+    return {{"sparse", "TYPE_FP32", {widths.retrieval_sparse}}};
+  }
+  if (stage == Stage::kRankingLookup) {
+    return {{"sparse", "TYPE_FP32", {widths.ranking_sparse}},
+            {"items", "TYPE_FP32", {kAnyDim, widths.item}},
+            {"item_scores", "TYPE_FP32", {kAnyDim}}};
+  }
+  return {{"item_ids", "TYPE_INT64", {kAnyDim}}, {"scores", "TYPE_FP32", {kAnyDim}}};
 }
 
 json parse(const std::string& text, const char* what) {
@@ -138,30 +180,36 @@ ModelConfig parse_config(const std::string& text) {
   read_parameter(config, parameters, "recengine.default_timeout_us", config.default_timeout_us);
   read_schema(config, parameters, config.max_candidates);
   config.num_warmups = count_warmups(document);
-  if (find(config.inputs, "candidates") != nullptr) config.stage = Stage::kRanking;
   return config;
 }
 
+const StageRequest& request_of(Stage stage) {
+  static constexpr StageRequest kRequests[] = {
+      {false, nullptr, nullptr},           // retrieval lookup
+      {false, "user", "num_candidates"},   // topk
+      {false, nullptr, "num_candidates"},  // retrieval
+      {true, nullptr, nullptr},            // ranking lookup
+      {true, "graph_scores", "k"},         // order
+      {true, nullptr, "k"},                // ranking
+  };
+  return kRequests[static_cast<size_t>(stage)];
+}
+
+Stage served_stage(const ModelConfig& config, const Engine& engine) {
+  if (engine.has(Stage::kRetrieval) && engine.has(Stage::kRanking)) {
+    const bool ranking = find(config.inputs, "candidates") != nullptr;
+    return ranking ? Stage::kRanking : Stage::kRetrieval;
+  }
+  for (const Stage stage : {Stage::kRetrieval, Stage::kRanking, Stage::kRetrievalLookup,
+                            Stage::kTopK, Stage::kRankingLookup}) {
+    if (engine.has(stage)) return stage;
+  }
+  return Stage::kOrder;
+}
+
 void check_config(const ModelConfig& config, const Engine& engine) {
-  const bool ranking = config.stage == Stage::kRanking;
-  if (!(ranking ? engine.has_ranking() : engine.has_retrieval())) {
-    refuse(config, ranking ? "has the input candidates, but the version has no ranking stage"
-                           : "has no input candidates, but the version has no retrieval stage");
-  }
-  const Schema& schema = engine.schema();
-  std::vector<Expected> inputs = {
-      {"ids", "TYPE_INT64", kAnyDim},
-      {"lengths", "TYPE_INT32", static_cast<int64_t>(schema.features.size()) + 1}};
-  if (!schema.dense_features.empty()) {
-    inputs.push_back({"dense", "TYPE_FP32", static_cast<int64_t>(schema.dense_features.size())});
-  }
-  if (ranking) {
-    inputs.push_back({"candidates", "TYPE_INT64", kAnyDim});
-    inputs.push_back({"candidate_scores", "TYPE_FP32", kAnyDim});
-  }
-  check_tensors(config, "input", config.inputs, inputs);
-  check_tensors(config, "output", config.outputs,
-                {{"item_ids", "TYPE_INT64", kAnyDim}, {"scores", "TYPE_FP32", kAnyDim}});
+  check_tensors(config, "input", config.inputs, expected_inputs(config.stage, engine));
+  check_tensors(config, "output", config.outputs, expected_outputs(config.stage, engine.widths()));
 }
 
 int configured_threads(const std::string& text) {

@@ -9,7 +9,14 @@
 
 namespace recengine::triton {
 
-enum class Stage : uint8_t { kRetrieval, kRanking };  // in the order a request passes them
+// What the requests of a stage bring beside their users, and ask for.
+struct StageRequest {
+  bool candidates;           // candidates and candidate_scores
+  const char* graph_output;  // input that a dense graph gave; null: none
+  const char* count;         // parameter that says how many items to answer; null: no items
+};
+
+const StageRequest& request_of(Stage stage);
 
 // What a model's config.pbtxt says.
 struct ModelConfig {
@@ -26,11 +33,15 @@ struct ModelConfig {
   int64_t default_timeout_us = 1'000'000;  // parameter recengine.default_timeout_us
   int64_t max_candidates = 0;  // of parameter recengine.schema, what clients are told; 0: not said
   int64_t num_warmups = 0;     // requests that the server sends itself to each new instance
-  Stage stage = Stage::kRetrieval;  // ranking when it has the input `candidates`
+  Stage stage = Stage::kRetrieval;  // see served_stage()
 };
 
 // Reads the JSON that the server gives. Throws StatusError naming the field.
 ModelConfig parse_config(const std::string& json);
+
+// The stage that a model with this config asks of its version: the one that is there; of a version
+// with both retrieval and ranking, ranking when the config has the input `candidates`.
+Stage served_stage(const ModelConfig& config, const Engine& engine);
 
 // Throws StatusError naming the tensor when the config does not fit the engine that was loaded.
 void check_config(const ModelConfig& config, const Engine& engine);

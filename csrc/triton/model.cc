@@ -42,6 +42,7 @@ Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options,
     : config_(read_config(handle)) {
   const std::string version = model_version(handle);
   engine_ = Engine::load(version_directory(handle, version), options);
+  config_.stage = served_stage(config_, *engine_);
   check_config(config_, *engine_);
   schema_ = engine_->schema();
   if (config_.max_candidates > 0) schema_.max_candidates = config_.max_candidates;

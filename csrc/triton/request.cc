@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 
@@ -165,13 +166,17 @@ int64_t read_int_parameter(TRITONSERVER_ParameterType type, const void* value,
   return number;
 }
 
+// Writes `rows` rows from `first_row` on, of each the first values that dims [rows, ...] ask for.
 template <typename T>
 void put_output(TRITONBACKEND_Response* response, const char* name, const Matrix<T>& batch,
-                int64_t first_row, int64_t rows, int64_t k) {
-  const int64_t shape[kRank] = {rows, k};
+                int64_t first_row, std::initializer_list<int64_t> dims) {
+  const auto rank = static_cast<uint32_t>(dims.size());
   TRITONBACKEND_Output* output = nullptr;
-  require(TRITONBACKEND_ResponseOutput(response, &output, name, kTypeOf<T>, shape, kRank));
-  const auto row_bytes = static_cast<uint64_t>(k) * sizeof(T);
+  require(TRITONBACKEND_ResponseOutput(response, &output, name, kTypeOf<T>, dims.begin(), rank));
+  const int64_t rows = *dims.begin();
+  int64_t width = 1;
+  for (const int64_t* dim = dims.begin() + 1; dim != dims.end(); ++dim) width *= *dim;
+  const auto row_bytes = static_cast<uint64_t>(width) * sizeof(T);
   void* buffer = nullptr;
   TRITONSERVER_MemoryType memory = TRITONSERVER_MEMORY_CPU;
   int64_t memory_id = 0;
@@ -221,7 +226,8 @@ bool Request::is_cancelled() const noexcept {
   return cancelled;
 }
 
-void Request::read(const ModelConfig& config, const Schema& schema) {
+void Request::read(const ModelConfig& config, const Schema& schema, const GraphWidths& widths) {
+  const StageRequest& wanted = request_of(config.stage);
   read_parameters(config, schema);
   ids_ = read_input<int64_t>(handle_, config.name, "ids");
   lengths_ = read_input<int32_t>(handle_, config.name, "lengths");
@@ -230,19 +236,37 @@ void Request::read(const ModelConfig& config, const Schema& schema) {
   if (!schema.dense_features.empty()) {
     dense_ = read_input<float>(handle_, config.name, "dense");
   }
-  if (config.stage == Stage::kRetrieval) {
-    check(schema, users());
-    return;
+  if (wanted.candidates) {
+    candidates_ = read_input<int64_t>(handle_, config.name, "candidates");
+    candidate_scores_ = read_input<float>(handle_, config.name, "candidate_scores");
   }
-  candidates_ = read_input<int64_t>(handle_, config.name, "candidates");
-  candidate_scores_ = read_input<float>(handle_, config.name, "candidate_scores");
-  check(schema, users(), candidates());
+  if (wanted.graph_output != nullptr) {
+    graph_output_ = read_input<float>(handle_, config.name, wanted.graph_output);
+  }
+  check(config, schema, widths);
+}
+
+void Request::check(const ModelConfig& config, const Schema& schema,
+                    const GraphWidths& widths) const {
+  switch (config.stage) {
+    case Stage::kRetrievalLookup:
+    case Stage::kRetrieval:
+      return recengine::check(schema, users());
+    case Stage::kTopK:
+      return recengine::check(schema, users(), graph_output(), widths.user);
+    case Stage::kRankingLookup:
+    case Stage::kRanking:
+      return recengine::check(schema, users(), candidates());
+    case Stage::kOrder:
+      return recengine::check(schema, users(), candidates(), graph_output());
+  }
 }
 
 void Request::read_parameters(const ModelConfig& config, const Schema& schema) {
-  const bool ranking = config.stage == Stage::kRanking;
-  const std::string wanted = ranking ? "k" : "num_candidates";
-  k_ = ranking ? schema.k : schema.num_candidates;
+  const StageRequest& stage = request_of(config.stage);
+  if (stage.count == nullptr) return;
+  const std::string wanted = stage.count;
+  k_ = stage.candidates ? schema.k : schema.num_candidates;
   uint32_t count = 0;
   require(TRITONBACKEND_RequestParameterCount(handle_, &count));
   for (uint32_t i = 0; i < count; ++i) {
@@ -256,7 +280,7 @@ void Request::read_parameters(const ModelConfig& config, const Schema& schema) {
   }
 }
 
-void Request::answer(const Recommendations& batch, int64_t first_row, const Times& times) noexcept {
+void Request::answer(const Answer& batch, int64_t first_row, const Times& times) noexcept {
   try {
     send(batch, first_row);
   } catch (...) {
@@ -266,19 +290,29 @@ void Request::answer(const Recommendations& batch, int64_t first_row, const Time
   finish(true, times);
 }
 
-void Request::send(const Recommendations& batch, int64_t first_row) {
+void Request::send(const Answer& batch, int64_t first_row) {
   TRITONBACKEND_Response* created = nullptr;
   require(TRITONBACKEND_ResponseNew(&created, handle_));
   ResponsePtr response(created);
   uint32_t count = 0;
   require(TRITONBACKEND_RequestOutputCount(handle_, &count));
+  const int64_t slots = batch.inputs.item_scores.cols;
   for (uint32_t i = 0; i < count; ++i) {
     const char* name = nullptr;
     require(TRITONBACKEND_RequestOutputName(handle_, i, &name));
     if (std::strcmp(name, "item_ids") == 0) {
-      put_output(created, name, batch.item_ids, first_row, rows_, k_);
+      put_output(created, name, batch.top.item_ids, first_row, {rows_, k_});
+    } else if (std::strcmp(name, "scores") == 0) {
+      put_output(created, name, batch.top.scores, first_row, {rows_, k_});
+    } else if (std::strcmp(name, "sparse") == 0) {
+      put_output(created, name, batch.inputs.sparse, first_row, {rows_, batch.inputs.sparse.cols});
+    } else if (std::strcmp(name, "items") == 0) {
+      const int64_t dim = batch.inputs.items.cols;
+      const Matrix<float> items(batch.inputs.items.data, batch.inputs.item_scores.rows,
+                                slots * dim);
+      put_output(created, name, items, first_row, {rows_, slots, dim});
     } else {
-      put_output(created, name, batch.scores, first_row, rows_, k_);
+      put_output(created, name, batch.inputs.item_scores, first_row, {rows_, slots});
     }
   }
   warn(TRITONBACKEND_ResponseSend(response.release(), TRITONSERVER_RESPONSE_COMPLETE_FINAL,

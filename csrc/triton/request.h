@@ -29,6 +29,12 @@ struct Times {
   uint64_t compute_end_ns = 0;
 };
 
+// What a call answers, rows of all its requests; borrowed. Its stage has some of them.
+struct Answer {
+  Recommendations top;  // best first: a request takes its first k() columns
+  RankerInputs inputs;  // of a dense graph; the retrieval graph reads `sparse` alone
+};
+
 // One input, read where Triton holds it; copied only when it comes in pieces or unaligned.
 template <typename T>
 struct InputTensor {
@@ -54,22 +60,24 @@ class Request {
   bool is_cancelled() const noexcept;
 
   // Reads and checks everything. Throws InputError or StatusError; then only fail() may follow.
-  void read(const ModelConfig& config, const Schema& schema);
+  void read(const ModelConfig& config, const Schema& schema, const GraphWidths& widths);
 
   // Valid after read().
   WireUsers users() const { return {ids_.view, lengths_.view, dense_.view}; }
   CandidateBatch candidates() const { return {candidates_.view, candidate_scores_.view}; }
-  int64_t k() const { return k_; }  // columns of the answer
+  Matrix<const float> graph_output() const { return graph_output_.view; }
+  int64_t k() const { return k_; }  // items of the answer; 0 when the stage answers none
 
-  // Answers with rows first_row .. first_row + rows() - 1 and the first k() columns of `batch`.
-  void answer(const Recommendations& batch, int64_t first_row, const Times& times) noexcept;
+  // Answers with rows first_row .. first_row + rows() - 1.
+  void answer(const Answer& batch, int64_t first_row, const Times& times) noexcept;
 
   void fail(ErrorPtr error, const Times& times) noexcept;
   void fail(TRITONSERVER_Error_Code code, const std::string& message, const Times& times) noexcept;
 
  private:
   void read_parameters(const ModelConfig& config, const Schema& schema);
-  void send(const Recommendations& batch, int64_t first_row);
+  void check(const ModelConfig& config, const Schema& schema, const GraphWidths& widths) const;
+  void send(const Answer& batch, int64_t first_row);
   void finish(bool success, const Times& times) noexcept;
 
   Instance& instance_;
@@ -84,6 +92,7 @@ class Request {
   InputTensor<float> dense_;
   InputTensor<int64_t> candidates_;
   InputTensor<float> candidate_scores_;
+  InputTensor<float> graph_output_;
 };
 
 }  // namespace recengine::triton

@@ -1,7 +1,9 @@
 #include "triton/scheduler.h"
 
 #include <algorithm>
+#include <array>
 #include <limits>
+#include <numeric>
 #include <utility>
 
 #include "triton/status.h"
@@ -18,6 +20,8 @@ constexpr double kSmoothingDown = 1.0 / 2;
 // of that before them, and to refuse there is to have worked for nothing.
 constexpr double kShareOfDeadline = 0.6;
 constexpr double kLastShareOfDeadline = 0.8;
+
+constexpr size_t kNumStages = static_cast<size_t>(Stage::kRanking) + 1;
 
 void smooth(double& value, double sample) {
   const double share = sample > value ? kSmoothingUp : kSmoothingDown;
@@ -91,22 +95,25 @@ std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& 
   }
   const double expected_ns = backlog_ns() / pool_.num_workers() + queue.estimate.batch_ns +
                              later_stages(queue, &LoadEstimate::batch_ns);
-  const bool last = queue.model->config().stage == Stage::kRanking;
+  const Stage stage = queue.model->config().stage;
+  const bool last = stage == Stage::kRanking || stage == Stage::kOrder;
   const double share = last ? kLastShareOfDeadline : kShareOfDeadline;
   const double granted_ns = elapsed_ns(request.arrival_ns(), request.deadline_ns());
   if (expected_ns > share * granted_ns) return ShedReason::kDeadline;
   return std::nullopt;
 }
 
-// What is expected of the stages after this one: the time of a batch, or of a row.
+// What is expected of the stages after this one: the time of a batch, or of a row. What dense
+// graphs take in other backends is not seen from here.
 double Scheduler::later_stages(const Queue& queue, double LoadEstimate::* expected_ns) const {
-  double later_ns = 0;
+  std::array<double, kNumStages> later_ns{};
   for (const std::unique_ptr<Queue>& other : queues_) {
-    if (other->model->config().stage > queue.model->config().stage) {
-      later_ns = std::max(later_ns, other->estimate.*expected_ns);
-    }
+    const Stage stage = other->model->config().stage;
+    if (stage <= queue.model->config().stage) continue;
+    double& longest_ns = later_ns[static_cast<size_t>(stage)];
+    longest_ns = std::max(longest_ns, other->estimate.*expected_ns);
   }
-  return later_ns;
+  return std::accumulate(later_ns.begin(), later_ns.end(), 0.0);
 }
 
 // Work on all that was taken in and is not answered, later stages included, for one thread.

@@ -48,6 +48,39 @@ struct Recommendations {
   Matrix<float> scores;      // [batch, k]
 };
 
+// What a version directory can be asked for, in the order in which a request passes them. Whoever
+// has retrieval or ranking has their stages, too.
+enum class Stage : uint8_t {
+  kRetrievalLookup,
+  kTopK,
+  kRetrieval,
+  kRankingLookup,
+  kOrder,
+  kRanking
+};
+
+// "topk", for messages.
+const char* name_of(Stage stage);
+
+// Widths of the tensors between the stages and the dense graphs; 0 where a version has none.
+struct GraphWidths {
+  int64_t retrieval_sparse = 0;
+  int64_t user = 0;
+  int64_t ranking_sparse = 0;
+  int64_t item = 0;
+};
+
+// Slots per user that a graph outside the engine gets for n candidates: an empty one rather than
+// none, for a graph without rows is not defined everywhere.
+constexpr int64_t graph_slots(int64_t n) { return n > 0 ? n : 1; }
+
+// What the ranking graph reads, beside the dense features; n = graph_slots(candidates).
+struct RankerInputs {
+  Matrix<float> sparse;       // [batch, width]
+  Matrix<float> items;        // [batch * n, dim]
+  Matrix<float> item_scores;  // [batch, n], 0 in an empty slot
+};
+
 struct EngineOptions {
   ThreadPool* pool = nullptr;  // shared with other engines; null: the calling thread alone
   Isa isa = default_isa();
@@ -68,6 +101,12 @@ struct WireUsers {
 void check(const Schema& schema, const WireUsers& users);
 void check(const Schema& schema, const WireUsers& users, const CandidateBatch& candidates);
 
+// The same, and the shape of what a graph outside the engine gave: user vectors [batch, dim], or
+// scores [batch, graph_slots(n)]. Their values are looked at by search() and order().
+void check(const Schema& schema, const WireUsers& users, Matrix<const float> vectors, int64_t dim);
+void check(const Schema& schema, const WireUsers& users, const CandidateBatch& candidates,
+           Matrix<const float> graph_scores);
+
 // One version directory, verified against its manifest, memory-mapped, immutable. All members are
 // safe to call from many threads at once; what a call needs lives on its stack.
 // Batches are made of users that passed check().
@@ -79,8 +118,8 @@ class Engine {
   virtual ~Engine() = default;
 
   virtual const Schema& schema() const = 0;
-  virtual bool has_retrieval() const = 0;
-  virtual bool has_ranking() const = 0;
+  virtual bool has(Stage stage) const = 0;
+  virtual GraphWidths widths() const = 0;
 
   // The k nearest items of each user; a user with nothing known gets the fallback list.
   virtual void retrieve(const UserBatch& users, Recommendations out) const = 0;
@@ -88,6 +127,25 @@ class Engine {
   // The k best candidates of each user; a user with nothing known keeps the candidates' own order.
   virtual void rank(const UserBatch& users, const CandidateBatch& candidates,
                     Recommendations out) const = 0;
+
+  // The stages of both alone, for graphs that run elsewhere.
+
+  // What the retrieval graph reads, [batch, width]; zeros for a user with nothing known.
+  virtual void look_up(const UserBatch& users, Matrix<float> sparse) const = 0;
+
+  // What the ranking graph reads.
+  virtual void look_up(const UserBatch& users, const CandidateBatch& candidates,
+                       const RankerInputs& out) const = 0;
+
+  // retrieve() after its graph. Throws InputError naming the user whose vector is not finite; the
+  // vector of a user with nothing known is not read.
+  virtual void search(const UserBatch& users, Matrix<const float> vectors,
+                      Recommendations out) const = 0;
+
+  // rank() after its graph. Throws InputError naming the score that is not finite; the scores of a
+  // user with nothing known are not read.
+  virtual void order(const UserBatch& users, const CandidateBatch& candidates,
+                     Matrix<const float> graph_scores, Recommendations out) const = 0;
 
   // retrieve() of num_candidates, then rank().
   void recommend(const UserBatch& users, int64_t num_candidates, Recommendations out) const;

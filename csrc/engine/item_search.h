@@ -1,0 +1,37 @@
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/assets.h"
+#include "engine/manifest.h"
+#include "recengine/context.h"
+#include "recengine/engine.h"
+
+namespace recengine {
+
+// The stage `topk`: user vectors -> nearest items.
+class ItemSearch {
+ public:
+  ItemSearch(const Manifest& manifest, const Assets& assets, BundleFiles& files, ThreadPool& pool);
+
+  int64_t dim() const { return items_.index.dim(); }
+
+  // `vectors` [known, dim] are those of the users `known`, ascending rows of the batch; the others
+  // get the fallback list. Throws InputError naming the user whose vector is not finite.
+  void run(const Context& context, const UserBatch& users, const std::vector<int64_t>& known,
+           Matrix<const float> vectors, Recommendations out) const;
+
+ private:
+  struct Scratch;
+
+  void append_excluded(const UserBatch& users, int64_t user, std::vector<int64_t>& rows) const;
+  void search(const Context& context, const UserBatch& users, const std::vector<int64_t>& known,
+              Matrix<const float> vectors, Recommendations out) const;
+  void fall_back(const UserBatch& users, int64_t user, Recommendations out) const;
+
+  ItemAssets items_;
+  const Vocabulary* item_vocabulary_;
+};
+
+}  // namespace recengine

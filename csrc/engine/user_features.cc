@@ -1,0 +1,63 @@
+#include "engine/user_features.h"
+
+#include <algorithm>
+
+namespace recengine {
+
+size_t find_feature(const Manifest& manifest, const std::string& name) {
+  const auto found = std::find_if(manifest.features.begin(), manifest.features.end(),
+                                  [&](const FeatureSpec& feature) { return feature.name == name; });
+  return static_cast<size_t>(found - manifest.features.begin());
+}
+
+int64_t ids_read(const BagSpec& bag, const FeatureSpec& feature) {
+  return std::min(bag.max_length, feature.max_length);
+}
+
+UserFeatures::UserFeatures(const Manifest& manifest, const std::vector<BagSpec>& bags,
+                           const Assets& assets) {
+  for (const FeatureSpec& spec : manifest.features) {
+    features_.push_back({&assets.vocabulary(spec.vocabulary), 0});
+  }
+  for (const BagSpec& bag : bags) {
+    const size_t position = find_feature(manifest, bag.feature);
+    int64_t& keep = features_[position].keep;
+    keep = std::max(keep, ids_read(bag, manifest.features[position]));
+  }
+}
+
+bool UserFeatures::map(const int64_t* ids, const int32_t* lengths, FeatureRows& out) const {
+  out.rows.clear();
+  out.ends.clear();
+  const int64_t* end = ids;
+  for (size_t f = 0; f < features_.size(); ++f) {
+    end += lengths[f];
+    const int64_t count = std::min<int64_t>(lengths[f], features_[f].keep);
+    const size_t start = out.rows.size();
+    out.rows.resize(start + static_cast<size_t>(count));
+    features_[f].vocabulary->lookup({end - count, count}, {out.rows.data() + start, count});
+    out.ends.push_back(static_cast<int64_t>(out.rows.size()));
+  }
+  return std::any_of(out.rows.begin(), out.rows.end(), [](int64_t row) { return row != kOovRow; });
+}
+
+void UserFeatures::find_known(const UserBatch& users, std::vector<int64_t>& known) const {
+  static thread_local FeatureRows rows;
+  known.clear();
+  for (int64_t user = 0; user < users.ids.size; ++user) {
+    if (map(users.ids[user], users.lengths.row(user), rows)) known.push_back(user);
+  }
+}
+
+Matrix<const float> select_rows(Matrix<const float> batch, const std::vector<int64_t>& users,
+                                std::vector<float>& storage) {
+  const auto count = static_cast<int64_t>(users.size());
+  if (count == batch.rows) return batch;
+  storage.clear();
+  for (const int64_t user : users) {
+    storage.insert(storage.end(), batch.row(user), batch.row(user) + batch.cols);
+  }
+  return {storage.data(), count, batch.cols};
+}
+
+}  // namespace recengine
