@@ -13,6 +13,8 @@ class Target(str, enum.Enum):
     """What a bundle can be compiled for."""
 
     CPU = "cpu"
+    ONNXRUNTIME = "onnxruntime"
+    GPU = "gpu"
 
 
 Data = Annotated[

@@ -10,29 +10,56 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Protocol
+
+from tritonclient.grpc import model_config_pb2 as pb
 
 from recengine._files import sync
 from recengine.bundle import (
-    UNHASHED,
     FidelityBounds,
     FidelityRow,
     Manifest,
     Target,
+    latest_version,
+    read_manifest,
     verify,
     versions,
-    write_bundle,
     write_manifest,
 )
-from recengine.client.wire import WireUsers
-from recengine.compile import openvino
-from recengine.compile.fidelity import Answer, Ranked, ReferenceAnswers, gate, load_reference
-from recengine.compile.fidelity import Stage as FidelityStage
-from recengine.compile.repository import MODELS, stages, warmup_request, write_configs
-from recengine.engine import Engine
+from recengine.compile.fidelity import Answer, ReferenceAnswers, gate, load_reference
+from recengine.compile.fused import Fused
+from recengine.compile.repository import Request, warmup_request, write_configs
+from recengine.compile.split import Split
+from recengine.compile.version_directory import Model
+from recengine.errors import CompileError
 
-Stage = Literal["retrieval", "ranking"]
-STAGES: tuple[Stage, ...] = ("retrieval", "ranking")
+STAGES: tuple[Model, ...] = ("retrieval", "ranking")
+"""The models whose version directories have a manifest with what the gate measured."""
+
+
+class Layout(Protocol):
+    """The models of a repository.
+
+    Attributes:
+        composing: names of the models that compute, in the order in which they are published.
+        ensembles: names of the ensembles over them.
+    """
+
+    composing: tuple[str, ...]
+    ensembles: tuple[str, ...]
+
+    def stage(self, bundle: Path, staging: Path) -> None:
+        """Writes a version directory `staging`/<model> for every model.
+
+        Raises:
+            CompileError: a graph could not be compiled.
+        """
+
+    def answer(self, staging: Path, reference: ReferenceAnswers) -> Answer:
+        """Runs the staged directories in process, for the fidelity gate."""
+
+    def configs(self, request: Request, version: int) -> dict[str, pb.ModelConfig]:
+        """The Triton configuration of every model, by name; ensembles last."""
 
 
 def compile_bundle(
@@ -44,14 +71,17 @@ def compile_bundle(
 ) -> Path:
     """Adds a version of a bundle to a Triton model repository.
 
-    The repository gets the models retrieval, ranking and recommend (their ensemble). The version
-    has the next free number, so that a live server can load it over the one it serves; versions
-    that stand are left alone. Nothing is published unless the fidelity gate passes.
+    The repository gets the models retrieval, ranking and recommend (their ensemble). For the target
+    cpu, retrieval and ranking run all of their stages at once; for the others they are ensembles,
+    too, of a model for each stage. The version has the next free number, so that a live server can
+    load it over the one it serves; versions that stand are left alone. Nothing is published unless
+    the fidelity gate passes.
 
     Args:
         bundle: directory that export wrote.
         out: the model repository; made when it is not there.
-        target: what to compile for; cpu is OpenVINO in fp32.
+        target: what to compile for: cpu is OpenVINO in our backend, onnxruntime the stock ONNX
+            Runtime backend on a CPU, gpu the stock TensorRT backend.
         bounds: how far the engine may be from eager PyTorch.
 
     Returns:
@@ -59,74 +89,56 @@ def compile_bundle(
 
     Raises:
         BundleError: a file of the bundle is missing or changed.
-        CompileError: a graph could not be compiled, or the fidelity gate refused the result.
+        CompileError: a graph could not be compiled, the fidelity gate refused the result, or the
+            repository is of another target.
     """
     bundle, out = Path(bundle), Path(out)
     manifest = verify(bundle)
     request = warmup_request(bundle, manifest)
     out.mkdir(parents=True, exist_ok=True)
+    layout: Layout = Fused(manifest) if target == "cpu" else Split(manifest, target)
     with _sole_writer(out), _staging(out) as staging:
-        staged = {stage: _stage(bundle, manifest, stage, target, staging) for stage in STAGES}
-        rows = _gate(bundle, manifest, staging, bounds or FidelityBounds())
-        for stage, part in staged.items():
-            own = "retrieval" if stage == "retrieval" else "recommend"
+        _require_same_models(out, manifest, target)
+        layout.stage(bundle, staging)
+        rows = _gate(bundle, manifest, layout, staging, bounds or FidelityBounds())
+        for model in STAGES:
+            own = "retrieval" if model == "retrieval" else "recommend"
             fidelity = [row for row in rows if row.stage == own]
-            write_manifest(staging / stage, part.model_copy(update={"fidelity": fidelity}))
-        _publish(staging, out)
-        write_configs(out, manifest, request)
+            part = read_manifest(staging / model)
+            write_manifest(staging / model, part.model_copy(update={"fidelity": fidelity}))
+        _publish(staging, out, layout, request)
     return out
 
 
-def _stage(
-    bundle: Path, manifest: Manifest, stage: Stage, target: Target, staging: Path
-) -> Manifest:
-    """Writes the version directory `staging`/`stage`: linked files, and the graph as IR."""
-    part = _part(manifest, stage)
-    building = staging / f"{stage}.building"
-    building.mkdir()
-    graphs = {
-        name: openvino.convert(bundle, graph, building, name) for name, graph in part.graphs.items()
-    }
-    compiled = part.model_copy(update={"target": target, "graphs": graphs, "files": {}})
-    converted = {file for graph in graphs.values() for file in (graph.file, graph.weights)}
-    names = compiled.referenced_files()
-    for name in names - converted:
-        _link(bundle / name, building / name)
-    compiled = compiled.model_copy(update={"files": dict.fromkeys(names, UNHASHED)})
-    return write_bundle(building, compiled, staging / stage)
+def _require_same_models(out: Path, manifest: Manifest, target: Target) -> None:
+    """A model that this compile does not write would be served on, whatever it is.
 
-
-def _part(manifest: Manifest, stage: Stage) -> Manifest:
-    """The manifest of one stage: its tables and graph; the vocabularies that all ids go through."""
-    retrieval, ranking = stages(manifest)
-    model = retrieval if stage == "retrieval" else ranking
-    tables = {bag.table for bag in model.bags}
-    if stage == "ranking":
-        tables.add(ranking.item_table)
-    vocabularies = {feature.vocabulary for feature in manifest.features}
-    vocabularies.add(manifest.item_vocabulary)
-    return manifest.model_copy(
-        update={
-            "retrieval": retrieval if stage == "retrieval" else None,
-            "ranking": (
-                ranking.model_copy(update={"usual_candidates": retrieval.num_candidates})
-                if stage == "ranking"
-                else None
-            ),
-            "reference": manifest.reference if stage == "retrieval" else None,
-            "tables": {name: manifest.tables[name] for name in manifest.tables if name in tables},
-            "vocabularies": {
-                name: manifest.vocabularies[name]
-                for name in manifest.vocabularies
-                if name in vocabularies
-            },
-            "graphs": {model.graph: manifest.graphs[model.graph]},
-        }
-    )
+    Raises:
+        CompileError: the repository is of another target, or its graphs have other names.
+    """
+    compiled = [out / name for name in ("retrieval_lookup", "retrieval") if versions(out / name)]
+    for model in compiled:
+        found = read_manifest(latest_version(model))
+        if found.target != target:
+            raise CompileError(
+                f"[compile] {out}: expected an empty folder or a repository of target {target}, "
+                f"found one of target {found.target}"
+            )
+    if target == "cpu":
+        return
+    for name in STAGES:
+        if not versions(out / name):
+            continue
+        found = read_manifest(latest_version(out / name))
+        old, new = (getattr(one, name).graph for one in (found, manifest))
+        if old != new:
+            raise CompileError(
+                f"[compile] {out}: expected a repository whose {name} graph is {new}, found {old}"
+            )
 
 
 def _gate(
-    bundle: Path, manifest: Manifest, staging: Path, bounds: FidelityBounds
+    bundle: Path, manifest: Manifest, layout: Layout, staging: Path, bounds: FidelityBounds
 ) -> list[FidelityRow]:
     if manifest.reference is None:
         warnings.warn(
@@ -135,32 +147,28 @@ def _gate(
         )
         return []
     reference = load_reference(bundle, manifest.reference)
-    return gate(reference, _engine_answer(staging, reference), "engine", bounds)
+    return gate(reference, layout.answer(staging, reference), "engine", bounds)
 
 
-def _engine_answer(directory: Path, reference: ReferenceAnswers) -> Answer:
-    """Runs `directory`/retrieval and `directory`/ranking in process."""
-    num_candidates = reference.expected["retrieval"].items.shape[1]
-    k = reference.expected["recommend"].items.shape[1]
-    retrieval, ranking = Engine(directory / "retrieval"), Engine(directory / "ranking")
+def _publish(staging: Path, out: Path, layout: Layout, request: Request) -> None:
+    """Renames the staged directories to one version number that no model has yet.
 
-    def answer(users: WireUsers) -> dict[FidelityStage, Ranked]:
-        candidates = Ranked(*retrieval.retrieve(users, k=num_candidates))
-        items = Ranked(*ranking.rank(users, candidates.items, candidates.scores, k=k))
-        return {"retrieval": candidates, "recommend": items}
+    The ensembles come last: the config of a split repository's ensemble names the version of its
+    steps, so that it goes from one whole version to the next in one step.
+    """
+    models = (*layout.composing, *layout.ensembles)
+    version = 1 + max((n for model in models for n in versions(out / model)), default=0)
+    for model in layout.composing:
+        _publish_model(staging, out, model, version)
+    write_configs(out, layout.configs(request, version), request)
+    for model in layout.ensembles:
+        _publish_model(staging, out, model, version)
 
-    return answer
 
-
-def _publish(staging: Path, out: Path) -> None:
-    """Renames the staged directories to one version number that no model has yet."""
-    version = str(1 + max((n for model in MODELS for n in versions(out / model)), default=0))
-    # Ranking first: whoever starts in between ranks items of a catalog that it knows.
-    for stage in reversed(STAGES):
-        (staging / stage).rename(out / stage / version)
-        sync(out / stage)
-    (out / "recommend" / version).mkdir()
-    sync(out / "recommend")
+def _publish_model(staging: Path, out: Path, model: str, version: int) -> None:
+    (out / model).mkdir(exist_ok=True)
+    (staging / model).rename(out / model / str(version))
+    sync(out / model)
 
 
 @contextmanager
@@ -177,18 +185,9 @@ def _sole_writer(repository: Path) -> Iterator[None]:
 @contextmanager
 def _staging(repository: Path) -> Iterator[Path]:
     """A directory on the repository's file system that Triton does not look at."""
-    for model in MODELS:
-        (repository / model).mkdir(exist_ok=True)
     parent = repository / "retrieval"
+    parent.mkdir(exist_ok=True)
     for leftover in parent.glob(".staging-*"):  # of a compile that was killed
         shutil.rmtree(leftover)
     with tempfile.TemporaryDirectory(prefix=".staging-", dir=parent) as staging:
         yield Path(staging)
-
-
-def _link(source: Path, destination: Path) -> None:
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(source, destination)
-    except OSError:  # another file system, or one without hard links
-        shutil.copyfile(source, destination)

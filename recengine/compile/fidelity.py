@@ -54,6 +54,11 @@ class ReferenceAnswers:
     target: Ids
     expected: dict[Stage, Ranked]
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many candidates and how many items were answered."""
+        return self.expected["retrieval"].items.shape[1], self.expected["recommend"].items.shape[1]
+
 
 Answer = Callable[[WireUsers], dict[Stage, Ranked]]
 """Answers a batch of users, as many candidates and items as the reference holds."""
@@ -187,8 +192,7 @@ def _require_newest(url: str, repository: Path) -> None:
 
 def served_answer(client: RecommenderClient, reference: ReferenceAnswers) -> Answer:
     """Asks a server for as many candidates and items as the reference holds."""
-    num_candidates = reference.expected["retrieval"].items.shape[1]
-    k = reference.expected["recommend"].items.shape[1]
+    num_candidates, k = reference.sizes
 
     def answer(users: WireUsers) -> dict[Stage, Ranked]:
         found = client.retrieve(users, k=num_candidates)

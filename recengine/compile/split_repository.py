@@ -1,0 +1,161 @@
+"""config.pbtxt of a repository whose dense graphs run in a stock backend of Triton.
+
+Our backend has no CUDA kernels yet: its models stay on the CPU for the target gpu, too, and Triton
+copies what goes into a graph to the device, through pinned memory, and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from tritonclient.grpc import model_config_pb2 as pb
+
+from recengine.bundle import Graph, GraphTensor, Manifest, Target
+from recengine.compile.repository import (
+    ANSWER,
+    CANDIDATES,
+    Request,
+    Tensors,
+    add_schema,
+    add_step,
+    add_warmup,
+    composing,
+    ensemble,
+    model,
+    stages,
+    user_tensors,
+)
+
+# Executions of a graph at a time, on one thread each: as many as ONNX Runtime's own default for a
+# CPU. Its thread pools spin, and our backend has a thread for each core already.
+_ONNX_RUNTIME_INSTANCES = 2
+
+_KEYS = ("ids", "lengths")
+
+
+def configs(
+    manifest: Manifest, request: Request, target: Target, version: int
+) -> dict[str, pb.ModelConfig]:
+    """The Triton configuration of each model, by name; ensembles last.
+
+    Every model is for this version alone and the ensembles' steps name it: whatever is loaded or
+    half written, an answer is never made of two versions. Triton refuses an ensemble whose steps
+    have another version.
+    """
+    retrieval, ranking = stages(manifest)
+    tower, ranker = (manifest.graphs[name] for name in (retrieval.graph, ranking.graph))
+    result = {
+        **_stages(manifest, request, tower, ranker),
+        retrieval.graph: _dense(retrieval.graph, tower, target, request),
+        ranking.graph: _dense(ranking.graph, ranker, target, request),
+    }
+    for config in result.values():
+        config.version_policy.specific.versions.append(version)
+    result |= _ensembles(manifest, request, version)
+    for config in result.values():
+        if config.backend == "recengine" or config.platform == "ensemble":
+            add_schema(config, manifest)
+    return result
+
+
+def _stages(
+    manifest: Manifest, request: Request, tower: Graph, ranker: Graph
+) -> dict[str, pb.ModelConfig]:
+    """The models that our backend runs; ids and lengths go to all of them, dense to lookups."""
+    users = user_tensors(request)
+    keys = {name: users[name] for name in _KEYS}
+    tower_reads, ranker_reads = _dims(tower.inputs), _dims(ranker.inputs)
+    items = {
+        "sparse": ranker_reads["sparse"],
+        "items": ranker_reads["items"],
+        "item_scores": ranker_reads["candidate_scores"],
+    }
+    tensors: dict[str, tuple[Tensors, Tensors]] = {
+        "retrieval_lookup": (users, {"sparse": tower_reads["sparse"]}),
+        "retrieval_topk": ({**keys, **_dims(tower.outputs)}, ANSWER),
+        "ranking_lookup": ({**users, **CANDIDATES}, items),
+        "ranking_order": ({**keys, **CANDIDATES, "graph_scores": [-1]}, ANSWER),
+    }
+    return {
+        name: composing(name, inputs, outputs, request)
+        for name, (inputs, outputs) in tensors.items()
+    }
+
+
+def _dense(name: str, graph: Graph, target: Target, request: Request) -> pb.ModelConfig:
+    """The model of a graph."""
+    config = model(name, _dims(graph.inputs), _dims(graph.outputs))
+    config.dynamic_batching.SetInParent()
+    add_warmup(config, {}, request["candidates"].shape[1])
+    if target == "gpu":
+        config.platform = "tensorrt_plan"
+        config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
+        config.optimization.cuda.graphs = True
+        config.optimization.input_pinned_memory.enable = True
+        config.optimization.output_pinned_memory.enable = True
+    else:
+        config.backend = "onnxruntime"
+        kind = pb.ModelInstanceGroup.KIND_CPU
+        config.instance_group.add(count=_ONNX_RUNTIME_INSTANCES, kind=kind)
+        config.parameters["intra_op_thread_count"].string_value = "1"
+    return config
+
+
+def _ensembles(manifest: Manifest, request: Request, version: int) -> dict[str, pb.ModelConfig]:
+    """Each of the three has its steps itself: an ensemble in an ensemble is one more hop."""
+    users = user_tensors(request)
+    retrieval = ensemble("retrieval", users)
+    _add_retrieval(retrieval, manifest, users, version, _as_is(ANSWER))
+    ranking = ensemble("ranking", {**users, **CANDIDATES})
+    _add_ranking(ranking, manifest, users, version)
+    recommend = ensemble("recommend", users)
+    found = dict(zip(ANSWER, CANDIDATES, strict=True))
+    _add_retrieval(recommend, manifest, users, version, found)
+    _add_ranking(recommend, manifest, users, version)
+    return {"ranking": ranking, "retrieval": retrieval, "recommend": recommend}
+
+
+def _add_retrieval(
+    config: pb.ModelConfig,
+    manifest: Manifest,
+    users: Iterable[str],
+    version: int,
+    found: Mapping[str, str],
+) -> None:
+    graph, _ = stages(manifest)
+    tower = manifest.graphs[graph.graph]
+    (user,) = (tensor.name for tensor in tower.outputs)
+    read = {"sparse": "retrieval_sparse"}
+    add_step(config, "retrieval_lookup", _as_is(users), read, version)
+    add_step(config, graph.graph, _inputs(tower) | read, {user: "user"}, version)
+    add_step(config, "retrieval_topk", _as_is((*_KEYS, "user")), found, version)
+
+
+def _add_ranking(
+    config: pb.ModelConfig, manifest: Manifest, users: Iterable[str], version: int
+) -> None:
+    _, graph = stages(manifest)
+    ranker = manifest.graphs[graph.graph]
+    (scores,) = (tensor.name for tensor in ranker.outputs)
+    read = {"sparse": "ranking_sparse", "items": "items", "item_scores": "item_scores"}
+    filled = {"sparse": "ranking_sparse", "candidate_scores": "item_scores"}
+    answered = _as_is((*_KEYS, *CANDIDATES, "graph_scores"))
+    add_step(config, "ranking_lookup", _as_is((*users, *CANDIDATES)), read, version)
+    add_step(config, graph.graph, _inputs(ranker) | filled, {scores: "graph_scores"}, version)
+    add_step(config, "ranking_order", answered, _as_is(ANSWER), version)
+
+
+def _inputs(graph: Graph) -> dict[str, str]:
+    return _as_is(tensor.name for tensor in graph.inputs)
+
+
+def _as_is(names: Iterable[str]) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+def _dims(tensors: Iterable[GraphTensor]) -> dict[str, list[int]]:
+    """Without the batch; a named dim is open."""
+    return {
+        tensor.name: [-1 if isinstance(dim, str) else dim for dim in tensor.dims[1:]]
+        for tensor in tensors
+    }

@@ -1,0 +1,77 @@
+"""What stands in a version directory: a manifest of its own, and links to the files it names."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from recengine.bundle import UNHASHED, Graph, Manifest, Stage, Target, write_bundle
+from recengine.compile.repository import stages
+
+Model = Literal["retrieval", "ranking"]
+T = TypeVar("T")
+
+
+def part(
+    manifest: Manifest, model: Model, target: Target, *, stage: Stage | None = None
+) -> Manifest:
+    """The manifest of one model, or of one stage of it, with no file yet.
+
+    It has the tables that are read; the vocabularies that all ids go through; the graph unless a
+    stage leaves it to another model; the reference where answers of retrieval are compared.
+    """
+    retrieval, ranking = stages(manifest)
+    of_retrieval = model == "retrieval"
+    spec = retrieval if of_retrieval else ranking
+    tables = {bag.table for bag in spec.bags}
+    if not of_retrieval:
+        tables.add(ranking.item_table)
+    used = {feature.vocabulary for feature in manifest.features} | {manifest.item_vocabulary}
+    usual = ranking.model_copy(update={"usual_candidates": retrieval.num_candidates})
+    return manifest.model_copy(
+        update={
+            "target": target,
+            "stage": stage,
+            # What follows a graph does not read them.
+            "dense_features": [] if stage in ("topk", "order") else manifest.dense_features,
+            "retrieval": retrieval if of_retrieval else None,
+            "ranking": None if of_retrieval else usual,
+            "reference": manifest.reference
+            if of_retrieval and stage in (None, "ensemble")
+            else None,
+            "tables": _only(manifest.tables, tables if stage in (None, "lookup") else ()),
+            "vocabularies": _only(manifest.vocabularies, used),
+            "graphs": _only(manifest.graphs, () if stage else (spec.graph,)),
+            "files": {},
+        }
+    )
+
+
+def write(bundle: Path, manifest: Manifest, destination: Path, *, building: Path) -> None:
+    """Makes `building`, which may hold converted graphs, the whole directory `destination`."""
+    converted = {file for graph in manifest.graphs.values() for file in _files(graph)}
+    names = manifest.referenced_files()
+    for name in names - converted:
+        _link(bundle / name, building / name)
+    whole = manifest.model_copy(update={"files": dict.fromkeys(names, UNHASHED)})
+    write_bundle(building, whole, destination)
+
+
+def _files(graph: Graph) -> list[str | None]:
+    return [graph.file, graph.weights]
+
+
+def _only(entries: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:
+    kept = set(names)
+    return {name: entry for name, entry in entries.items() if name in kept}
+
+
+def _link(source: Path, destination: Path) -> None:
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(source, destination)
+    except OSError:  # another file system, or one without hard links
+        shutil.copyfile(source, destination)
