@@ -63,6 +63,7 @@ def examine(tritonserver: Path | None = None) -> Iterator[Finding]:
     yield from _packages(("torch", "lightning"), Level.NOTE, "train")
     yield _backend()
     yield _server(tritonserver)
+    yield from _stock_backends(tritonserver)
     yield _cuda()
 
 
@@ -130,6 +131,23 @@ def _server(tritonserver: Path | None) -> Finding:
         note = "for development only; production wants the NGC container 26.06 (2.70) or later"
         return Finding("tritonserver", f"{found}; {note}", Level.NOTE)
     return Finding("tritonserver", found)
+
+
+def _stock_backends(tritonserver: Path | None) -> Iterator[Finding]:
+    """What runs the graphs of targets that our backend does not run alone."""
+    from recengine.serving.backends import STOCK, has_backend, server_backends
+    from recengine.serving.server import find_tritonserver
+
+    try:
+        directory = server_backends(find_tritonserver(tritonserver))
+    except RecengineError:
+        return  # told already
+    for target, backend in STOCK.items():
+        if has_backend(directory, backend):
+            yield Finding(f"target {target}", str(directory / backend))
+        else:
+            missing = f"this tritonserver has no {backend} backend; the NGC container has it"
+            yield Finding(f"target {target}", missing, Level.NOTE)
 
 
 def server_version(binary: Path) -> str | None:

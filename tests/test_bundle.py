@@ -92,6 +92,10 @@ def test_a_directory_without_manifest_is_not_a_bundle(tmp_path):
         (lambda raw: raw["files"].popitem(), "names file"),
         (lambda raw: raw["files"].update({"../x": raw["files"]["tower.onnx"]}), "not a relative"),
         (lambda raw: raw["vocabularies"]["items"].pop("keys"), "hashed vocabulary has keys"),
+        (lambda raw: raw.update(stage="dense"), "stage: Input should be 'lookup', 'topk'"),
+        (lambda raw: raw.update(stage="lookup"), "lookup and ensemble with one of them"),
+        (lambda raw: (raw.update(stage="topk"), raw.pop("retrieval")), "topk with retrieval alone"),
+        (lambda raw: (raw.update(stage="order"), raw.pop("ranking")), "order with ranking alone"),
     ],
 )
 def test_a_manifest_that_does_not_add_up_is_refused_naming_the_field(copy, change, message):

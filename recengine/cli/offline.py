@@ -96,3 +96,9 @@ def compile_(
     repository = compile_bundle(bundle, out, target=target.value)
     evaluation.of_repository(repository, None)
     typer.echo(f"model repository: {repository}")
+    if target is not Target.CPU:
+        from recengine.serving.backends import container_command
+        from recengine.serving.server import find_backends
+
+        command = container_command(repository, find_backends(), gpu=target is Target.GPU)
+        typer.echo(f"serve it where the stock backends are: {command}")

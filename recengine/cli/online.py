@@ -98,6 +98,6 @@ def doctor(tritonserver: Tritonserver = None) -> None:
     }
     broken = False
     for finding in examine(tritonserver):
-        typer.echo(f"{marks[finding.level]} {finding.name:<13} {finding.found}")
+        typer.echo(f"{marks[finding.level]} {finding.name:<18} {finding.found}")
         broken |= finding.level is Level.PROBLEM
     raise typer.Exit(int(broken))

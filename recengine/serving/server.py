@@ -25,6 +25,7 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from recengine.errors import ServerError
+from recengine.serving.backends import backend_directory as linked_backends
 
 BACKEND_DIRECTORY = "RECENGINE_BACKEND_DIRECTORY"
 """Environment variable that names a directory with recengine/libtriton_recengine.so to use."""
@@ -119,7 +120,8 @@ class TritonServer:
     Args:
         model_repository: the directory of models.
         tritonserver: the binary; None: see `find_tritonserver`.
-        backend_directory: see `find_backends`.
+        backend_directory: see `find_backends`; backends that it lacks and the repository needs are
+            taken from the server's own.
         address: what the endpoints bind to.
         grpc_port, http_port, metrics_port: 0 takes a free port.
         model_control: "explicit" loads only `load_models` and lets clients load and unload.
@@ -160,6 +162,7 @@ class TritonServer:
         self._ready_timeout = ready_timeout
         self._endpoints: Endpoints | None = None
         self._process: _Process | None = None
+        self._resources = ExitStack()  # for as long as the process runs
 
     def __enter__(self) -> TritonServer:
         return self.start()
@@ -188,12 +191,16 @@ class TritonServer:
         """Starts the server and returns once every model is ready.
 
         Raises:
-            ServerError: it ended or was not ready in time; the message has its last words.
+            ServerError: it ended or was not ready in time; the message has its last words. Or a
+                model needs a backend that is not there.
         """
+        backends = self._resources.enter_context(
+            linked_backends(self._repository, self._binary, self._backends)
+        )
         ports = _free_ports(self._address, self._ports)
         grpc, http, metrics = (f"{self._address}:{port}" for port in ports)
         self._endpoints = Endpoints(grpc, http, metrics)
-        self._process = _Process(self._command(ports), self._log)
+        self._process = _Process(self._command(ports, backends), self._log)
         try:
             self._wait_until_ready()
         except BaseException:
@@ -229,14 +236,15 @@ class TritonServer:
         if self._process is None:
             return None
         process, self._process = self._process, None
-        return process.stop(timeout)
+        with self._resources:
+            return process.stop(timeout)
 
     def _running(self) -> _Process:
         if self._process is None:
             raise ServerError("[serve] the server is not running")
         return self._process
 
-    def _command(self, ports: Sequence[int]) -> list[str]:
+    def _command(self, ports: Sequence[int], backends: Path) -> list[str]:
         addresses = [
             f"--{name}-{what}={value}"
             for name, port in zip(("grpc", "http", "metrics"), ports, strict=True)
@@ -245,7 +253,7 @@ class TritonServer:
         return [
             str(self._binary),
             f"--model-repository={self._repository}",
-            f"--backend-directory={self._backends}",
+            f"--backend-directory={backends}",
             *addresses,
             *self._arguments,
         ]

@@ -1,0 +1,101 @@
+"""The Triton backends that a model repository needs, and where a server finds them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import util
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from recengine.errors import ServerError
+
+CONTAINER = "nvcr.io/nvidia/tritonserver:26.06-py3"
+"""Has the stock backends; the first release with all fixes that were published until then."""
+
+STOCK = {"onnxruntime": "onnxruntime", "gpu": "tensorrt"}
+"""The stock backend that runs the dense graphs of a target."""
+
+_OURS = "recengine"
+_PLATFORMS = {"tensorrt_plan": "tensorrt", "onnxruntime_onnx": "onnxruntime"}
+
+
+def needed_backends(repository: Path) -> dict[str, str]:
+    """Backends that the models of a repository name, each with the first model that does."""
+    needed: dict[str, str] = {}
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        config = pb.ModelConfig()
+        try:
+            text_format.Parse(path.read_text(), config, allow_unknown_field=True)
+        except (text_format.ParseError, UnicodeDecodeError):
+            continue  # the server says what is wrong with it
+        backend = config.backend or _PLATFORMS.get(config.platform)
+        if backend:
+            needed.setdefault(backend, path.parent.name)
+    return needed
+
+
+def server_backends(tritonserver: Path) -> Path:
+    """Where a server's own backends lie, as NVIDIA lays it out: bin/tritonserver, backends/."""
+    return tritonserver.resolve().parent.parent / "backends"
+
+
+def has_backend(directory: Path, backend: str) -> bool:
+    """Whether a backend directory has the library of a backend."""
+    return (directory / backend / f"libtriton_{backend}.so").exists()
+
+
+@contextmanager
+def backend_directory(repository: Path, tritonserver: Path, ours: Path) -> Iterator[Path]:
+    """A directory with every backend that a repository needs, for as long as the server runs.
+
+    That is `ours`, unless models need backends of the server, too: then one with links to both.
+
+    Raises:
+        ServerError: a backend is in neither; the message says where it is.
+    """
+    stock = server_backends(tritonserver)
+    needed = {
+        backend: model
+        for backend, model in needed_backends(repository).items()
+        if not has_backend(ours, backend)
+    }
+    for backend, model in needed.items():
+        if not has_backend(stock, backend):
+            raise ServerError(
+                f"[serve] model {model} needs the backend {backend}: not in {ours} and not in "
+                f"{stock}, of {tritonserver}. The NGC container has the stock backends:\n"
+                f"{container_command(repository, ours, gpu=backend == 'tensorrt')}"
+            )
+    with TemporaryDirectory(prefix="recengine-backends-") if needed else nullcontext() as links:
+        if links is None:
+            yield ours
+            return
+        for name, directory in [(_OURS, ours), *((backend, stock) for backend in needed)]:
+            (Path(links) / name).symlink_to((directory / name).resolve())
+        yield Path(links)
+
+
+def container_command(repository: Path, ours: Path, *, gpu: bool) -> str:
+    """The command that serves a repository in the NGC container, endpoints on loopback.
+
+    Our backend and the OpenVINO that it is linked to are mounted where it looks for them.
+    """
+    openvino = util.find_spec("openvino")
+    libraries = Path((openvino and openvino.origin) or "openvino").parent / "libs"
+    mounts = {
+        repository.resolve(): "/models",
+        ours / _OURS: f"/opt/tritonserver/backends/{_OURS}",
+        libraries: "/opt/openvino/libs",
+    }
+    arguments = [
+        *("docker", "run", "--rm", *(["--gpus=all"] if gpu else [])),
+        *(f"--publish=127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002)),
+        *(f"--volume={source}:{target}:ro" for source, target in mounts.items()),
+        *(CONTAINER, "tritonserver", "--model-repository=/models"),
+    ]
+    return " ".join(map(shlex.quote, arguments))

@@ -1,0 +1,35 @@
+"""Serves a split repository with a tritonserver that has no ONNX Runtime backend."""
+
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.serving.peer.repository import copy_backend, environment
+from recengine.serving.server import TritonServer, find_backends
+
+MODEL = Path(__file__).with_name("onnx_model.py")
+
+
+def replace_backend(repository):
+    """The graphs' models run in the Python backend, with the same ONNX Runtime as in the gate."""
+    for graph in repository.glob("*/*/model.onnx"):
+        shutil.copy(MODEL, graph.with_name("model.py"))
+        config = graph.parents[1] / "config.pbtxt"
+        text = config.read_text()
+        config.write_text(text.replace('backend: "onnxruntime"', 'backend: "python"'))
+    return repository
+
+
+@contextmanager
+def serve_split(repository, folder, **options):
+    """A server of a repository that `replace_backend` changed; `folder` is its own."""
+    backends = copy_backend(folder / "backends")
+    (backends / "recengine").symlink_to(find_backends() / "recengine")
+    with (
+        environment(Path(sys.prefix)),
+        TritonServer(
+            repository, backend_directory=backends, log=folder / "tritonserver.log", **options
+        ) as server,
+    ):
+        yield server

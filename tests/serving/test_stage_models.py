@@ -1,0 +1,309 @@
+"""The single stages of a split repository, asked by clients directly."""
+
+import itertools
+import re
+import shutil
+
+import grpc
+import numpy as np
+import pytest
+from malformed import CLEAR, EXTREME_DIMS, Flood, Mutator, replaced
+from raw_client import RawClient, make_request, read_response
+
+from recengine.bundle import load_tensor, read_manifest
+from recengine.compile import compile_bundle
+from recengine.compile.split import STAGES
+from recengine.engine import Engine
+from recengine.errors import ServerError
+from recengine.serving.server import TritonServer
+
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
+ITEM_DIMS = "  dims: -1\n  dims: 12\n"
+BATCH, NUM_CANDIDATES, DIM = 2, 5, 8
+USERS = ("ids", "lengths")
+CANDIDATES = ("candidates", "candidate_scores")
+INPUTS = {
+    "retrieval_lookup": (*USERS, "dense"),
+    "retrieval_topk": (*USERS, "user"),
+    "ranking_lookup": (*USERS, "dense", *CANDIDATES),
+    "ranking_order": (*USERS, *CANDIDATES, "graph_scores"),
+}
+EACH_TENSOR = [(model, name) for model, names in INPUTS.items() for name in names]
+
+
+@pytest.fixture(scope="session")
+def split_repository(golden, tmp_path_factory):
+    """The stages alone: what has no backend here is left out."""
+    repository = tmp_path_factory.mktemp("stages") / "model_repository"
+    compile_bundle(golden, repository, target="onnxruntime")
+    for model in repository.iterdir():
+        if model.name not in STAGES:
+            shutil.rmtree(model)
+    return repository
+
+
+@pytest.fixture(scope="session")
+def stages(split_repository, tmp_path_factory):
+    log = tmp_path_factory.mktemp("server") / "tritonserver.log"
+    with (
+        TritonServer(split_repository, log=log) as server,
+        RawClient(server.endpoints.grpc) as client,
+    ):
+        yield client
+
+
+@pytest.fixture(scope="session")
+def engines(split_repository):
+    return {model: Engine(split_repository / model / "1") for model in STAGES}
+
+
+@pytest.fixture
+def valid(users, tensors):
+    """A good request's tensors, of a stage."""
+
+    def make(model, batch=BATCH, seed=0):
+        rng = np.random.default_rng(seed)
+        named = tensors(users.batch(rng, batch)) | users.candidates(rng, batch, NUM_CANDIDATES)
+        named["user"] = rng.normal(size=(batch, DIM)).astype(np.float32)
+        named["graph_scores"] = rng.normal(size=(batch, NUM_CANDIDATES)).astype(np.float32)
+        return {name: named[name] for name in INPUTS[model]}
+
+    return make
+
+
+def test_lookups_are_the_engines_to_the_bit(stages, engines, users, tensors):
+    rng = np.random.default_rng(0)
+    asked, candidates = users.batch(rng, 7), users.candidates(rng, 7, 9)
+    candidates["candidates"][:, 4] = -1
+    candidates["candidate_scores"][:, 4] = np.nan
+    found = stages.infer("retrieval_lookup", tensors(asked))
+    expected = engines["retrieval_lookup"].look_up(asked)
+    np.testing.assert_array_equal(found["sparse"], expected["sparse"])
+    found = stages.infer("ranking_lookup", tensors(asked) | candidates)
+    expected = engines["ranking_lookup"].look_up_candidates(asked, *candidates.values())
+    np.testing.assert_array_equal(found["sparse"], expected["sparse"])
+    np.testing.assert_array_equal(found["items"], expected["items"])
+    np.testing.assert_array_equal(found["item_scores"], expected["candidate_scores"])
+
+
+@pytest.mark.parametrize("model", INPUTS)
+def test_requests_of_any_shape_sent_at_once_are_answered_as_each_alone(
+    stages, valid, users, tensors, model
+):
+    asked = []
+    for seed in range(100):
+        named = valid(model, batch=1 + seed % 4, seed=seed)
+        kept = seed % (NUM_CANDIDATES + 1)
+        for name in {*CANDIDATES, "graph_scores"} & set(named):
+            width = max(1, kept) if name == "graph_scores" else kept
+            named[name] = named[name][:, :width].copy()
+        asked.append(make_request(model, named, k=1 + seed % 9, num_candidates=1 + seed % 9))
+    futures = [stages.send(request) for request in asked]
+    for request, future in zip(asked, futures, strict=True):
+        together, alone = (read_response(one.result()) for one in (future, stages.send(request)))
+        assert together.keys() == alone.keys()
+        for name, found in together.items():
+            np.testing.assert_array_equal(found, alone[name])
+
+
+@pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
+def test_a_wrong_dtype_is_refused(stages, valid, model, name):
+    for dtype in ("FP64", "INT16", "UINT8", "BYTES", "BOOL", "FP16", ""):
+        code, message = stages.refusal(replaced(model, valid(model), name, dtype=dtype))
+        assert code == INVALID
+        assert message
+
+
+@pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
+def test_a_wrong_rank_is_refused(stages, valid, model, name):
+    tensors = valid(model)
+    size = tensors[name].size
+    for shape in ([], [BATCH], [size], [BATCH, size // BATCH, 1], [1] * 40 + [size]):
+        code, message = stages.refusal(replaced(model, tensors, name, shape=shape))
+        assert code == INVALID
+        assert message
+
+
+@pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
+def test_extreme_shapes_are_refused_with_and_without_bytes(stages, valid, model, name):
+    tensors = valid(model, batch=1)
+    honest = list(tensors[name].shape)
+    for shape in itertools.product(EXTREME_DIMS, repeat=2):
+        for raw in (tensors[name].tobytes(), b""):
+            error = stages.send(replaced(model, tensors, name, shape=shape, raw=raw)).exception()
+            if error is None:  # nothing but padding is in ids
+                assert list(shape) == honest or shape == (1, 0) or shape == (1, len(raw) // 8)
+            else:
+                assert error.code() == INVALID, (shape, error)
+    stages.infer(model, tensors)
+
+
+@pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
+def test_a_missing_tensor_is_refused(stages, valid, model, name):
+    tensors = valid(model)
+    del tensors[name]
+    assert stages.refusal(make_request(model, tensors))[0] == INVALID
+
+
+@pytest.mark.parametrize("model", INPUTS)
+def test_batch_sizes_that_disagree_are_refused(stages, valid, model):
+    two, three = valid(model, batch=2), valid(model, batch=3)
+    for name in two:
+        assert stages.refusal(make_request(model, two | {name: three[name]}))[0] == INVALID
+
+
+@pytest.mark.parametrize("model", INPUTS)
+def test_lengths_that_lie_are_refused_by_name(stages, valid, model):
+    tensors = valid(model)
+    width = tensors["ids"].shape[1]
+    tensors["lengths"][1] = (2**31 - 1,) * 4
+    code, message = stages.refusal(make_request(model, tensors))
+    assert code == INVALID
+    assert f"lengths[1]: expected a sum of at most {width}" in message
+    tensors["lengths"][1] = (0, 0, -7, 0)
+    code, message = stages.refusal(make_request(model, tensors))
+    assert code == INVALID
+    assert "lengths[1, 2] (country): expected a length >= 0, found -7" in message
+
+
+@pytest.mark.parametrize("width", [0, DIM - 1, DIM + 1, 2 * DIM])
+def test_a_user_vector_of_another_width_is_refused(stages, valid, width):
+    tensors = valid("retrieval_topk") | {"user": np.zeros((BATCH, width), np.float32)}
+    code, message = stages.refusal(make_request("retrieval_topk", tensors))
+    assert code == INVALID
+    assert "user" in message
+
+
+@pytest.mark.parametrize("width", [0, NUM_CANDIDATES - 1, NUM_CANDIDATES + 1, 64])
+def test_graph_scores_of_another_number_of_candidates_are_refused_by_name(stages, valid, width):
+    tensors = valid("ranking_order") | {"graph_scores": np.zeros((BATCH, width), np.float32)}
+    code, message = stages.refusal(make_request("ranking_order", tensors))
+    assert code == INVALID
+    assert f"graph_scores: expected shape [2, {NUM_CANDIDATES}], found [2, {width}]" in message
+
+
+@pytest.mark.parametrize("model", ["ranking_lookup", "ranking_order"])
+def test_more_candidates_than_a_request_may_have_are_refused_by_name(stages, valid, users, model):
+    tensors = valid(model) | {
+        "candidates": np.resize(users.items, (BATCH, 65)),
+        "candidate_scores": np.zeros((BATCH, 65), np.float32),
+    }
+    code, message = stages.refusal(make_request(model, tensors))
+    assert code == INVALID
+    assert "candidates: expected at most 64 per user, found 65" in message
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+    ("model", "name", "message"),
+    [
+        ("retrieval_lookup", "dense", "dense[1, 1] (activity): expected a finite value"),
+        ("ranking_lookup", "candidate_scores", "candidate_scores[1, 1]: expected a finite score"),
+        ("ranking_order", "candidate_scores", "candidate_scores[1, 1]: expected a finite score"),
+        ("retrieval_topk", "user", "user 1: expected a finite user vector from the graph"),
+        ("ranking_order", "graph_scores", "finite"),
+    ],
+)
+def test_values_that_are_not_finite_are_an_error_of_that_request_alone(
+    stages, valid, users, model, name, message, value
+):
+    bad = valid(model)
+    bad["ids"][:, 0], bad["lengths"][:] = users.vocabularies[0][0], (1, 0, 0, 0)  # known
+    good = make_request(model, bad)
+    bad[name][1, 1] = value
+    futures = [stages.send(make_request(model, bad) if i % 2 else good) for i in range(40)]
+    expected = stages.send(good).result()
+    for i, future in enumerate(futures):
+        if i % 2:
+            assert future.code() == INVALID
+            assert message in future.details()
+        else:
+            assert future.result().raw_output_contents == expected.raw_output_contents
+
+
+def test_what_a_graph_made_of_a_user_with_nothing_known_is_not_read(stages, valid, golden):
+    topk, order = valid("retrieval_topk"), valid("ranking_order")
+    for tensors, name in ((topk, "user"), (order, "graph_scores")):
+        tensors["ids"][:] = 4242424242
+        tensors[name][:] = np.nan
+    retrieval = read_manifest(golden).retrieval
+    fallback = load_tensor(golden, retrieval.index.keys)[
+        load_tensor(golden, retrieval.fallback.rows)
+    ]
+    found = stages.infer("retrieval_topk", topk)
+    np.testing.assert_array_equal(found["item_ids"], [fallback[:20]] * BATCH)
+    found = stages.infer("ranking_order", order, k=NUM_CANDIDATES)
+    best = np.argsort(-order["candidate_scores"], axis=1, kind="stable")
+    np.testing.assert_array_equal(
+        found["item_ids"], np.take_along_axis(order["candidates"], best, axis=1)
+    )
+
+
+def test_a_full_queue_of_a_stage_sheds(split_repository, tmp_path, valid):
+    repository = shutil.copytree(split_repository, tmp_path / "repository")
+    config = repository / "retrieval_topk" / "config.pbtxt"
+    limit = 'parameters { key: "recengine.max_queue_rows" value { string_value: "64" } }\n'
+    config.write_text(config.read_text() + limit)
+    request = make_request("retrieval_topk", valid("retrieval_topk", batch=64))
+    with (
+        TritonServer(
+            repository, arguments=["--backend-config=recengine,threads=1"], log=tmp_path / "log"
+        ) as server,
+        RawClient(server.endpoints.grpc) as client,
+    ):
+        errors = [future.exception() for future in [client.send(request) for _ in range(2000)]]
+    messages = {error.details() for error in errors if error is not None}
+    assert messages == {"recengine: shed: queue full (64 rows)"}
+    assert None in errors
+
+
+@pytest.mark.parametrize(
+    ("model", "before", "after", "message"),
+    [
+        ("retrieval_topk", 'name: "user"', 'name: "vector"', "input user is missing"),
+        ("retrieval_topk", "dims: 8", "dims: 9", "input user: expected dims 8, found 9"),
+        ("retrieval_lookup", "dims: 24", "dims: 25", "output sparse: expected dims 24, found 25"),
+        ("retrieval_lookup", 'name: "sparse"', 'name: "s"', "output sparse is missing"),
+        ("ranking_lookup", ITEM_DIMS, ITEM_DIMS + "  dims: 1\n", "items: expected 2 dims, found 3"),
+        (
+            "ranking_lookup",
+            ITEM_DIMS,
+            "  dims: -1\n  dims: 9\n",
+            "expected dims -1, 12, found -1, 9",
+        ),
+        ("ranking_lookup", 'name: "item_scores"', 'name: "x"', "output item_scores is missing"),
+        ("ranking_order", 'name: "graph_scores"', 'name: "x"', "input graph_scores is missing"),
+        ("ranking_order", 'name: "item_ids"', 'name: "x"', "output item_ids is missing"),
+    ],
+)
+def test_a_config_that_does_not_fit_the_stage_is_refused_naming_the_tensor(
+    split_repository, tmp_path, model, before, after, message
+):
+    repository = tmp_path / "repository"
+    shutil.copytree(split_repository / model, repository / model)
+    path = repository / model / "config.pbtxt"
+    text = path.read_text()
+    assert before in text
+    # Without warm-up, whose own checks would speak first.
+    text = re.sub(r"model_warmup \{(.|\n)*?\n\}\n", "", text.replace(before, after))
+    path.write_text(text)
+    expected = re.escape(f"[{model}] config.pbtxt: ") + ".*" + re.escape(message)
+    with pytest.raises(ServerError, match=expected):
+        TritonServer(repository, log=tmp_path / "log").start()
+
+
+def test_twenty_thousand_malformed_requests_leave_the_stages_healthy(stages, valid):
+    good = [make_request(model, valid(model, seed=seed)) for model in INPUTS for seed in range(8)]
+    mutator = Mutator(0, good)
+    expected = [read_response(stages.send(request).result()) for request in good]
+    flood = Flood(stages, in_flight=64)
+    for _ in range(20_000):
+        flood.send(mutator.request())
+    flood.wait()
+    assert set(flood.codes) <= CLEAR
+    assert flood.codes[INVALID] > 10_000
+    assert flood.messages["empty"] == 0
+    for request, before in zip(good, expected, strict=True):
+        after = read_response(stages.send(request).result())
+        for name, found in after.items():
+            np.testing.assert_array_equal(found, before[name])
