@@ -163,6 +163,20 @@ def test_compile_prints_the_fidelity_table(golden, tmp_path):
     assert (tmp_path / "models" / "recommend" / "config.pbtxt").exists()
 
 
+def test_compile_for_a_stock_backend_says_where_to_serve_it_and_serve_refuses_a_server_without(
+    golden, tmp_path
+):
+    models = tmp_path / "models"
+    result = invoke("compile", golden, "--target", "onnxruntime", "--out", models)
+    assert result.exit_code == 0, result.stderr
+    assert re.search(r"recommend +│ engine +│ 20", result.stdout)
+    assert re.search(rf"docker run .*--volume={models}:/models:ro .*tritonserver", result.stdout)
+    result = invoke("serve", models, "--grpc-port=0", "--http-port=0", "--metrics-port=0")
+    assert result.exit_code == 1
+    assert "error: [serve] model ranker needs the backend onnxruntime: not in" in result.stderr
+    assert "docker run" in result.stderr
+
+
 DATASET = Dataset(
     name="test",
     interactions=Interactions(

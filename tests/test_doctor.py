@@ -28,6 +28,17 @@ def test_an_old_server_is_for_development_only(tmp_path):
     assert finding("tritonserver", tritonserver=server).level is Level.OK
 
 
+def test_targets_whose_stock_backend_the_server_lacks_are_noted(tmp_path):
+    binary = tmp_path / "bin" / "tritonserver"
+    backend = tmp_path / "backends" / "tensorrt" / "libtriton_tensorrt.so"
+    for path in (binary, backend):
+        path.parent.mkdir(parents=True)
+        path.touch(mode=0o755)
+    assert finding("target gpu", tritonserver=binary).level is Level.OK
+    found = finding("target onnxruntime", tritonserver=binary)
+    assert (found.level, "no onnxruntime backend" in found.found) == (Level.NOTE, True)
+
+
 def test_a_server_that_does_not_start_is_a_problem(tmp_path):
     found = finding("tritonserver", tritonserver=script(tmp_path, "exit 1"))
     assert (found.level, found.found.endswith("does not start")) == (Level.PROBLEM, True)

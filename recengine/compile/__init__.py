@@ -95,8 +95,8 @@ def compile_bundle(
     bundle, out = Path(bundle), Path(out)
     manifest = verify(bundle)
     request = warmup_request(bundle, manifest)
-    out.mkdir(parents=True, exist_ok=True)
     layout: Layout = Fused(manifest) if target == "cpu" else Split(manifest, target)
+    out.mkdir(parents=True, exist_ok=True)
     with _sole_writer(out), _staging(out) as staging:
         _require_same_models(out, manifest, target)
         layout.stage(bundle, staging)

@@ -1,5 +1,7 @@
 """A split repository on a real server: the answers and refusals of the fused one."""
 
+import shutil
+
 import grpc
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from split_server import replace_backend, serve_split
 from recengine.bundle import read_manifest
 from recengine.client import RecommenderClient
 from recengine.compile import compile_bundle
-from recengine.compile.fidelity import load_reference, served_answer
+from recengine.compile.fidelity import load_reference, served, served_answer
 from recengine.compile.split import STAGES
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -18,10 +20,16 @@ UNKNOWN_ID = 4242424242
 
 
 @pytest.fixture(scope="session")
-def split_server(golden, tmp_path_factory):
+def split_repository(golden, tmp_path_factory):
     folder = tmp_path_factory.mktemp("split")
-    repository = compile_bundle(golden, folder / "model_repository", target="onnxruntime")
-    with serve_split(replace_backend(repository), folder) as server:
+    return replace_backend(
+        compile_bundle(golden, folder / "model_repository", target="onnxruntime")
+    )
+
+
+@pytest.fixture(scope="session")
+def split_server(split_repository, tmp_path_factory):
+    with serve_split(split_repository, tmp_path_factory.mktemp("server")) as server:
         yield server
 
 
@@ -73,6 +81,19 @@ def test_the_public_client_and_the_gate_see_what_eager_pytorch_answered(split_se
     for stage, expected in reference.expected.items():
         np.testing.assert_array_equal(found[stage].items, expected.items)
         np.testing.assert_allclose(found[stage].scores, expected.scores, rtol=1e-5, atol=1e-6)
+
+
+def test_the_served_gate_stores_its_rows_with_the_public_models(
+    split_server, split_repository, tmp_path
+):
+    repository = shutil.copytree(split_repository, tmp_path / "repository")
+    rows = served(split_server.endpoints.grpc, repository)
+    assert [(row.stage, row.path) for row in rows] == [
+        ("retrieval", "served"),
+        ("recommend", "served"),
+    ]
+    for model, row in zip(("retrieval", "ranking"), rows, strict=True):
+        assert read_manifest(repository / model / "1").fidelity[1:] == [row]
 
 
 @pytest.mark.parametrize("model", MODELS)

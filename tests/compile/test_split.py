@@ -1,0 +1,354 @@
+"""From the committed tiny bundle to repositories whose dense graphs run in stock backends."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.grpc import model_config_pb2 as pb
+from tritonclient.utils import InferenceServerException
+
+from recengine.bundle import latest_version, read_manifest, verify, versions
+from recengine.client.schema import SCHEMA_PARAMETER, Schema
+from recengine.compile import compile_bundle
+from recengine.compile.repository import schema, warmup_request, write_configs
+from recengine.compile.split import STAGES
+from recengine.compile.split_repository import configs
+from recengine.engine import Engine
+from recengine.errors import BundleError, CompileError
+from recengine.serving.server import TritonServer
+
+GRAPHS = ("tower", "ranker")
+ENSEMBLES = ("retrieval", "ranking", "recommend")
+MODELS = (*STAGES, *GRAPHS, *ENSEMBLES)
+EXPECTED = Path(__file__).parent / "expected"
+
+
+@pytest.fixture
+def repository(bundle, tmp_path):
+    return compile_bundle(bundle, tmp_path / "repository", target="onnxruntime")
+
+
+def config(repository, model):
+    return text_format.Parse((repository / model / "config.pbtxt").read_text(), pb.ModelConfig())
+
+
+def generated(bundle, target, version=1):
+    manifest = read_manifest(bundle)
+    request = warmup_request(bundle, manifest)
+    return configs(manifest, request, target, version), request
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "gpu"])
+def test_configs_equal_the_committed_text(bundle, target, tmp_path):
+    expected = {path.stem: path.read_text() for path in (EXPECTED / target).iterdir()}
+    made, request = generated(bundle, target)
+    for model in expected:
+        (tmp_path / model).mkdir()
+    write_configs(tmp_path, {model: made[model] for model in expected}, request)
+    found = {model: (tmp_path / model / "config.pbtxt").read_text() for model in expected}
+    assert found == expected
+
+
+def test_a_compile_writes_the_configs_that_are_generated(repository, bundle):
+    made, _ = generated(bundle, "onnxruntime")
+    assert set(made) == set(MODELS) == {path.name for path in repository.iterdir()}
+    for model, expected in made.items():
+        assert config(repository, model) == expected
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "gpu"])
+@pytest.mark.parametrize("ensemble", ENSEMBLES)
+def test_ensembles_connect_tensors_of_the_same_type_and_dims(bundle, target, ensemble):
+    made, _ = generated(bundle, target)
+    known = {item.name: (item.data_type, *item.dims) for item in made[ensemble].input}
+    for step in made[ensemble].ensemble_scheduling.step:
+        model = made[step.model_name]
+        assert set(step.input_map) == {item.name for item in model.input}
+        assert set(step.output_map) == {item.name for item in model.output}
+        for item in model.input:
+            assert known[step.input_map[item.name]] == (item.data_type, *item.dims)
+        for item in model.output:
+            known[step.output_map[item.name]] = (item.data_type, *item.dims)
+    for item in made[ensemble].output:
+        assert known[item.name] == (item.data_type, *item.dims)
+
+
+def test_the_public_models_have_the_contract_of_the_fused_ones(bundle, tmp_path):
+    fused = compile_bundle(bundle, tmp_path / "fused")
+    made, _ = generated(bundle, "onnxruntime")
+    for model in ENSEMBLES:
+        expected = config(fused, model)
+        for item in expected.input:
+            item.allow_ragged_batch = False  # means nothing on an ensemble
+        assert made[model].platform == "ensemble"
+        assert list(made[model].input) == list(expected.input)
+        assert list(made[model].output) == list(expected.output)
+        assert made[model].parameters == expected.parameters
+
+
+def test_stages_run_in_our_backend_and_know_the_limits_of_a_request(bundle):
+    for target in ("onnxruntime", "gpu"):
+        made, _ = generated(bundle, target)
+        for model in STAGES:
+            assert made[model].backend == "recengine"
+            assert [group.kind for group in made[model].instance_group] == [
+                pb.ModelInstanceGroup.KIND_CPU
+            ]
+            assert [item.name for item in made[model].input if item.allow_ragged_batch] == ["ids"]
+            text = made[model].parameters[SCHEMA_PARAMETER].string_value
+            assert Schema.from_json(text) == schema(read_manifest(bundle))
+
+
+def test_every_model_that_computes_is_warmed_up_and_drops_dead_requests(bundle):
+    made, request = generated(bundle, "gpu")
+    for model in (*STAGES, *GRAPHS):
+        assert made[model].HasField("dynamic_batching")
+        for warmup in made[model].model_warmup:
+            assert set(warmup.inputs) == {item.name for item in made[model].input}
+            for item in warmup.inputs.values():
+                assert item.zero_data != bool(item.input_data_file)
+                assert -1 not in item.dims
+                if item.input_data_file:
+                    assert request[item.input_data_file].shape[1:] == tuple(item.dims)
+
+
+def test_version_directories_hold_what_their_stage_needs(repository, bundle):
+    manifests = {model: verify(repository / model / "1") for model in (*STAGES, *ENSEMBLES[:2])}
+    whole = read_manifest(bundle)
+    for name, (model, stage) in STAGES.items():
+        manifest = manifests[name]
+        assert (manifest.target, manifest.stage) == ("onnxruntime", stage)
+        assert (manifest.retrieval is None, manifest.ranking is None) == (
+            model == "ranking",
+            model == "retrieval",
+        )
+        assert manifest.graphs == {}
+        assert manifest.reference is None
+        assert manifest.vocabularies == whole.vocabularies
+        assert manifest.dense_features == (whole.dense_features if stage == "lookup" else [])
+    assert set(manifests["retrieval_lookup"].tables) == {"user", "history", "recent", "country"}
+    assert set(manifests["ranking_lookup"].tables) == {"recent", "user", "ranking_items"}
+    assert manifests["retrieval_topk"].tables == manifests["ranking_order"].tables == {}
+    assert manifests["retrieval"].reference == whole.reference
+    assert manifests["ranking"].reference is None
+    for graph in GRAPHS:
+        (file,) = (repository / graph / "1").iterdir()
+        assert file.name == "model.onnx"
+        assert file.read_bytes() == (bundle / f"{graph}.onnx").read_bytes()
+
+
+def test_tables_and_index_of_files_of_their_own_are_linked_where_they_are_read(bundle):
+    manifest = read_manifest(bundle)
+    apart = {"file": "items.safetensors"}
+    index = manifest.retrieval.index
+    retrieval = manifest.retrieval.model_copy(
+        update={
+            "index": index.model_copy(update={"vectors": index.vectors.model_copy(update=apart)})
+        }
+    )
+    for stage, expected in (("lookup", False), ("topk", True), ("ensemble", False)):
+        part = manifest.model_copy(
+            update={"retrieval": retrieval, "ranking": None, "stage": stage, "graphs": {}}
+        )
+        assert ("items.safetensors" in part.referenced_files()) is expected
+
+
+def test_the_gate_passes_and_its_rows_are_stored_with_the_public_models(repository):
+    for model, stage in (("retrieval", "retrieval"), ("ranking", "recommend")):
+        (row,) = read_manifest(latest_version(repository / model)).fidelity
+        assert (row.stage, row.path) == (stage, "engine")
+        assert row.score_error <= 1e-4
+        assert row.identical_top_k == 1
+
+
+def test_the_gate_refuses_a_perturbed_table(bundle, changed_bundle, tmp_path):
+    manifest = read_manifest(bundle)
+    data = manifest.tables[manifest.ranking.item_table].data
+
+    def perturb(tensors):
+        tensors[data.tensor] = (tensors[data.tensor] + 1).astype(tensors[data.tensor].dtype)
+
+    out = tmp_path / "repository"
+    with pytest.raises(CompileError, match="\nrecommend  score_error"):
+        compile_bundle(changed_bundle(data.file, perturb), out, target="onnxruntime")
+    assert [versions(out / model) for model in MODELS] == [[]] * len(MODELS)
+    compile_bundle(bundle, out)  # nothing is left that another target could not have
+
+
+def test_a_record_of_an_ensemble_is_no_engine(repository):
+    with pytest.raises(BundleError, match=r'stage: expected "lookup" .*, found "ensemble"'):
+        Engine(repository / "retrieval" / "1")
+
+
+def test_a_second_compile_moves_every_model_to_its_version(repository, bundle):
+    compile_bundle(bundle, repository, target="onnxruntime")
+    assert [versions(repository / model) for model in MODELS] == [[1, 2]] * len(MODELS)
+    for model in (*STAGES, *GRAPHS):
+        assert list(config(repository, model).version_policy.specific.versions) == [2]
+    for model in ENSEMBLES:
+        steps = config(repository, model).ensemble_scheduling.step
+        assert {step.model_version for step in steps} == {2}
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_compile_that_dies_at_any_step_leaves_ensembles_of_whole_versions(
+    bundle, repository, monkeypatch
+):
+    """Each step that a reader can see is a rename: stop before every one in turn."""
+    rename = Path.rename
+    step = 0
+    while True:
+        left = step
+
+        def counted(path, target):
+            nonlocal left
+            if left == 0:
+                raise Killed
+            left -= 1
+            return rename(path, target)
+
+        monkeypatch.setattr(Path, "rename", counted)
+        try:
+            compile_bundle(bundle, repository, target="onnxruntime")
+            break
+        except Killed:
+            step += 1
+        finally:
+            monkeypatch.undo()
+        for ensemble in ENSEMBLES:
+            steps = config(repository, ensemble).ensemble_scheduling.step
+            (version,) = {one.model_version for one in steps}
+            for one in steps:
+                directory = repository / one.model_name / str(version)
+                if one.model_name in STAGES:
+                    verify(directory)
+                else:
+                    onnx.load(directory / "model.onnx")
+    assert step > 20
+
+
+@pytest.mark.parametrize(("first", "second"), [("cpu", "onnxruntime"), ("onnxruntime", "cpu")])
+def test_a_repository_of_another_target_is_refused_and_left_alone(bundle, tmp_path, first, second):
+    out = compile_bundle(bundle, tmp_path / "repository", target=first)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    message = f"expected an empty folder or a repository of target {second}, .* target {first}"
+    with pytest.raises(CompileError, match=message):
+        compile_bundle(bundle, out, target=second)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_what_a_killed_first_compile_left_is_of_its_target(bundle, repository):
+    for model in ENSEMBLES:
+        shutil.rmtree(repository / model / "1")
+    with pytest.raises(CompileError, match="found one of target onnxruntime"):
+        compile_bundle(bundle, repository)
+
+
+def renamed(manifest, model, name):
+    """Updates of a manifest whose graph of `model` has another name."""
+    part = getattr(manifest, model)
+    graphs = {name if key == part.graph else key: graph for key, graph in manifest.graphs.items()}
+    return {model: part.model_copy(update={"graph": name}), "graphs": graphs}
+
+
+def test_graphs_of_other_names_than_those_served_are_refused(repository, bundle, changed_bundle):
+    other = changed_bundle(**renamed(read_manifest(bundle), "ranking", "dlrm"))
+    with pytest.raises(CompileError, match="whose ranking graph is dlrm, found ranker"):
+        compile_bundle(other, repository, target="onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("retrieval", "graph 'retrieval': another model has this name"),
+        ("ranking_order", "graph 'ranking_order': another model has this name"),
+        ("../tower", r"graph '\.\./tower': expected letters, digits"),
+        ("..", r"graph '\.\.': expected letters, digits"),
+        ("", "graph '': expected letters, digits"),
+    ],
+)
+def test_a_graph_whose_name_no_model_may_have_is_refused(
+    bundle, changed_bundle, tmp_path, name, message
+):
+    other = changed_bundle(**renamed(read_manifest(bundle), "retrieval", name))
+    with pytest.raises(CompileError, match=message):
+        compile_bundle(other, tmp_path / "repository", target="onnxruntime")
+    assert not (tmp_path / "repository").exists()
+
+
+def test_a_graph_of_another_shape_than_the_manifest_says_is_refused(
+    bundle, changed_bundle, tmp_path
+):
+    manifest = read_manifest(bundle)
+    graph = manifest.graphs["tower"]
+    wider = graph.inputs[0].model_copy(update={"dims": ["batch", 999]})
+    changed = {"tower": graph.model_copy(update={"inputs": [wider, *graph.inputs[1:]]})}
+    with pytest.raises(CompileError, match=r"input sparse: expected \[-1, 999\], found \[-1, 24\]"):
+        compile_bundle(
+            changed_bundle(graphs=manifest.graphs | changed),
+            tmp_path / "repository",
+            target="onnxruntime",
+        )
+
+
+def test_a_graph_of_other_tensors_or_none_is_refused(changed_bundle, bundle, tmp_path):
+    manifest = read_manifest(bundle)
+    swapped = manifest.graphs["tower"].model_copy(update={"file": "ranker.onnx"})
+    with pytest.raises(CompileError, match=r"ranker\.onnx: expected inputs \['sparse', 'dense'\]"):
+        compile_bundle(
+            changed_bundle(graphs=manifest.graphs | {"tower": swapped}),
+            tmp_path / "repository",
+            target="onnxruntime",
+        )
+
+
+def test_without_onnx_runtime_the_error_says_what_to_install(bundle, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(CompileError, match=r"pip install 'recengine\[onnxruntime\]'"):
+        compile_bundle(bundle, tmp_path / "repository", target="onnxruntime")
+
+
+def test_a_target_without_compiler_of_its_graphs_is_refused_before_anything_is_written(
+    bundle, tmp_path
+):
+    with pytest.raises(CompileError, match="target gpu: this recengine has no compiler"):
+        compile_bundle(bundle, tmp_path / "repository", target="gpu")
+    assert not (tmp_path / "repository").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "file", "backend"),
+    [("onnxruntime", "model.onnx", "onnxruntime"), ("gpu", "model.plan", "tensorrt")],
+)
+def test_a_server_reads_the_configs_and_lacks_only_the_backend(
+    bundle, tmp_path, target, file, backend
+):
+    """The wheel's server has no stock backends; it says so after it has taken the config."""
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    with (
+        TritonServer(repository, log=tmp_path / "log", model_control="explicit") as server,
+        InferenceServerClient(server.endpoints.grpc) as client,
+    ):
+        compiled = compile_bundle(bundle, tmp_path / "compiled", target="onnxruntime")
+        shutil.copytree(compiled, repository, dirs_exist_ok=True)
+        for graph in GRAPHS:
+            (repository / graph / "1" / "model.onnx").rename(repository / graph / "1" / file)
+        write_configs(repository, *generated(bundle, target))
+        for model in STAGES:
+            client.load_model(model)
+        for model in GRAPHS:
+            with pytest.raises(
+                InferenceServerException, match=f"unable to find backend library for .*'{backend}'"
+            ):
+                client.load_model(model)
+        for model in ENSEMBLES:
+            with pytest.raises(InferenceServerException, match=r"depends on '(tower|ranker)'"):
+                client.load_model(model)

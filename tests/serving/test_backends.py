@@ -1,0 +1,109 @@
+import shutil
+
+import pytest
+
+from recengine.errors import ServerError
+from recengine.serving.backends import (
+    backend_directory,
+    container_command,
+    has_backend,
+    needed_backends,
+)
+from recengine.serving.server import TritonServer, find_backends, find_tritonserver
+
+
+def add_model(repository, name, text):
+    (repository / name).mkdir(parents=True)
+    (repository / name / "config.pbtxt").write_text(text)
+
+
+def add_backend(directory, name):
+    (directory / name).mkdir(parents=True)
+    (directory / name / f"libtriton_{name}.so").touch()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    path = tmp_path / "repository"
+    add_model(path, "a_lookup", 'backend: "recengine"')
+    add_model(path, "b_graph", 'platform: "tensorrt_plan"')
+    add_model(path, "c_graph", 'platform: "tensorrt_plan" of_another_release: 1')
+    add_model(path, "d_all", 'platform: "ensemble"')
+    add_model(path, "e_broken", "{{{")
+    return path
+
+
+@pytest.fixture
+def installation(tmp_path):
+    """bin/tritonserver of an installation, and our own backends beside it."""
+    binary = tmp_path / "tritonserver" / "bin" / "tritonserver"
+    binary.parent.mkdir(parents=True)
+    binary.touch()
+    add_backend(tmp_path / "ours", "recengine")
+    return binary, tmp_path / "ours"
+
+
+def test_backends_are_those_that_configs_name_with_a_model_that_does(repository):
+    assert needed_backends(repository) == {"recengine": "a_lookup", "tensorrt": "b_graph"}
+
+
+def test_our_own_directory_is_used_as_it_is_when_nothing_else_is_needed(repository, installation):
+    shutil.rmtree(repository / "b_graph")
+    shutil.rmtree(repository / "c_graph")
+    binary, ours = installation
+    with backend_directory(repository, binary, ours) as directory:
+        assert directory == ours
+
+
+def test_backends_of_the_server_are_linked_beside_ours(repository, installation):
+    binary, ours = installation
+    add_backend(binary.parents[1] / "backends", "tensorrt")
+    add_backend(binary.parents[1] / "backends", "python")
+    with backend_directory(repository, binary, ours) as directory:
+        assert {path.name for path in directory.iterdir()} == {"recengine", "tensorrt"}
+        assert has_backend(directory, "recengine")
+        assert has_backend(directory, "tensorrt")
+    assert not directory.exists()
+    assert has_backend(ours, "recengine")
+
+
+def test_a_backend_that_is_nowhere_is_an_error_that_names_model_and_container(
+    repository, installation
+):
+    binary, ours = installation
+    with (
+        pytest.raises(ServerError, match=r"model b_graph needs the backend tensorrt: ") as refused,
+        backend_directory(repository, binary, ours),
+    ):
+        pass
+    assert container_command(repository, ours, gpu=True) in str(refused.value)
+
+
+def test_a_server_without_the_backend_is_not_started(repository, tmp_path):
+    with pytest.raises(ServerError, match="needs the backend tensorrt"):
+        TritonServer(repository, log=tmp_path / "log").start()
+    assert not (tmp_path / "log").exists()
+
+
+def test_the_container_gets_our_backend_where_it_finds_openvino(tmp_path):
+    command = container_command(tmp_path, find_backends(), gpu=False).split()
+    volumes = dict(
+        word.removeprefix("--volume=").rsplit(":", 1)[0].split(":")
+        for word in command
+        if word.startswith("--volume=")
+    )
+    targets = {target: source for source, target in volumes.items()}
+    library = find_backends() / "recengine" / "libtriton_recengine.so"
+    assert targets["/opt/tritonserver/backends/recengine"] == str(library.parent)
+    # What the library's run path, $ORIGIN/../../../openvino/libs, is there and here.
+    here = (library.parent / "../../../openvino/libs").resolve()
+    assert targets["/opt/openvino/libs"] == str(here)
+    assert list(here.glob("libopenvino.so*"))
+    assert "--gpus=all" not in command
+    assert "--gpus=all" in container_command(tmp_path, find_backends(), gpu=True).split()
+
+
+def test_the_wheels_server_has_no_stock_backend_of_a_target():
+    stock = find_tritonserver().resolve().parents[1] / "backends"
+    assert has_backend(stock, "python")
+    assert not has_backend(stock, "onnxruntime")
