@@ -29,11 +29,11 @@ def test_an_old_server_is_for_development_only(tmp_path):
 
 
 def test_targets_whose_stock_backend_the_server_lacks_are_noted(tmp_path):
-    binary = tmp_path / "bin" / "tritonserver"
     backend = tmp_path / "backends" / "tensorrt" / "libtriton_tensorrt.so"
-    for path in (binary, backend):
-        path.parent.mkdir(parents=True)
-        path.touch(mode=0o755)
+    backend.parent.mkdir(parents=True)
+    backend.touch()
+    (tmp_path / "bin").mkdir()
+    binary = script(tmp_path / "bin", "exit 1")
     assert finding("target gpu", tritonserver=binary).level is Level.OK
     found = finding("target onnxruntime", tritonserver=binary)
     assert (found.level, "no onnxruntime backend" in found.found) == (Level.NOTE, True)
