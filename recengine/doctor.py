@@ -135,7 +135,7 @@ def _server(tritonserver: Path | None) -> Finding:
 
 def _stock_backends(tritonserver: Path | None) -> Iterator[Finding]:
     """What runs the graphs of targets that our backend does not run alone."""
-    from recengine.serving.backends import STOCK, has_backend, server_backends
+    from recengine.serving.backends import STOCK, server_backends
     from recengine.serving.server import find_tritonserver
 
     try:
@@ -143,7 +143,7 @@ def _stock_backends(tritonserver: Path | None) -> Iterator[Finding]:
     except RecengineError:
         return  # told already
     for target, backend in STOCK.items():
-        if has_backend(directory, backend):
+        if (directory / backend).is_dir():
             yield Finding(f"target {target}", str(directory / backend))
         else:
             missing = f"this tritonserver has no {backend} backend; the NGC container has it"

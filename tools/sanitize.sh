@@ -56,4 +56,4 @@ exec "$site/pytriton/tritonserver/bin/tritonserver" "\$@"
 EOF
 chmod +x $build/bin/tritonserver
 PYTHONPATH= PATH=$PWD/$build/bin:$PATH RECENGINE_BACKEND_DIRECTORY=$package/recengine/backends \
-  "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/serving/test_bad_requests.py
+  "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/serving/test_bad_requests.py tests/serving/test_stage_models.py

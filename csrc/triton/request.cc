@@ -6,6 +6,8 @@
 #include <limits>
 #include <memory>
 
+#include "triton/device_memory.h"
+
 namespace recengine::triton {
 namespace {
 
@@ -81,19 +83,16 @@ void check_input(const InputInfo& info, const std::string& what) {
 struct Buffer {
   const char* data = nullptr;
   uint64_t bytes = 0;
+  bool is_gpu = false;
 };
 
-Buffer buffer_of(TRITONBACKEND_Input* input, uint32_t index, const std::string& what) {
+Buffer buffer_of(TRITONBACKEND_Input* input, uint32_t index) {
   const void* data = nullptr;
   uint64_t bytes = 0;
   TRITONSERVER_MemoryType memory = TRITONSERVER_MEMORY_CPU;
   int64_t memory_id = 0;
   require(TRITONBACKEND_InputBuffer(input, index, &data, &bytes, &memory, &memory_id));
-  if (memory == TRITONSERVER_MEMORY_GPU) {
-    throw StatusError(TRITONSERVER_ERROR_UNSUPPORTED,
-                      what + ": expected CPU memory, found GPU memory");
-  }
-  return {static_cast<const char*>(data), bytes};
+  return {static_cast<const char*>(data), bytes, memory == TRITONSERVER_MEMORY_GPU};
 }
 
 template <typename T>
@@ -103,9 +102,9 @@ const T* gather(TRITONBACKEND_Input* input, const InputInfo& info, const std::st
   char* const begin = reinterpret_cast<char*>(storage.data());
   uint64_t filled = 0;
   for (uint32_t i = 0; i < info.buffers; ++i) {
-    const Buffer buffer = buffer_of(input, i, what);
+    const Buffer buffer = buffer_of(input, i);
     if (buffer.bytes > info.bytes - filled) break;
-    if (buffer.bytes > 0) std::memcpy(begin + filled, buffer.data, buffer.bytes);
+    copy_to_host(begin + filled, buffer.data, buffer.bytes, buffer.is_gpu);
     filled += buffer.bytes;
   }
   if (filled != info.bytes) {
@@ -127,9 +126,10 @@ InputTensor<T> read_input(TRITONBACKEND_Request* request, const std::string& mod
   InputTensor<T> tensor;
   const T* data = nullptr;
   if (info.buffers == 1) {
-    const Buffer buffer = buffer_of(input, 0, what);
+    const Buffer buffer = buffer_of(input, 0);
     const bool aligned = reinterpret_cast<uintptr_t>(buffer.data) % alignof(T) == 0;
-    if (aligned && buffer.bytes == info.bytes) data = reinterpret_cast<const T*>(buffer.data);
+    const bool whole = buffer.bytes == info.bytes;
+    if (aligned && whole && !buffer.is_gpu) data = reinterpret_cast<const T*>(buffer.data);
   }
   if (data == nullptr) data = gather(input, info, what, tensor.gathered);
   tensor.view = {data, info.shape[0], info.shape[1]};

@@ -35,7 +35,8 @@ struct Answer {
   RankerInputs inputs;  // of a dense graph; the retrieval graph reads `sparse` alone
 };
 
-// One input, read where Triton holds it; copied only when it comes in pieces or unaligned.
+// One input, read where Triton holds it; copied only when it comes in pieces, unaligned or in
+// memory of a GPU.
 template <typename T>
 struct InputTensor {
   Matrix<const T> view;

@@ -7,7 +7,7 @@ from pathlib import Path
 from recengine.bundle import FidelityBounds, latest_version, read_manifest
 from recengine.cli import show
 from recengine.client import RecommenderClient
-from recengine.compile import STAGES
+from recengine.compile import MEASURED
 from recengine.compile.fidelity import gate, load_reference, served, served_answer
 from recengine.errors import BundleError
 
@@ -41,5 +41,5 @@ def of_repository(path: Path, url: str | None) -> None:
     """What the fidelity gate measured at compile and, with `url`, what it measures now."""
     if url is not None:
         served(url, path)
-    manifests = [read_manifest(latest_version(path / stage)) for stage in STAGES]
+    manifests = [read_manifest(latest_version(path / model)) for model in MEASURED]
     show.fidelity(row for manifest in manifests for row in manifest.fidelity)

@@ -33,7 +33,7 @@ from recengine.compile.split import Split
 from recengine.compile.version_directory import Model
 from recengine.errors import CompileError
 
-STAGES: tuple[Model, ...] = ("retrieval", "ranking")
+MEASURED: tuple[Model, ...] = ("retrieval", "ranking")
 """The models whose version directories have a manifest with what the gate measured."""
 
 
@@ -101,7 +101,7 @@ def compile_bundle(
         _require_same_models(out, manifest, target)
         layout.stage(bundle, staging)
         rows = _gate(bundle, manifest, layout, staging, bounds or FidelityBounds())
-        for model in STAGES:
+        for model in MEASURED:
             own = "retrieval" if model == "retrieval" else "recommend"
             fidelity = [row for row in rows if row.stage == own]
             part = read_manifest(staging / model)
@@ -126,7 +126,7 @@ def _require_same_models(out: Path, manifest: Manifest, target: Target) -> None:
             )
     if target == "cpu":
         return
-    for name in STAGES:
+    for name in MEASURED:
         if not versions(out / name):
             continue
         found = read_manifest(latest_version(out / name))

@@ -1,7 +1,8 @@
 """config.pbtxt of a repository whose dense graphs run in a stock backend of Triton.
 
-Our backend has no CUDA kernels yet: its models stay on the CPU for the target gpu, too, and Triton
-copies what goes into a graph to the device, through pinned memory, and back.
+Our backend runs no stage on a GPU yet: its models stay on the CPU for the target gpu, too. The
+TensorRT backend copies what a graph reads to the device, through pinned memory; our backend copies
+what the graph leaves there back.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from recengine.compile.repository import (
     user_tensors,
 )
 
-# Executions of a graph at a time, on one thread each: as many as ONNX Runtime's own default for a
-# CPU. Its thread pools spin, and our backend has a thread for each core already.
+# Executions of a graph at a time, on one thread each; Triton's ONNX Runtime backend has as many by
+# default. Its thread pools spin while they wait, and our backend has a thread a core already.
 _ONNX_RUNTIME_INSTANCES = 2
 
 _KEYS = ("ids", "lengths")
@@ -38,9 +39,10 @@ def configs(
 ) -> dict[str, pb.ModelConfig]:
     """The Triton configuration of each model, by name; ensembles last.
 
-    Every model is for this version alone and the ensembles' steps name it: whatever is loaded or
-    half written, an answer is never made of two versions. Triton refuses an ensemble whose steps
-    have another version.
+    Every model is for this version alone, and the ensembles' steps name it: whatever is loaded or
+    half written, an answer is never made of two versions. Triton refuses to serve an ensemble while
+    a step has another version; to lose no request, a publisher lets the steps keep the old version,
+    too, until the ensembles are loaded.
     """
     retrieval, ranking = stages(manifest)
     tower, ranker = (manifest.graphs[name] for name in (retrieval.graph, ranking.graph))

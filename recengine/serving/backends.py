@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import util
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -25,7 +25,7 @@ _PLATFORMS = {"tensorrt_plan": "tensorrt", "onnxruntime_onnx": "onnxruntime"}
 
 
 def needed_backends(repository: Path) -> dict[str, str]:
-    """Backends that the models of a repository name, each with the first model that does."""
+    """Backends that a repository's models name and do not bring, each with the first that does."""
     needed: dict[str, str] = {}
     for path in sorted(repository.glob("*/config.pbtxt")):
         config = pb.ModelConfig()
@@ -34,7 +34,7 @@ def needed_backends(repository: Path) -> dict[str, str]:
         except (text_format.ParseError, UnicodeDecodeError):
             continue  # the server says what is wrong with it
         backend = config.backend or _PLATFORMS.get(config.platform)
-        if backend:
+        if backend and not any(path.parent.rglob(f"libtriton_{backend}.so")):
             needed.setdefault(backend, path.parent.name)
     return needed
 
@@ -44,11 +44,6 @@ def server_backends(tritonserver: Path) -> Path:
     return tritonserver.resolve().parent.parent / "backends"
 
 
-def has_backend(directory: Path, backend: str) -> bool:
-    """Whether a backend directory has the library of a backend."""
-    return (directory / backend / f"libtriton_{backend}.so").exists()
-
-
 @contextmanager
 def backend_directory(repository: Path, tritonserver: Path, ours: Path) -> Iterator[Path]:
     """A directory with every backend that a repository needs, for as long as the server runs.
@@ -56,27 +51,27 @@ def backend_directory(repository: Path, tritonserver: Path, ours: Path) -> Itera
     That is `ours`, unless models need backends of the server, too: then one with links to both.
 
     Raises:
-        ServerError: a backend is in neither; the message says where it is.
+        ServerError: the stock backend of a target is in neither; the message says where it is.
     """
     stock = server_backends(tritonserver)
-    needed = {
-        backend: model
-        for backend, model in needed_backends(repository).items()
-        if not has_backend(ours, backend)
-    }
-    for backend, model in needed.items():
-        if not has_backend(stock, backend):
+    found = {_OURS: ours}
+    for backend, model in needed_backends(repository).items():
+        if (ours / backend).is_dir():
+            found[backend] = ours
+        elif (stock / backend).is_dir():
+            found[backend] = stock
+        elif backend in STOCK.values():
             raise ServerError(
                 f"[serve] model {model} needs the backend {backend}: not in {ours} and not in "
                 f"{stock}, of {tritonserver}. The NGC container has the stock backends:\n"
-                f"{container_command(repository, ours, gpu=backend == 'tensorrt')}"
+                f"{container_command(repository, ours, gpu=backend == STOCK['gpu'])}"
             )
-    with TemporaryDirectory(prefix="recengine-backends-") if needed else nullcontext() as links:
-        if links is None:
-            yield ours
-            return
-        for name, directory in [(_OURS, ours), *((backend, stock) for backend in needed)]:
-            (Path(links) / name).symlink_to((directory / name).resolve())
+    if stock not in found.values():
+        yield ours
+        return
+    with TemporaryDirectory(prefix="recengine-backends-") as links:
+        for backend, directory in found.items():
+            (Path(links) / backend).symlink_to((directory / backend).resolve())
         yield Path(links)
 
 

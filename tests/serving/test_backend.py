@@ -306,7 +306,7 @@ def test_a_damaged_version_stops_the_start_and_the_error_names_the_file(own_repo
             'name: "lengths"\n  data_type: TYPE_INT64',
             "input lengths: expected TYPE_INT32, found TYPE_INT64",
         ),
-        ('name: "candidates"', 'name: "candidate_ids"', "the version has no retrieval stage"),
+        ('name: "candidates"', 'name: "candidate_ids"', "input candidates is missing"),
         ("max_batch_size: 64", "max_batch_size: 0", "max_batch_size: expected at least 1"),
         ('name: "item_ids"', 'name: "items"', "output item_ids is missing"),
     ],

@@ -6,10 +6,9 @@ from recengine.errors import ServerError
 from recengine.serving.backends import (
     backend_directory,
     container_command,
-    has_backend,
     needed_backends,
 )
-from recengine.serving.server import TritonServer, find_backends, find_tritonserver
+from recengine.serving.server import TritonServer, find_backends
 
 
 def add_model(repository, name, text):
@@ -61,10 +60,10 @@ def test_backends_of_the_server_are_linked_beside_ours(repository, installation)
     add_backend(binary.parents[1] / "backends", "python")
     with backend_directory(repository, binary, ours) as directory:
         assert {path.name for path in directory.iterdir()} == {"recengine", "tensorrt"}
-        assert has_backend(directory, "recengine")
-        assert has_backend(directory, "tensorrt")
+        for name in ("recengine", "tensorrt"):
+            assert (directory / name / f"libtriton_{name}.so").is_file()
     assert not directory.exists()
-    assert has_backend(ours, "recengine")
+    assert (ours / "recengine" / "libtriton_recengine.so").is_file()
 
 
 def test_a_backend_that_is_nowhere_is_an_error_that_names_model_and_container(
@@ -103,7 +102,13 @@ def test_the_container_gets_our_backend_where_it_finds_openvino(tmp_path):
     assert "--gpus=all" in container_command(tmp_path, find_backends(), gpu=True).split()
 
 
-def test_the_wheels_server_has_no_stock_backend_of_a_target():
-    stock = find_tritonserver().resolve().parents[1] / "backends"
-    assert has_backend(stock, "python")
-    assert not has_backend(stock, "onnxruntime")
+def test_a_backend_that_no_target_needs_is_left_to_the_server(repository, installation):
+    """The server looks for it in the model's own directory, too, and says what it lacks."""
+    shutil.rmtree(repository / "b_graph")
+    shutil.rmtree(repository / "c_graph")
+    add_model(repository, "g_custom", 'backend: "identity"')
+    binary, ours = installation
+    with backend_directory(repository, binary, ours) as directory:
+        assert directory == ours
+    (repository / "g_custom" / "libtriton_identity.so").touch()
+    assert "identity" not in needed_backends(repository)
