@@ -11,6 +11,7 @@ from split_server import replace_backend, serve_split
 
 from recengine.compile import compile_bundle
 from recengine.compile.split import STAGES
+from recengine.errors import ServerError
 
 COMPOSING = (*STAGES, "tower", "ranker")
 ENSEMBLES = ("retrieval", "ranking", "recommend")
@@ -53,6 +54,18 @@ def test_while_a_step_has_another_version_nothing_is_answered(client, compiled, 
     client.load("recommend")  # with all of its steps
     assert read_response(client.send(request_).result())["item_ids"].shape == (4, 10)
     assert client.statistics("tower").version == "2"
+
+
+def test_a_repository_half_way_to_a_new_version_is_not_served(compiled, tmp_path):
+    path = compiled() / "recommend" / "config.pbtxt"
+    text = path.read_text()
+    repository = compiled()
+    path.write_text(text)
+    with (
+        pytest.raises(ServerError, match=r"ensemble 'recommend' depends on .* version 1"),
+        serve_split(repository, tmp_path),
+    ):
+        pass
 
 
 def keep_versions(repository, *numbers):
