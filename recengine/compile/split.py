@@ -14,6 +14,7 @@ from recengine.client.wire import WireUsers
 from recengine.compile import onnxruntime, version_directory
 from recengine.compile.fidelity import Answer, Ranked, ReferenceAnswers
 from recengine.compile.fidelity import Stage as FidelityStage
+from recengine.compile.graph_signature import require_signatures
 from recengine.compile.repository import Request, stages
 from recengine.compile.split_repository import configs as split_configs
 from recengine.compile.version_directory import Model
@@ -57,8 +58,8 @@ class Split:
     """What compile writes for a bundle; see `recengine.compile.Layout`.
 
     Raises:
-        CompileError: the target's graphs cannot be compiled here, or a graph's name cannot be that
-            of its model.
+        CompileError: the target's graphs cannot be compiled here, a graph's name cannot be that of
+            its model, or its tensors do not fit the bundle's tables and index.
     """
 
     ensembles: tuple[str, ...] = ("ranking", "retrieval", "recommend")
@@ -74,6 +75,7 @@ class Split:
             )
         self._compiler = _COMPILERS[target]
         self._require_model_names()
+        require_signatures(manifest)
         self.composing: tuple[str, ...] = (*STAGES, *self._graphs)
 
     def stage(self, bundle: Path, staging: Path) -> None:

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 
 from tritonclient.grpc import model_config_pb2 as pb
 
-from recengine.bundle import Graph, GraphTensor, Manifest, Target
+from recengine.bundle import Graph, Manifest, Target
+from recengine.compile.graph_signature import dims
 from recengine.compile.repository import (
     ANSWER,
     CANDIDATES,
@@ -66,7 +67,7 @@ def _stages(
     """The models that our backend runs; ids and lengths go to all of them, dense to lookups."""
     users = user_tensors(request)
     keys = {name: users[name] for name in _KEYS}
-    tower_reads, ranker_reads = _dims(tower.inputs), _dims(ranker.inputs)
+    tower_reads, ranker_reads = dims(tower.inputs), dims(ranker.inputs)
     items = {
         "sparse": ranker_reads["sparse"],
         "items": ranker_reads["items"],
@@ -74,7 +75,7 @@ def _stages(
     }
     tensors: dict[str, tuple[Tensors, Tensors]] = {
         "retrieval_lookup": (users, {"sparse": tower_reads["sparse"]}),
-        "retrieval_topk": ({**keys, **_dims(tower.outputs)}, ANSWER),
+        "retrieval_topk": ({**keys, **dims(tower.outputs)}, ANSWER),
         "ranking_lookup": ({**users, **CANDIDATES}, items),
         "ranking_order": ({**keys, **CANDIDATES, "graph_scores": [-1]}, ANSWER),
     }
@@ -86,7 +87,7 @@ def _stages(
 
 def _dense(name: str, graph: Graph, target: Target, request: Request) -> pb.ModelConfig:
     """The model of a graph."""
-    config = model(name, _dims(graph.inputs), _dims(graph.outputs))
+    config = model(name, dims(graph.inputs), dims(graph.outputs))
     config.dynamic_batching.SetInParent()
     add_warmup(config, {}, request["candidates"].shape[1])
     if target == "gpu":
@@ -153,11 +154,3 @@ def _inputs(graph: Graph) -> dict[str, str]:
 
 def _as_is(names: Iterable[str]) -> dict[str, str]:
     return {name: name for name in names}
-
-
-def _dims(tensors: Iterable[GraphTensor]) -> dict[str, list[int]]:
-    """Without the batch; a named dim is open."""
-    return {
-        tensor.name: [-1 if isinstance(dim, str) else dim for dim in tensor.dims[1:]]
-        for tensor in tensors
-    }

@@ -11,7 +11,14 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
 
-from recengine.bundle import latest_version, read_manifest, verify, versions
+from recengine.bundle import (
+    GraphTensor,
+    latest_version,
+    read_manifest,
+    verify,
+    versions,
+    write_bundle,
+)
 from recengine.client.schema import SCHEMA_PARAMETER, Schema
 from recengine.compile import compile_bundle
 from recengine.compile.repository import schema, warmup_request, write_configs
@@ -283,19 +290,44 @@ def test_a_graph_whose_name_no_model_may_have_is_refused(
     assert not (tmp_path / "repository").exists()
 
 
+@pytest.mark.parametrize(
+    ("graph", "kind", "tensor", "dims", "message"),
+    [
+        ("tower", "inputs", "sparse", ["batch", 25], r"expected dims \[24\] .* found \[25\]"),
+        ("tower", "outputs", "user", ["batch", 9], r"expected dims \[8\] .*, found \[9\]"),
+        (
+            "ranker",
+            "inputs",
+            "items",
+            ["batch", "n", 13],
+            r"expected dims \[-1, 12\] .* \[-1, 13\]",
+        ),
+        ("ranker", "outputs", "scores", ["batch", 20], r"expected dims \[-1\] .*, found \[20\]"),
+        ("ranker", "inputs", "dense", None, r"expected dims \[2\] .*, found none"),
+    ],
+)
+def test_a_graph_that_does_not_fit_tables_and_index_is_refused(
+    bundle, changed_bundle, tmp_path, graph, kind, tensor, dims, message
+):
+    manifest = read_manifest(bundle)
+    entry = manifest.graphs[graph]
+    kept = [one for one in getattr(entry, kind) if one.name != tensor]
+    changed = [GraphTensor(name=tensor, dims=dims)] if dims else []
+    graphs = manifest.graphs | {graph: entry.model_copy(update={kind: kept + changed})}
+    with pytest.raises(CompileError, match=f"graph {graph}: {kind[:-1]} {tensor}: .*{message}"):
+        compile_bundle(changed_bundle(graphs=graphs), tmp_path / "repository", target="onnxruntime")
+
+
 def test_a_graph_of_another_shape_than_the_manifest_says_is_refused(
     bundle, changed_bundle, tmp_path
 ):
-    manifest = read_manifest(bundle)
-    graph = manifest.graphs["tower"]
-    wider = graph.inputs[0].model_copy(update={"dims": ["batch", 999]})
-    changed = {"tower": graph.model_copy(update={"inputs": [wider, *graph.inputs[1:]]})}
-    with pytest.raises(CompileError, match=r"input sparse: expected \[-1, 999\], found \[-1, 24\]"):
-        compile_bundle(
-            changed_bundle(graphs=manifest.graphs | changed),
-            tmp_path / "repository",
-            target="onnxruntime",
-        )
+    model = onnx.load(bundle / "tower.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 999
+    changed = changed_bundle()
+    (changed / "tower.onnx").write_bytes(model.SerializeToString())
+    write_bundle(shutil.copytree(changed, tmp_path / "again"), read_manifest(changed), changed)
+    with pytest.raises(CompileError, match=r"input sparse: expected \[-1, 24\], found \[-1, 999\]"):
+        compile_bundle(changed, tmp_path / "repository", target="onnxruntime")
 
 
 def test_a_graph_of_other_tensors_or_none_is_refused(changed_bundle, bundle, tmp_path):
