@@ -28,6 +28,7 @@ from recengine.bundle import (
 from recengine.client import RecommenderClient
 from recengine.client.wire import WireUsers
 from recengine.errors import BundleError, CompileError, ServerError
+from recengine.keys import NO_ITEM
 
 Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
@@ -251,7 +252,7 @@ def _eager_scores(expected: Ranked, found: Ranked) -> npt.NDArray[np.float64]:
     """The eager score of every found item, NaN for those that eager did not answer."""
     eager = np.full(found.items.shape, np.nan)
     for user in range(len(eager)):
-        known = expected.items[user] >= 0
+        known = expected.items[user] != NO_ITEM
         _, theirs, ours = np.intersect1d(
             expected.items[user][known], found.items[user], return_indices=True
         )

@@ -90,6 +90,14 @@ def test_a_score_that_is_not_finite_fails(reference, value):
         )
 
 
+def test_scores_of_negative_keys_are_compared_too(reference):
+    right = reference.expected["recommend"]
+    right.items[:] = -2 - right.items
+    off = Ranked(right.items, right.scores + np.float32(0.5))
+    with pytest.raises(CompileError, match="recommend  score_error"):
+        gate(reference, answering(reference, recommend=off), "engine", BOUNDS)
+
+
 @pytest.mark.parametrize(("gap", "identical"), [(0.0005, 1.0), (0.01, 0.0)])
 def test_items_may_swap_only_when_eager_scores_them_alike(reference, gap, identical):
     right = reference.expected["recommend"]
