@@ -12,7 +12,7 @@ from recengine.bundle import GraphTensor, Manifest, sync
 from recengine.errors import CompileError
 
 if TYPE_CHECKING:
-    from recengine.compile.split import Run
+    from recengine.compile.staged_answer import Run
     from recengine.engine import Floats, GraphInputs
 
 _FILE = "model.onnx"
