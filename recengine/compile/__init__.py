@@ -26,10 +26,14 @@ from recengine.bundle import (
     versions,
     write_manifest,
 )
+from recengine.compile import onnxruntime
 from recengine.compile.fidelity import Answer, ReferenceAnswers, gate, load_reference
 from recengine.compile.fused import Fused
+from recengine.compile.lowering import BOUNDS
+from recengine.compile.plan_builder import Progress
 from recengine.compile.repository import Request, warmup_request, write_configs
 from recengine.compile.split import Split
+from recengine.compile.tensorrt import PlanOptions, TensorRT
 from recengine.compile.version_directory import Model
 from recengine.errors import CompileError
 
@@ -68,6 +72,8 @@ def compile_bundle(
     *,
     target: Target = "cpu",
     bounds: FidelityBounds | None = None,
+    plans: PlanOptions | None = None,
+    progress: Progress | None = None,
 ) -> Path:
     """Adds a version of a bundle to a Triton model repository.
 
@@ -82,7 +88,10 @@ def compile_bundle(
         out: the model repository; made when it is not there.
         target: what to compile for: cpu is OpenVINO in our backend, onnxruntime the stock ONNX
             Runtime backend on a CPU, gpu the stock TensorRT backend.
-        bounds: how far the engine may be from eager PyTorch.
+        bounds: how far the answers may be from eager PyTorch; None: what is usual for the target
+            and its precision.
+        plans: how the plans of the target gpu are built.
+        progress: is told what takes long, a line at a time.
 
     Returns:
         The repository.
@@ -91,16 +100,20 @@ def compile_bundle(
         BundleError: a file of the bundle is missing or changed.
         CompileError: a graph could not be compiled, the fidelity gate refused the result, or the
             repository is of another target.
+        DeviceError: the target is gpu and there is none.
     """
     bundle, out = Path(bundle), Path(out)
     manifest = verify(bundle)
     request = warmup_request(bundle, manifest)
-    layout: Layout = Fused(manifest) if target == "cpu" else Split(manifest, target)
+    plans = plans or PlanOptions()
+    if bounds is None:
+        bounds = BOUNDS[plans.precision if target == "gpu" else "fp32"]
+    layout = _layout(bundle, manifest, target, plans, progress)
     out.mkdir(parents=True, exist_ok=True)
     with _sole_writer(out), _staging(out) as staging:
         _require_same_models(out, manifest, target)
         layout.stage(bundle, staging)
-        rows = _gate(bundle, manifest, layout, staging, bounds or FidelityBounds())
+        rows = _gate(bundle, manifest, layout, staging, bounds)
         for model in MEASURED:
             own = "retrieval" if model == "retrieval" else "recommend"
             fidelity = [row for row in rows if row.stage == own]
@@ -108,6 +121,16 @@ def compile_bundle(
             write_manifest(staging / model, part.model_copy(update={"fidelity": fidelity}))
         _publish(staging, out, layout, request)
     return out
+
+
+def _layout(
+    bundle: Path, manifest: Manifest, target: Target, plans: PlanOptions, progress: Progress | None
+) -> Layout:
+    if target == "cpu":
+        return Fused(manifest)
+    if target == "onnxruntime":
+        return Split(manifest, target, onnxruntime)
+    return Split(manifest, target, TensorRT(bundle, manifest, plans, progress))
 
 
 def _require_same_models(out: Path, manifest: Manifest, target: Target) -> None:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 from tritonclient.grpc import model_config_pb2 as pb
 
 from recengine.bundle import Manifest, Stage, Target
-from recengine.client.wire import WireUsers
-from recengine.compile import onnxruntime, version_directory
-from recengine.compile.fidelity import Answer, Ranked, ReferenceAnswers
-from recengine.compile.fidelity import Stage as FidelityStage
+from recengine.compile import version_directory
+from recengine.compile.fidelity import Answer, ReferenceAnswers
 from recengine.compile.graph_signature import require_signatures
 from recengine.compile.repository import Request, stages
 from recengine.compile.split_repository import configs as split_configs
+from recengine.compile.staged_answer import Run, staged_answer
 from recengine.compile.version_directory import Model
-from recengine.engine import Engine, Floats, GraphInputs
+from recengine.engine import Engine
 from recengine.errors import CompileError
 
 STAGES: dict[str, tuple[Model, Stage]] = {
@@ -27,10 +25,7 @@ STAGES: dict[str, tuple[Model, Stage]] = {
     "ranking_lookup": ("ranking", "lookup"),
     "ranking_order": ("ranking", "order"),
 }
-"""The models that our backend runs."""
-
-Run = Callable[[GraphInputs], Floats]
-"""Computes a graph's only output."""
+"""The models that our backend runs, in the order of a request."""
 
 
 class GraphCompiler(Protocol):
@@ -51,29 +46,26 @@ class GraphCompiler(Protocol):
         """
 
 
-_COMPILERS: dict[Target, GraphCompiler] = {"onnxruntime": onnxruntime}
-
-
 class Split:
     """What compile writes for a bundle; see `recengine.compile.Layout`.
 
+    Args:
+        manifest: the bundle's.
+        target: what to compile for.
+        compiler: of this target's graphs.
+
     Raises:
-        CompileError: the target's graphs cannot be compiled here, a graph's name cannot be that of
-            its model, or its tensors do not fit the bundle's tables and index.
+        CompileError: a graph's name cannot be that of its model, or its tensors do not fit the
+            bundle's tables and index.
     """
 
     ensembles: tuple[str, ...] = ("ranking", "retrieval", "recommend")
 
-    def __init__(self, manifest: Manifest, target: Target) -> None:
+    def __init__(self, manifest: Manifest, target: Target, compiler: GraphCompiler) -> None:
         self._manifest = manifest
         self._target = target
         self._graphs = [model.graph for model in stages(manifest)]
-        if target not in _COMPILERS:
-            raise CompileError(
-                f"[compile] target {target}: this recengine has no compiler for its graphs; "
-                f"expected one of cpu, {', '.join(_COMPILERS)}"
-            )
-        self._compiler = _COMPILERS[target]
+        self._compiler = compiler
         self._require_model_names()
         require_signatures(manifest)
         self.composing: tuple[str, ...] = (*STAGES, *self._graphs)
@@ -95,20 +87,9 @@ class Split:
 
     def answer(self, staging: Path, reference: ReferenceAnswers) -> Answer:
         """Runs the staged directories in process, graphs by their target's own runtime."""
-        num_candidates, k = reference.sizes
-        lookup, topk, candidate_lookup, order = (Engine(staging / name) for name in STAGES)
+        engines = [Engine(staging / name) for name in STAGES]
         tower, ranker = (self._compiler.load(staging / name) for name in self._graphs)
-
-        def answer(users: WireUsers) -> dict[FidelityStage, Ranked]:
-            keys = WireUsers(users.ids, users.lengths, None)
-            vectors = tower(lookup.look_up(users))
-            candidates = Ranked(*topk.search(keys, vectors, k=num_candidates))
-            found = candidates.items, candidates.scores
-            scores = ranker(candidate_lookup.look_up_candidates(users, *found))
-            items = Ranked(*order.order(keys, *found, scores, k=k))
-            return {"retrieval": candidates, "recommend": items}
-
-        return answer
+        return staged_answer(engines, tower, ranker, *reference.sizes)
 
     def configs(self, request: Request, version: int) -> dict[str, pb.ModelConfig]:
         """Those of one version: no answer is made of two."""

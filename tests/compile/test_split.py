@@ -347,14 +347,6 @@ def test_without_onnx_runtime_the_error_says_what_to_install(bundle, tmp_path, m
         compile_bundle(bundle, tmp_path / "repository", target="onnxruntime")
 
 
-def test_a_target_without_compiler_of_its_graphs_is_refused_before_anything_is_written(
-    bundle, tmp_path
-):
-    with pytest.raises(CompileError, match="target gpu: this recengine has no compiler"):
-        compile_bundle(bundle, tmp_path / "repository", target="gpu")
-    assert not (tmp_path / "repository").exists()
-
-
 @pytest.mark.parametrize(
     ("target", "file", "backend"),
     [("onnxruntime", "model.onnx", "onnxruntime"), ("gpu", "model.plan", "tensorrt")],

@@ -1,0 +1,346 @@
+"""Every call of recengine.compile.tensorrt beside the signatures of the real bindings.
+
+This checks calls, not results: whether TensorRT builds the graphs, and what a plan computes, only
+tests marked `tensorrt` see, on a machine with a GPU.
+"""
+
+import ctypes
+import itertools
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from cuda_stub import build_driver
+from strict_tensorrt import VERSIONS, StrictTensorRT
+
+from recengine import _cuda_driver
+from recengine.bundle import read_manifest
+from recengine.compile import compile_bundle, plan_runner, tensorrt
+from recengine.compile.plan_builder import PlanBuilder
+from recengine.compile.tensorrt import PlanOptions, TensorRT, axes_of
+from recengine.compile.timing_cache import timing_cache_path
+from recengine.errors import CompileError
+from recengine.plans import Gpu, Plan, SizeRange
+
+GPU = Gpu("NVIDIA H200", "9.0", "580.65.06", "13.0")
+PLAN, TIMINGS = b"a plan", b"some timings"
+
+
+@pytest.fixture
+def manifest(bundle):
+    return read_manifest(bundle)
+
+
+@pytest.fixture(params=VERSIONS)
+def trt(request, monkeypatch):
+    """The bindings of one version, and a GPU to build on."""
+    module = StrictTensorRT(request.param)
+    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    monkeypatch.setattr(tensorrt, "current_gpu", lambda: GPU)
+    module.answers |= {
+        "Builder.build_serialized_network": PLAN,
+        "ITimingCache.serialize": TIMINGS,
+        "IBuilderConfig.add_optimization_profile": 0,
+        "OnnxParser.parse": lambda parser, model: load_network(module, model),
+    }
+    for name in ("name", "dtype", "shape"):
+        module.answers[f"ITensor.{name}"] = lambda tensor, name=name: vars(tensor)["is"][name]
+    return module
+
+
+def load_network(trt, model):
+    """Gives the network the inputs and outputs of the model that was parsed."""
+    graph = onnx.load_from_string(model).graph
+    for kind, values in (("input", graph.input), ("output", graph.output)):
+        ports = [port(trt, value) for value in values]
+        trt.answers[f"INetworkDefinition.num_{kind}s"] = len(ports)
+        trt.answers[f"INetworkDefinition.get_{kind}"] = lambda _, index, ports=ports: ports[index]
+    return True
+
+
+def port(trt, value):
+    tensor = trt.make("ITensor")
+    dims = [dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim]
+    vars(tensor)["is"] = {"name": value.name, "dtype": trt.DataType.FLOAT, "shape": dims}
+    return tensor
+
+
+@pytest.fixture
+def bundle_copy(bundle, tmp_path):
+    """The same files in a folder of their own: timings are kept beside it."""
+    copy = tmp_path / "work" / "bundle"
+    copy.parent.mkdir()
+    copy.symlink_to(bundle)
+    return copy
+
+
+@pytest.fixture(params=["tower", "ranker"])
+def build(request, bundle_copy, manifest, trt, tmp_path):
+    """Builds one graph of the bundle and reads its record."""
+
+    def build(progress=None, **options):
+        compiler = TensorRT(bundle_copy, manifest, PlanOptions(**options), progress)
+        compiler.convert(bundle_copy, manifest, request.param, tmp_path)
+        return Plan.model_validate_json((tmp_path / "plan.json").read_bytes())
+
+    build.graph = manifest.graphs[request.param]
+    return build
+
+
+def test_both_majors_are_checked():
+    assert [version.split(".")[0] for version in VERSIONS] == ["10", "11"]
+
+
+def test_a_plan_is_written_and_its_record_says_where_it_runs(build, trt, tmp_path):
+    record = build(precision="fp16")
+    assert (tmp_path / "model.plan").read_bytes() == PLAN
+    assert record.file.bytes == len(PLAN)
+    assert (record.tensorrt, record.precision) == (trt.__version__, "fp16")
+    assert (record.gpu, record.compute_capability) == ("NVIDIA H200", "9.0")
+    assert (record.driver, record.cuda) == ("580.65.06", "13.0")
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", 1), ("fp16", 10), ("bf16", 16)])
+def test_the_parser_gets_the_graph_in_the_precision(build, trt, precision, kind):
+    build(precision=precision)
+    (call,) = trt.called("OnnxParser.parse")
+    weights = {
+        tensor.data_type for tensor in onnx.load_from_string(call["model"]).graph.initializer
+    }
+    assert kind in weights
+
+
+@pytest.mark.parametrize(
+    ("tf32", "version_compatible", "hardware"),
+    list(
+        itertools.product(
+            [False, True], [False, True], ["none", "same_compute_capability", "ampere_plus"]
+        )
+    ),
+)
+def test_every_option_reaches_the_builder(build, trt, tf32, version_compatible, hardware):
+    plan = build(
+        workspace_bytes=1 << 28,
+        optimization_level=5,
+        tf32=tf32,
+        version_compatible=version_compatible,
+        hardware_compatibility=hardware,
+    )
+    assert (plan.tf32, plan.version_compatible) == (tf32, version_compatible)
+    assert plan.hardware_compatibility == hardware
+    flags = [call["flag"].name for call in trt.called("IBuilderConfig.set_flag")]
+    assert flags == ["TF32"] * tf32 + ["VERSION_COMPATIBLE"] * version_compatible
+    cleared = [call["flag"].name for call in trt.called("IBuilderConfig.clear_flag")]
+    assert cleared == ["TF32"] * (not tf32)
+    (level,) = trt.called("IBuilderConfig.hardware_compatibility_level")
+    assert level["value"].name == hardware.upper()
+    assert trt.called("IBuilderConfig.builder_optimization_level") == [{"value": 5}]
+    (limit,) = trt.called("IBuilderConfig.set_memory_pool_limit")
+    assert (limit["pool"].name, limit["pool_size"]) == ("WORKSPACE", 1 << 28)
+
+
+def test_the_network_is_strongly_typed(build, trt):
+    build()
+    (call,) = trt.called("Builder.create_network")
+    assert call["flags"] == 1 << trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED.value
+
+
+def test_the_profile_covers_every_size_that_may_be_asked_for(build, trt, manifest):
+    record = build(usual_batch=8)
+    shapes = {call["input"]: call for call in trt.called("IOptimizationProfile.set_shape")}
+    assert set(shapes) == {tensor.name for tensor in build.graph.inputs}
+    assert [shapes["sparse"][size][0] for size in ("min", "opt", "max")] == [1, 8, 64]
+    if "items" in shapes:
+        width = build.graph.inputs[2].dims[2]
+        assert shapes["items"]["min"] == (1, 1, width)
+        assert shapes["items"]["opt"] == (8, manifest.retrieval.num_candidates, width)
+        assert shapes["items"]["max"] == (64, manifest.retrieval.max_candidates, width)
+        assert record.axes["candidates"].max == manifest.retrieval.max_candidates
+    assert record.axes["batch"] == SizeRange(min=1, opt=8, max=64)
+
+
+@pytest.mark.parametrize("batch", [0, 65])
+def test_a_usual_batch_that_no_model_takes_is_refused(manifest, batch):
+    with pytest.raises(CompileError, match=f"expected 1 to 64, found {batch}"):
+        axes_of(manifest.graphs["tower"], manifest.retrieval, batch)
+
+
+def test_timings_are_kept_beside_the_bundle_and_read_again(build, trt, bundle_copy):
+    build()
+    path = timing_cache_path(bundle_copy, trt.__version__, GPU)
+    assert path.parent == bundle_copy.parent
+    assert path.read_bytes().endswith(TIMINGS)
+    build()
+    given = [
+        call["serialized_timing_cache"] for call in trt.called("IBuilderConfig.create_timing_cache")
+    ]
+    assert given == [b"", TIMINGS]
+    assert {call["ignore_mismatch"] for call in trt.called("IBuilderConfig.set_timing_cache")} == {
+        False
+    }
+
+
+@pytest.mark.parametrize("refused_by", ["create_timing_cache", "set_timing_cache"])
+def test_a_cache_that_tensorrt_refuses_is_begun_anew(build, trt, refused_by):
+    build()
+    trt.calls.clear()
+    refusals = iter([None if refused_by == "create_timing_cache" else False])
+    answer = trt.make("ITimingCache") if refused_by == "create_timing_cache" else True
+    trt.answers[f"IBuilderConfig.{refused_by}"] = lambda *_, **__: next(refusals, answer)
+    build()
+    given = [
+        call["serialized_timing_cache"] for call in trt.called("IBuilderConfig.create_timing_cache")
+    ]
+    assert given == [TIMINGS, b""]
+
+
+def test_a_graph_that_the_parser_refuses_is_named_with_its_nodes(build, trt):
+    trt.answers |= {
+        "OnnxParser.parse": False,
+        "OnnxParser.num_errors": 1,
+        "ParserError.desc": "no importer",
+        "ParserError.node_name": "node_7",
+        "ParserError.node_operator": "Cumprod",
+    }
+    with pytest.raises(CompileError, match=r"\] \w+: Cumprod 'node_7': no importer"):
+        build()
+
+
+def test_a_failed_build_says_what_tensorrt_logged(build, trt):
+    def fail(builder, network, config):
+        (call,) = trt.called("Builder.__init__")
+        call["logger"].log(trt.ILogger.Severity.WARNING, "slow")
+        call["logger"].log(trt.ILogger.Severity.ERROR, "out of memory")
+
+    trt.answers["Builder.build_serialized_network"] = fail
+    with pytest.raises(CompileError, match=r"\[tensorrt\] \w+: out of memory$"):
+        build()
+
+
+def test_sizes_that_make_no_profile_are_refused(build, trt):
+    trt.answers["IBuilderConfig.add_optimization_profile"] = -1
+    with pytest.raises(CompileError, match=r"sizes \{'batch': SizeRange"):
+        build()
+
+
+def test_inputs_that_are_not_the_manifests_are_refused(bundle, manifest, trt):
+    model = onnx.load(bundle / "tower.onnx")
+    del model.graph.input[1]
+    with pytest.raises(CompileError, match=r"expected inputs \['sparse', 'dense'\], found \['sp"):
+        PlanBuilder(trt, "tower").parse(model, manifest.graphs["tower"])
+
+
+@pytest.mark.parametrize(("field", "value"), [("dtype", "HALF"), ("shape", [-1, 3])])
+def test_outputs_of_another_type_or_shape_are_refused(bundle, manifest, trt, field, value):
+    def parse(parser, model):
+        load_network(trt, model)
+        output = trt.answers["INetworkDefinition.get_output"](None, index=0)
+        vars(output)["is"][field] = trt.DataType[value] if field == "dtype" else value
+        return True
+
+    trt.answers["OnnxParser.parse"] = parse
+    with pytest.raises(CompileError, match=r"output user: expected FLOAT \[-1, 8\], found "):
+        PlanBuilder(trt, "tower").parse(onnx.load(bundle / "tower.onnx"), manifest.graphs["tower"])
+
+
+def test_progress_tells_of_outer_phases_and_an_interrupt_cancels(build, trt):
+    lines = []
+
+    def run(builder, network, config):
+        monitor = trt.called("IBuilderConfig.progress_monitor")[-1]["value"]
+        monitor.phase_start("Building", None, 3)
+        monitor.phase_start("Tactics", "Building", 9)
+        assert monitor.step_complete("Tactics", 1)
+        monitor.phase_finish("Tactics")
+        monitor.cancelled = cancel
+        assert monitor.step_complete("Tactics", 2) is not cancel
+        return None if cancel else PLAN
+
+    trt.answers["Builder.build_serialized_network"] = run
+    cancel = False
+    build(progress=lines.append)
+    assert [line.partition(": ")[2] for line in lines] == ["Building, 3 steps"]
+    cancel = True
+    with pytest.raises(KeyboardInterrupt):
+        build()
+
+
+def test_without_tensorrt_the_message_says_what_to_install(bundle, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(CompileError, match="pip install tensorrt-cu13==VERSION"):
+        compile_bundle(bundle, tmp_path / "repository", target="gpu")
+    assert not (tmp_path / "repository").exists()
+
+
+@pytest.fixture
+def device(trt, monkeypatch, tmp_path):
+    """A GPU that executes any plan, of one input and one output: it doubles what it reads."""
+    monkeypatch.setattr(_cuda_driver, "_LIBRARY", build_driver(tmp_path / "libcuda.so.1"))
+    addresses = {}
+
+    def execute(_, stream_handle):
+        x, y = (ctypes.cast(addresses[name], ctypes.POINTER(ctypes.c_float)) for name in "xy")
+        for at in range(12):
+            y[at] = 2 * x[at]
+        return True
+
+    modes = trt.TensorIOMode
+    trt.answers |= {
+        "ICudaEngine.num_io_tensors": 2,
+        "ICudaEngine.get_tensor_name": lambda _, index: "xy"[index],
+        "ICudaEngine.get_tensor_mode": lambda _, name: modes.INPUT if name == "x" else modes.OUTPUT,
+        "IExecutionContext.get_tensor_shape": (3, 4),
+        "IExecutionContext.set_tensor_address": lambda _, name, memory: bool(
+            addresses.update({name: memory}) or True
+        ),
+        "IExecutionContext.execute_async_v3": execute,
+    }
+
+
+def test_a_plan_is_run_on_the_device(trt, device, tmp_path):
+    (tmp_path / "model.plan").write_bytes(PLAN)
+    run = plan_runner.PlanRunner(trt, tmp_path / "model.plan")
+    assert trt.called("Runtime.deserialize_cuda_engine") == [{"serialized_engine": PLAN}]
+    x = np.arange(12, dtype=np.float32).reshape(3, 4)
+    np.testing.assert_array_equal(run({"x": x}), 2 * x)
+    assert trt.called("IExecutionContext.set_input_shape") == [{"name": "x", "shape": (3, 4)}]
+
+
+def test_sizes_that_a_plan_was_not_built_for_are_refused(trt, device, tmp_path):
+    (tmp_path / "model.plan").write_bytes(PLAN)
+    run = plan_runner.PlanRunner(trt, tmp_path / "model.plan")
+    trt.answers["IExecutionContext.set_input_shape"] = False
+    with pytest.raises(CompileError, match=r"model\.plan: no reason given"):
+        run({"x": np.zeros((99, 4), np.float32)})
+
+
+@pytest.mark.parametrize(
+    "member", ["Runtime.deserialize_cuda_engine", "ICudaEngine.create_execution_context"]
+)
+def test_a_plan_that_tensorrt_refuses_is_named(trt, device, tmp_path, member):
+    (tmp_path / "model.plan").write_bytes(b"not a plan")
+    trt.answers[member] = None
+    with pytest.raises(CompileError, match=r"\[tensorrt\] .*model\.plan"):
+        plan_runner.PlanRunner(trt, tmp_path / "model.plan")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda trt: trt.BuilderFlag.FP8_E5M2,
+        lambda trt: trt.Builder(),
+        lambda trt: trt.Builder("log"),
+        lambda trt: trt.IBuilderConfig(),
+        lambda trt: trt.make("IBuilderConfig").set_flag(flags=trt.BuilderFlag.TF32),
+        lambda trt: trt.make("IBuilderConfig").set_flag(6),
+        lambda trt: trt.make("IBuilderConfig").max_workspace_size,
+        lambda trt: setattr(trt.make("IBuilderConfig"), "max_workspace_size", 1),
+        lambda trt: setattr(trt.make("IBuilderConfig"), "builder_optimization_level", "5"),
+        lambda trt: trt.OnnxParserV2,
+        lambda trt: trt.make("ITimingCache").combine(trt.make("ITimingCache"), 0),
+    ],
+)
+def test_the_stand_in_refuses_what_the_bindings_do_not_have(trt, wrong):
+    with pytest.raises((AttributeError, TypeError)):
+        wrong(trt)
