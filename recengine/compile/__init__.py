@@ -108,7 +108,7 @@ def compile_bundle(
     plans = plans or PlanOptions()
     if bounds is None:
         bounds = BOUNDS[plans.precision if target == "gpu" else "fp32"]
-    layout = _layout(bundle, manifest, target, plans, progress)
+    layout = _layout(bundle, manifest, target, bounds, plans, progress)
     out.mkdir(parents=True, exist_ok=True)
     with _sole_writer(out), _staging(out) as staging:
         _require_same_models(out, manifest, target)
@@ -124,13 +124,18 @@ def compile_bundle(
 
 
 def _layout(
-    bundle: Path, manifest: Manifest, target: Target, plans: PlanOptions, progress: Progress | None
+    bundle: Path,
+    manifest: Manifest,
+    target: Target,
+    bounds: FidelityBounds,
+    plans: PlanOptions,
+    progress: Progress | None,
 ) -> Layout:
     if target == "cpu":
         return Fused(manifest)
     if target == "onnxruntime":
         return Split(manifest, target, onnxruntime)
-    return Split(manifest, target, TensorRT(bundle, manifest, plans, progress))
+    return Split(manifest, target, TensorRT(bundle, manifest, plans, bounds, progress))
 
 
 def _require_same_models(out: Path, manifest: Manifest, target: Target) -> None:

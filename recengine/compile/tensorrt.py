@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from recengine.bundle import Graph, Manifest, Retrieval, hash_file, sync
+from recengine.bundle import FidelityBounds, Graph, Manifest, Retrieval, hash_file, sync
 from recengine.compile.lowering import Precision, lower_graphs
 from recengine.compile.plan_builder import Axes, PlanBuilder, Progress
 from recengine.compile.plan_runner import PlanRunner
@@ -60,6 +60,8 @@ class TensorRT:
         bundle: directory that holds the graphs. Kernel timings are kept beside it for later builds.
         manifest: its manifest.
         options: how to build.
+        bounds: how far the graphs' answers may be from eager PyTorch; None: what is usual for the
+            precision.
         progress: is told what the builder does, a line at a time.
 
     Raises:
@@ -72,13 +74,14 @@ class TensorRT:
         bundle: Path,
         manifest: Manifest,
         options: PlanOptions,
+        bounds: FidelityBounds | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._trt = _tensorrt()
         self._gpu = current_gpu()
         self._options = options
         self._progress = progress
-        self._models = lower_graphs(bundle, manifest, options.precision)
+        self._models = lower_graphs(bundle, manifest, options.precision, bounds)
 
     def convert(self, bundle: Path, manifest: Manifest, name: str, destination: Path) -> None:
         """Writes `destination`/model.plan, and plan.json, which says where it runs.

@@ -17,6 +17,8 @@ from strict_tensorrt import VERSIONS, StrictTensorRT
 from recengine import _cuda_driver
 from recengine.bundle import read_manifest
 from recengine.compile import compile_bundle, plan_runner, tensorrt
+from recengine.compile.graph_runner import graph_runner
+from recengine.compile.lowering import BOUNDS
 from recengine.compile.plan_builder import PlanBuilder
 from recengine.compile.tensorrt import PlanOptions, TensorRT, axes_of
 from recengine.compile.timing_cache import timing_cache_path
@@ -80,7 +82,7 @@ def build(request, bundle_copy, manifest, trt, tmp_path):
     """Builds one graph of the bundle and reads its record."""
 
     def build(progress=None, **options):
-        compiler = TensorRT(bundle_copy, manifest, PlanOptions(**options), progress)
+        compiler = TensorRT(bundle_copy, manifest, PlanOptions(**options), progress=progress)
         compiler.convert(bundle_copy, manifest, request.param, tmp_path)
         return Plan.model_validate_json((tmp_path / "plan.json").read_bytes())
 
@@ -104,11 +106,8 @@ def test_a_plan_is_written_and_its_record_says_where_it_runs(build, trt, tmp_pat
 @pytest.mark.parametrize(("precision", "kind"), [("fp32", 1), ("fp16", 10), ("bf16", 16)])
 def test_the_parser_gets_the_graph_in_the_precision(build, trt, precision, kind):
     build(precision=precision)
-    (call,) = trt.called("OnnxParser.parse")
-    weights = {
-        tensor.data_type for tensor in onnx.load_from_string(call["model"]).graph.initializer
-    }
-    assert kind in weights
+    (model,) = parsed(trt)
+    assert kind in {tensor.data_type for tensor in model.graph.initializer}
 
 
 @pytest.mark.parametrize(
@@ -323,6 +322,33 @@ def test_a_plan_that_tensorrt_refuses_is_named(trt, device, tmp_path, member):
     trt.answers[member] = None
     with pytest.raises(CompileError, match=r"\[tensorrt\] .*model\.plan"):
         plan_runner.PlanRunner(trt, tmp_path / "model.plan")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_gpu_repository_has_plans_that_pass_the_gate(
+    trt, bundle_copy, manifest, tmp_path, monkeypatch, precision
+):
+    """A plan is not run here: what the parser got runs on the CPU in its place."""
+
+    def run(trt, path):
+        models = {len(m.graph.input): m for m in parsed(trt)}
+        return graph_runner(models[len(manifest.graphs[path.parent.name].inputs)])
+
+    monkeypatch.setattr(tensorrt, "PlanRunner", run)
+    repository = tmp_path / "repository"
+    plans = PlanOptions(precision=precision)
+    compile_bundle(bundle_copy, repository, target="gpu", plans=plans)
+    for name in ("tower", "ranker"):
+        assert (repository / name / "1" / "model.plan").read_bytes() == PLAN
+        assert "tensorrt_plan" in (repository / name / "config.pbtxt").read_text()
+    (row,) = read_manifest(repository / "ranking" / "1").fidelity
+    assert 0 < row.score_error <= BOUNDS[precision].score_error
+    assert (row.score_error > BOUNDS["fp32"].score_error) == (precision != "fp32")
+
+
+def parsed(trt):
+    """The models that the parser was given."""
+    return [onnx.load_from_string(call["model"]) for call in trt.called("OnnxParser.parse")]
 
 
 @pytest.mark.parametrize(
