@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import dataclasses
 import enum
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
-from recengine.errors import RecengineError
+from recengine.errors import DeviceError, RecengineError
 
 PRODUCTION_VERSION = (2, 70)
 """The server of NGC release 26.06, the first with all fixes that were published until then."""
@@ -65,6 +66,8 @@ def examine(tritonserver: Path | None = None) -> Iterator[Finding]:
     yield _server(tritonserver)
     yield from _stock_backends(tritonserver)
     yield _cuda()
+    yield _gpu()
+    yield _tensorrt()
 
 
 def _version(package: str) -> str | None:
@@ -181,6 +184,27 @@ def _cuda() -> Finding:
         return Finding("cuda", "; ".join(ops.cuda_devices()) or "built, no GPU found")
     except (ImportError, RecengineError) as error:
         return Finding("cuda", str(error), Level.PROBLEM)
+
+
+def _gpu() -> Finding:
+    from recengine.gpu import current_gpu
+
+    try:
+        gpu = current_gpu()
+    except DeviceError as error:
+        return Finding("gpu", f"{error}; the targets cpu and onnxruntime need none", Level.NOTE)
+    facts = f"compute capability {gpu.compute_capability}, driver {gpu.driver}, CUDA {gpu.cuda}"
+    return Finding("gpu", f"{gpu.name}, {facts}")
+
+
+def _tensorrt() -> Finding:
+    from recengine.gpu import LIBRARIES, tensorrt_version
+
+    for library in LIBRARIES:
+        with contextlib.suppress(DeviceError):
+            return Finding("tensorrt", f"{tensorrt_version(library)}, {library}")
+    missing = f"no {' or '.join(LIBRARIES)}; the target gpu compiles and serves with it"
+    return Finding("tensorrt", missing, Level.NOTE)
 
 
 def _output(command: list[str]) -> str:

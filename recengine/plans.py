@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
-import dataclasses
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from recengine._cuda_driver import Driver
 from recengine.bundle import FileEntry, hash_file, latest_version, versions
 from recengine.errors import BundleError, DeviceError
+from recengine.gpu import Gpu, current_gpu, tensorrt_version
 
 PLAN = "model.plan"
 """The file that Triton's TensorRT backend loads."""
@@ -23,9 +20,6 @@ RECORD = "plan.json"
 
 HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"]
 
-_DRIVER_RELEASE = Path("/proc/driver/nvidia/version")
-_COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-_NAME_BYTES = 256
 _AMPERE = 8
 _REBUILD = "run `recengine compile BUNDLE --target gpu --out REPOSITORY` on this machine"
 
@@ -67,65 +61,6 @@ class Plan(BaseModel):
     tf32: bool
     version_compatible: bool
     hardware_compatibility: HardwareCompatibility
-
-
-@dataclasses.dataclass(frozen=True)
-class Gpu:
-    """The GPU that a process takes when it names none, and its driver.
-
-    compute_capability as "9.0"; driver as "580.65.06", None where it is not told; cuda as "13.0":
-    the newest that the driver supports.
-    """
-
-    name: str
-    compute_capability: str
-    driver: str | None
-    cuda: str
-
-
-def current_gpu() -> Gpu:
-    """Asks the CUDA driver, which needs neither TensorRT nor a CUDA build of recengine.
-
-    Raises:
-        DeviceError: there is no driver or no GPU, or the driver fails.
-    """
-    driver = Driver()
-    name = ctypes.create_string_buffer(_NAME_BYTES)
-    driver.call("cuDeviceGetName", name, _NAME_BYTES, driver.device)
-    major, minor = (
-        driver.number("cuDeviceGetAttribute", attribute, driver.device)
-        for attribute in _COMPUTE_CAPABILITY
-    )
-    version = driver.number("cuDriverGetVersion")  # 1000 * major + 10 * minor
-    return Gpu(
-        name=name.value.decode(errors="replace"),
-        compute_capability=f"{major}.{minor}",
-        driver=_driver_release(),
-        cuda=f"{version // 1000}.{version % 1000 // 10}",
-    )
-
-
-def _driver_release() -> str | None:
-    try:
-        text = _DRIVER_RELEASE.read_text()
-    except OSError:
-        return None
-    found = re.search(r"\b\d{3,}\.\d+(\.\d+)?\b", text)
-    return found[0] if found else None
-
-
-def tensorrt_version(library: str) -> str:
-    """The version of a TensorRT library, such as "libnvinfer.so.10", as "10.16.1.11".
-
-    Raises:
-        DeviceError: it is not there, or is not TensorRT 10 or later.
-    """
-    try:
-        runtime = ctypes.CDLL(library)
-        parts = ("Major", "Minor", "Patch", "Build")
-        return ".".join(str(runtime[f"getInferLib{part}Version"]()) for part in parts)
-    except (OSError, AttributeError) as error:
-        raise DeviceError(f"[gpu] {library}: {error}") from None
 
 
 def check_plan(name: str, plan: Plan, tensorrt: str, gpu: Gpu) -> None:
@@ -208,6 +143,19 @@ def check_repository(repository: Path) -> None:
         if not path.is_file() or hash_file(path, plan.file.chunk_bytes) != plan.file:
             raise BundleError(f"{path}: missing or changed; {RECORD} has another size or SHA-256")
         check_plan(str(path), plan, _tensorrt_here(plan), current_gpu())
+
+
+def server_arguments(repository: Path) -> list[str]:
+    """What a tritonserver must be told to load the plans of a repository.
+
+    A version-compatible plan brings code of its own, which TensorRT runs only where it is told to.
+
+    Raises:
+        BundleError: a record is damaged.
+    """
+    if any(plan.version_compatible for _, plan in plans(repository)):
+        return ["--backend-config=tensorrt,version-compatible=true"]
+    return []
 
 
 def _tensorrt_here(plan: Plan) -> str:

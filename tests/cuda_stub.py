@@ -1,4 +1,7 @@
-"""A CUDA driver of one made-up GPU whose memory is the host's; C, compiled when it is wanted."""
+"""NVIDIA's libraries as far as recengine asks them, compiled from C when they are wanted.
+
+The driver is of one made-up GPU, whose memory is the host's.
+"""
 
 import subprocess
 
@@ -47,10 +50,22 @@ int cuMemcpyDtoH_v2(void *to, uint64_t from, size_t bytes) {
 }
 """
 
+TENSORRT = """
+int getInferLibMajorVersion(void) { return 10; }
+int getInferLibMinorVersion(void) { return 16; }
+int getInferLibPatchVersion(void) { return 1; }
+int getInferLibBuildVersion(void) { return 11; }
+"""
+
 
 def build_driver(path, status=0, count=1):
     """Compiles the driver; cuInit answers `status`, there are `count` GPUs."""
     return build_library(path, DRIVER, f"-DSTATUS={status}", f"-DCOUNT={count}")
+
+
+def build_tensorrt(folder):
+    """Compiles the part of TensorRT 10.16.1.11 that tells its version."""
+    return build_library(folder / "libnvinfer.so.10", TENSORRT)
 
 
 def build_library(path, source, *flags):

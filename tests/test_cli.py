@@ -163,6 +163,24 @@ def test_compile_prints_the_fidelity_table(golden, tmp_path):
     assert (tmp_path / "models" / "recommend" / "config.pbtxt").exists()
 
 
+@pytest.mark.parametrize("flag", [("--precision", "fp16"), ("--tf32",), ("--usual-batch", "8")])
+def test_how_plans_are_built_is_for_the_target_gpu_alone(golden, tmp_path, flag):
+    result = invoke("compile", golden, "--out", tmp_path / "models", *flag)
+    assert result.exit_code == 2
+    assert "only the target gpu takes" in result.output
+    assert not (tmp_path / "models").exists()
+
+
+def test_serve_refuses_plans_that_were_built_for_another_machine(tmp_path):
+    version = tmp_path / "ranker" / "1"
+    version.mkdir(parents=True)
+    (version / "model.plan").write_bytes(b"a plan")
+    (version / "plan.json").write_text("{}")
+    result = invoke("serve", tmp_path)
+    assert result.exit_code == 1
+    assert "ranker/1/plan.json: Field required" in result.output
+
+
 def test_compile_for_a_stock_backend_says_where_to_serve_it_and_serve_refuses_a_server_without(
     golden, tmp_path
 ):

@@ -1,8 +1,10 @@
 import shutil
 
 import pytest
+from cuda_stub import build_driver, build_tensorrt
 from numpy.linalg import _umath_linalg
 
+from recengine import _cuda_driver, gpu
 from recengine.doctor import Level, examine, server_version
 from recengine.serving.server import BACKEND_DIRECTORY, find_tritonserver
 
@@ -37,6 +39,22 @@ def test_targets_whose_stock_backend_the_server_lacks_are_noted(tmp_path):
     assert finding("target gpu", tritonserver=binary).level is Level.OK
     found = finding("target onnxruntime", tritonserver=binary)
     assert (found.level, "no onnxruntime backend" in found.found) == (Level.NOTE, True)
+
+
+def test_the_gpu_and_its_driver_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(_cuda_driver, "_LIBRARY", build_driver(tmp_path / "libcuda.so.1"))
+    found = finding("gpu")
+    assert (found.level, "NVIDIA L4, compute capability 8.9" in found.found) == (Level.OK, True)
+    monkeypatch.setattr(_cuda_driver, "_LIBRARY", "libcuda-none.so.1")
+    found = finding("gpu")
+    assert (found.level, "targets cpu and onnxruntime need" in found.found) == (Level.NOTE, True)
+
+
+def test_tensorrts_version_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "LIBRARIES", ("libnvinfer-none.so.11", build_tensorrt(tmp_path)))
+    assert finding("tensorrt").found.startswith("10.16.1.11, ")
+    monkeypatch.setattr(gpu, "LIBRARIES", ("libnvinfer-none.so.11",))
+    assert finding("tensorrt").level is Level.NOTE
 
 
 def test_a_server_that_does_not_start_is_a_problem(tmp_path):

@@ -1,32 +1,23 @@
-"""Which plans run where, and what the CUDA driver and TensorRT's library are asked for it."""
+"""Which plans run where, and what a repository with plans needs."""
 
 import pytest
-from cuda_stub import build_driver, build_library
 
-from recengine import _cuda_driver, plans
+from recengine import plans
 from recengine.bundle import hash_file
 from recengine.errors import BundleError, DeviceError
+from recengine.gpu import Gpu
 from recengine.plans import (
-    Gpu,
     Plan,
     SizeRange,
     check_plan,
     check_repository,
-    current_gpu,
-    tensorrt_version,
+    server_arguments,
 )
 
 H200 = Gpu("NVIDIA H200", "9.0", "580.65.06", "13.0")
 H100 = Gpu("NVIDIA H100 NVL", "9.0", "580.65.06", "13.0")
 L4 = Gpu("NVIDIA L4", "8.9", None, "12.9")
 T4 = Gpu("Tesla T4", "7.5", None, "12.9")
-
-TENSORRT = """
-int getInferLibMajorVersion(void) { return 10; }
-int getInferLibMinorVersion(void) { return 16; }
-int getInferLibPatchVersion(void) { return 1; }
-int getInferLibBuildVersion(void) { return 11; }
-"""
 
 
 def make_plan(**changes):
@@ -91,27 +82,6 @@ def test_gpus_that_a_plan_runs_on(compatibility, gpu, runs):
         check_plan("ranker", plan, plan.tensorrt, gpu)
     assert f"found {gpu.name} ({gpu.compute_capability})" in str(error.value)
     assert "recengine compile BUNDLE --target gpu" in str(error.value)
-
-
-def test_the_driver_tells_name_capability_and_cuda(tmp_path, monkeypatch):
-    monkeypatch.setattr(_cuda_driver, "_LIBRARY", build_driver(tmp_path / "libcuda.so.1"))
-    release = tmp_path / "version"
-    release.write_text(
-        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n"
-        "GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)\n"
-    )
-    monkeypatch.setattr(plans, "_DRIVER_RELEASE", release)
-    assert current_gpu() == Gpu("NVIDIA L4", "8.9", "580.65.06", "12.9")
-    monkeypatch.setattr(plans, "_DRIVER_RELEASE", tmp_path / "none")
-    assert current_gpu().driver is None
-
-
-def test_the_library_tells_its_version(tmp_path):
-    assert tensorrt_version(build_library(tmp_path / "nvinfer.so", TENSORRT)) == "10.16.1.11"
-    with pytest.raises(DeviceError, match=r"nvinfer_9\.so: .*getInferLibMajorVersion"):
-        tensorrt_version(build_library(tmp_path / "nvinfer_9.so", "int x;"))
-    with pytest.raises(DeviceError, match=r"libnvinfer-none\.so\.10: cannot open"):
-        tensorrt_version("libnvinfer-none.so.10")
 
 
 @pytest.fixture
@@ -182,3 +152,10 @@ def test_a_plan_or_record_that_changed_is_refused(repository, here):
 def test_sizes_are_in_order(sizes):
     with pytest.raises(ValueError, match=r"expected min <= opt <= max|greater than 0"):
         SizeRange(**dict(zip(("min", "opt", "max"), sizes, strict=True)))
+
+
+def test_a_server_is_told_of_plans_that_bring_code(repository):
+    assert server_arguments(repository) == []
+    record = repository / "ranker" / "2" / "plan.json"
+    record.write_text(make_plan(version_compatible=True).model_dump_json())
+    assert server_arguments(repository) == ["--backend-config=tensorrt,version-compatible=true"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,6 +21,7 @@ Data = Annotated[
     Path, typer.Argument(exists=True, help="Folder or file of interactions (docs: recengine.data).")
 ]
 Checkpoint = Annotated[Path, typer.Argument(exists=True, file_okay=False)]
+_PLANS = "Plans of the target gpu"
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 
 
@@ -88,12 +89,62 @@ def compile_(
         "model_repository"
     ),
     target: Annotated[Target, typer.Option(help="What to compile for.")] = Target.CPU,
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16", "int8"] | None,
+        typer.Option(help="gpu: of matrix products; fp32 unless given.", rich_help_panel=_PLANS),
+    ] = None,
+    usual_batch: Annotated[
+        int | None,
+        typer.Option(help="gpu: batch that kernels are chosen for.", rich_help_panel=_PLANS),
+    ] = None,
+    workspace_mib: Annotated[
+        int | None,
+        typer.Option(min=1, help="gpu: scratch memory of one kernel.", rich_help_panel=_PLANS),
+    ] = None,
+    optimization_level: Annotated[
+        int | None,
+        typer.Option(min=0, max=5, help="gpu: 5 builds longest.", rich_help_panel=_PLANS),
+    ] = None,
+    tf32: Annotated[
+        bool, typer.Option("--tf32", help="gpu: fp32 products in TF32.", rich_help_panel=_PLANS)
+    ] = False,
+    version_compatible: Annotated[
+        bool,
+        typer.Option(
+            "--version-compatible",
+            help="gpu: plans also run with later TensorRT versions.",
+            rich_help_panel=_PLANS,
+        ),
+    ] = False,
+    hardware_compatibility: Annotated[
+        Literal["none", "same_compute_capability", "ampere_plus"] | None,
+        typer.Option(help="gpu: other GPUs that plans run on.", rich_help_panel=_PLANS),
+    ] = None,
 ) -> None:
     """Compiles a bundle into a Triton model repository, behind the fidelity gate."""
     from recengine.cli import evaluation
     from recengine.compile import compile_bundle
+    from recengine.compile.tensorrt import PlanOptions
 
-    repository = compile_bundle(bundle, out, target=target.value)
+    given: dict[str, Any] = {
+        "precision": precision,
+        "usual_batch": usual_batch,
+        "workspace_bytes": workspace_mib and workspace_mib << 20,
+        "optimization_level": optimization_level,
+        "tf32": tf32 or None,
+        "version_compatible": version_compatible or None,
+        "hardware_compatibility": hardware_compatibility,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    if given and target is not Target.GPU:
+        raise typer.BadParameter(f"only the target gpu takes {', '.join(given)}")
+    repository = compile_bundle(
+        bundle,
+        out,
+        target=target.value,
+        plans=PlanOptions(**given),
+        progress=lambda line: typer.echo(line, err=True),
+    )
     evaluation.of_repository(repository, None)
     typer.echo(f"model repository: {repository}")
     if target is not Target.CPU:

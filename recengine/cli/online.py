@@ -34,8 +34,10 @@ def serve(
     metrics_port: Annotated[int, typer.Option(help="0: any free port.")] = 8002,
 ) -> None:
     """Serves a model repository with a real tritonserver until interrupted."""
+    from recengine.plans import check_repository, server_arguments
     from recengine.serving.server import TritonServer
 
+    check_repository(repository)
     server = TritonServer(
         repository,
         tritonserver=tritonserver,
@@ -43,6 +45,7 @@ def serve(
         grpc_port=grpc_port,
         http_port=http_port,
         metrics_port=metrics_port,
+        arguments=server_arguments(repository),
     )
     with server:
         typer.echo(f"ready: {server.endpoints}")

@@ -17,13 +17,13 @@ from recengine.compile.plan_runner import PlanRunner
 from recengine.compile.repository import MAX_BATCH_SIZE, stages
 from recengine.compile.timing_cache import timing_cache_path
 from recengine.errors import CompileError
+from recengine.gpu import current_gpu
 from recengine.plans import (
     PLAN,
     RECORD,
     HardwareCompatibility,
     Plan,
     SizeRange,
-    current_gpu,
 )
 
 _BATCH = "batch"

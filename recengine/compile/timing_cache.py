@@ -8,7 +8,7 @@ import re
 import warnings
 from pathlib import Path
 
-from recengine.plans import Gpu
+from recengine.gpu import Gpu
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 

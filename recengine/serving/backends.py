@@ -80,6 +80,8 @@ def container_command(repository: Path, ours: Path, *, gpu: bool) -> str:
 
     Our backend and the OpenVINO that it is linked to are mounted where it looks for them.
     """
+    from recengine.plans import server_arguments  # not for those who only look for backends
+
     openvino = util.find_spec("openvino")
     libraries = Path((openvino and openvino.origin) or "openvino").parent / "libs"
     mounts = {
@@ -91,6 +93,6 @@ def container_command(repository: Path, ours: Path, *, gpu: bool) -> str:
         *("docker", "run", "--rm", *(["--gpus=all"] if gpu else [])),
         *(f"--publish=127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002)),
         *(f"--volume={source}:{target}:ro" for source, target in mounts.items()),
-        *(CONTAINER, "tritonserver", "--model-repository=/models"),
+        *(CONTAINER, "tritonserver", "--model-repository=/models", *server_arguments(repository)),
     ]
     return " ".join(map(shlex.quote, arguments))

@@ -13,9 +13,11 @@ import onnx
 import pytest
 from cuda_stub import build_driver
 from strict_tensorrt import VERSIONS, StrictTensorRT
+from typer.testing import CliRunner
 
 from recengine import _cuda_driver
 from recengine.bundle import read_manifest
+from recengine.cli import app
 from recengine.compile import compile_bundle, plan_runner, tensorrt
 from recengine.compile.graph_runner import graph_runner
 from recengine.compile.lowering import BOUNDS
@@ -23,7 +25,8 @@ from recengine.compile.plan_builder import PlanBuilder
 from recengine.compile.tensorrt import PlanOptions, TensorRT, axes_of
 from recengine.compile.timing_cache import timing_cache_path
 from recengine.errors import CompileError
-from recengine.plans import Gpu, Plan, SizeRange
+from recengine.gpu import Gpu
+from recengine.plans import Plan, SizeRange
 
 GPU = Gpu("NVIDIA H200", "9.0", "580.65.06", "13.0")
 PLAN, TIMINGS = b"a plan", b"some timings"
@@ -326,13 +329,13 @@ def test_a_plan_that_tensorrt_refuses_is_named(trt, device, tmp_path, member):
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_gpu_repository_has_plans_that_pass_the_gate(
-    trt, bundle_copy, manifest, tmp_path, monkeypatch, precision
+    trt, bundle_copy, tmp_path, monkeypatch, precision
 ):
     """A plan is not run here: what the parser got runs on the CPU in its place."""
 
     def run(trt, path):
-        models = {len(m.graph.input): m for m in parsed(trt)}
-        return graph_runner(models[len(manifest.graphs[path.parent.name].inputs)])
+        tower, ranker = parsed(trt)
+        return graph_runner(tower if path.parent.name == "tower" else ranker)
 
     monkeypatch.setattr(tensorrt, "PlanRunner", run)
     repository = tmp_path / "repository"
@@ -344,6 +347,30 @@ def test_a_gpu_repository_has_plans_that_pass_the_gate(
     (row,) = read_manifest(repository / "ranking" / "1").fidelity
     assert 0 < row.score_error <= BOUNDS[precision].score_error
     assert (row.score_error > BOUNDS["fp32"].score_error) == (precision != "fp32")
+
+
+def test_the_command_line_takes_every_option(trt, bundle_copy, tmp_path, monkeypatch):
+    monkeypatch.setattr(tensorrt, "PlanRunner", lambda trt, path: fp32_runner(bundle_copy, path))
+    flags = (
+        "--precision fp16 --usual-batch 4 --workspace-mib 64 --optimization-level 2 --tf32 "
+        "--version-compatible --hardware-compatibility ampere_plus --target gpu"
+    )
+    repository = tmp_path / "models"
+    command = ["compile", str(bundle_copy), "--out", str(repository), *flags.split()]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert "--backend-config=tensorrt,version-compatible=true" in result.output
+    record = Plan.model_validate_json((repository / "ranker" / "1" / "plan.json").read_bytes())
+    assert (record.precision, record.axes["batch"].opt, record.tf32) == ("fp16", 4, True)
+    assert (record.version_compatible, record.hardware_compatibility) == (True, "ampere_plus")
+    limits = trt.called("IBuilderConfig.set_memory_pool_limit")
+    assert {call["pool_size"] for call in limits} == {64 << 20}
+    levels = trt.called("IBuilderConfig.builder_optimization_level")
+    assert levels == [{"value": 2}] * 2
+
+
+def fp32_runner(bundle, path):
+    return graph_runner(onnx.load(bundle / f"{path.parent.name}.onnx"))
 
 
 def parsed(trt):

@@ -9,7 +9,7 @@ from recengine.compile.timing_cache import (
     timing_cache_path,
     write_timing_cache,
 )
-from recengine.plans import Gpu
+from recengine.gpu import Gpu
 
 
 def test_what_was_written_is_read_and_nothing_else_is_left(tmp_path):
