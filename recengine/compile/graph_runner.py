@@ -7,9 +7,9 @@ from collections.abc import Callable
 import onnx
 from onnx import NodeProto, TensorProto, helper
 
+from recengine.compile.onnxruntime import open_session
 from recengine.compile.staged_answer import Run
 from recengine.engine import Floats, GraphInputs
-from recengine.errors import CompileError
 
 _LOW = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
@@ -29,20 +29,8 @@ def outputs_runner(model: onnx.ModelProto) -> Callable[[GraphInputs], GraphInput
     Raises:
         CompileError: ONNX Runtime is not installed, or does not take the model.
     """
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise CompileError(
-            "[compile] onnxruntime: not installed; run `pip install 'recengine[onnxruntime]'`"
-        ) from None
-    options = ort.SessionOptions()
-    # No rewriting: fused integer kernels do not round where the graph says.
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    widened = _widened(model).SerializeToString()
-    try:
-        session = ort.InferenceSession(widened, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its own exceptions have no common class
-        raise CompileError(f"[compile] {model.graph.name}: ONNX Runtime: {error}") from None
+    # Not optimized: fused integer kernels do not round where the graph says.
+    session = open_session(_widened(model).SerializeToString(), optimize=False)
     names = [output.name for output in session.get_outputs()]
 
     def run(inputs: GraphInputs) -> dict[str, Floats]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
@@ -55,20 +55,7 @@ def load(directory: Path) -> Run:
     Raises:
         CompileError: ONNX Runtime is not installed, or refuses the graph.
     """
-    try:
-        import onnxruntime
-    except ImportError:
-        raise CompileError(
-            "[compile] target onnxruntime: the fidelity gate runs its graphs in ONNX Runtime, "
-            "which is not installed: pip install 'recengine[onnxruntime]'"
-        ) from None
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    path = directory / _FILE
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its own have no common class
-        raise CompileError(f"[compile] {path}: ONNX Runtime: {error}") from None
+    session = open_session(directory / _FILE, threads=1)
 
     def run(inputs: GraphInputs) -> Floats:
         output: Floats
@@ -76,6 +63,35 @@ def load(directory: Path) -> Run:
         return output
 
     return run
+
+
+def open_session(model: Path | bytes, *, threads: int = 0, optimize: bool = True) -> Any:
+    """ONNX Runtime on the CPU.
+
+    Args:
+        model: a file, or the content of one.
+        threads: how many one run may use; 0 for every core.
+        optimize: False computes every node as it stands in the graph.
+
+    Raises:
+        CompileError: ONNX Runtime is not installed, or refuses the graph.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise CompileError(
+            "[compile] onnxruntime: the fidelity gate runs graphs in ONNX Runtime, which is not "
+            "installed: pip install 'recengine[onnxruntime]'"
+        ) from None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own have no common class
+        name = model if isinstance(model, Path) else "graph"
+        raise CompileError(f"[compile] {name}: ONNX Runtime: {error}") from None
 
 
 def _check(

@@ -16,7 +16,8 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 def timing_cache_path(bundle: Path, tensorrt: str, gpu: Gpu) -> Path:
     """The file beside a bundle for one TensorRT and one kind of GPU: a cache serves no other."""
     device = re.sub(r"\W+", "-", gpu.name)
-    return bundle.with_name(f"{bundle.name}.{tensorrt}.{device}.timing")
+    whole = bundle.resolve()
+    return whole.with_name(f"{whole.name}.{tensorrt}.{device}.timing")
 
 
 def read_timing_cache(path: Path) -> bytes:
@@ -33,7 +34,10 @@ def read_timing_cache(path: Path) -> bytes:
 
 
 def write_timing_cache(path: Path, cache: bytes) -> None:
-    """Replaces the file in one step; a reader sees the old or the new cache."""
+    """Replaces the file in one step; where that cannot be, a warning says so."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(hashlib.sha256(cache).digest() + cache)
-    temporary.rename(path)
+    try:
+        temporary.write_bytes(hashlib.sha256(cache).digest() + cache)
+        temporary.rename(path)
+    except OSError as error:  # the plan is built all the same
+        warnings.warn(f"[tensorrt] timings are not kept: {error}", stacklevel=2)

@@ -33,9 +33,9 @@ def test_a_truncated_file_is_an_empty_cache_with_a_warning(tmp_path, keep):
         assert read_timing_cache(path) == b""
 
 
-def test_every_tensorrt_and_kind_of_gpu_has_a_file_of_its_own():
+def test_every_tensorrt_and_kind_of_gpu_has_a_file_of_its_own(tmp_path, monkeypatch):
     h200, l4 = (Gpu(name, "9.0", None, "13.0") for name in ("NVIDIA H200", "NVIDIA L4/24GB"))
-    bundle = Path("artifacts/bundle")
+    bundle = tmp_path / "bundle"
     paths = {
         timing_cache_path(bundle, v, gpu)
         for v in ("10.16.1.11", "11.4.0.106")
@@ -43,4 +43,12 @@ def test_every_tensorrt_and_kind_of_gpu_has_a_file_of_its_own():
     }
     assert len(paths) == 4
     assert {path.parent for path in paths} == {bundle.parent}
-    assert Path("artifacts/bundle.11.4.0.106.NVIDIA-L4-24GB.timing") in paths
+    assert tmp_path / "bundle.11.4.0.106.NVIDIA-L4-24GB.timing" in paths
+    bundle.mkdir()
+    monkeypatch.chdir(bundle)
+    assert timing_cache_path(Path(), "10.16.1.11", h200) in paths
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match="timings are not kept: .*No such file"):
+        write_timing_cache(tmp_path / "none" / "cache", b"timings")
