@@ -14,7 +14,7 @@ BUNDLE := artifacts/bundle
 REPOSITORY := model_repository
 CXX_FILES = $(shell find csrc bench tests -name '*.h' -o -name '*.cc' -o -name '*.cu')
 
-.PHONY: setup demo test check sanitize stubs format bench-serving bench-overload bench-coalescing bench-ops bench-scale clean
+.PHONY: setup demo test test-cuda-emulated check sanitize stubs format bench-serving bench-overload bench-coalescing bench-ops bench-scale clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -55,9 +55,12 @@ demo: $(REPOSITORY)/.compiled $(VENV)/perf_analyzer/perf_analyzer
 
 # ---- checks -------------------------------------------------------------------------------------
 
-test: $(REPOSITORY)/.compiled $(VENV)/perf_analyzer/perf_analyzer
+test: $(REPOSITORY)/.compiled $(VENV)/perf_analyzer/perf_analyzer test-cuda-emulated
 	$(BIN)/python -m pytest tests
 	git diff --exit-code -- $(REPOSITORY)
+
+test-cuda-emulated: $(VENV)/installed
+	bash tools/cuda_emulated.sh $(VENV)
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .

@@ -5,9 +5,21 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from recengine import ops
+
 # A busy machine is slow, not wrong.
 settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any")
+
+
+def pytest_runtest_setup(item):
+    """Tests that are marked `cuda` need a GPU, real or emulated (make test-cuda-emulated)."""
+    if item.get_closest_marker("cuda") is None:
+        return
+    if not ops.cuda_built():
+        pytest.skip("this build has no CUDA parts")
+    if not ops.cuda_devices():
+        pytest.skip("there is no GPU")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Runs the tests that are marked `cuda` on a machine without a GPU: builds the native module with its
+# CUDA sources compiled for the CPU (tests/cuda_emulation).
+# usage: cuda_emulated.sh VENV [PYTEST ARGUMENTS]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+venv=$(realpath "${1:-.venv}")
+site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+python=$("$venv/bin/python" -c 'import sys; print(sys._base_executable)')
+build=build/cuda-emulated
+package=$PWD/$build/package
+
+"$venv/bin/cmake" -S . -B $build -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
+  -DCMAKE_BUILD_TYPE=Release -DRECENGINE_CUDA=EMULATED -DRECENGINE_WERROR=ON \
+  -DPython_EXECUTABLE="$venv/bin/python" >/dev/null
+"$venv/bin/ninja" -C $build --quiet -j "${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" _native
+
+# A copy of the installed layout with that module in it. The interpreter is the one under the virtual
+# environment, so that the editable install of the ordinary build does not shadow it.
+rm -rf "$package" && mkdir -p "$package/recengine"
+cp -rs "$PWD"/recengine/. "$package/recengine/"
+ln -s "$site/openvino" "$package/openvino"
+cp -f $build/_native*.so "$package/recengine/"
+export PYTHONPATH=$package:$site PYTHONDONTWRITEBYTECODE=1
+(cd "$package" && "$python" -c 'from recengine import ops; print(*ops.cuda_devices())') | grep emulated
+"$python" "$venv/bin/pytest" -p no:cacheprovider -m cuda tests/ops tests/test_cuda.py "${@:2}"
