@@ -75,8 +75,8 @@ class EmbeddingTable:
             InputError: a row has too few bytes, or a scale or bias is not finite.
         """
         array = cast_array("[embedding_table] data", data, np.uint8)
-        _expect("row_type", row_type, ("int8", "int4"))
-        _expect("layout", layout, ("tbe", "rowwise"))
+        expect_one_of("row_type", row_type, ("int8", "int4"))
+        expect_one_of("layout", layout, ("tbe", "rowwise"))
         table = cls.__new__(cls)
         table._native = _ops.EmbeddingTable.fused(
             name, array, dim, row_type == "int4", layout == "rowwise"
@@ -94,7 +94,7 @@ class EmbeddingTable:
         Raises:
             InputError: a value is not finite, or beyond fp16 or bf16 where these hold it.
         """
-        _expect("row_type", row_type, _ROW_TYPES)
+        expect_one_of("row_type", row_type, _ROW_TYPES)
         array = cast_array("[embedding_table] values", values, np.float32)
         _check_finite(f'[embedding_table] "{name}"', array)
         if row_type == "int8":
@@ -205,8 +205,8 @@ def fuse_rows(
     Raises:
         InputError: a scale or bias is beyond fp16 where the layout has these.
     """
-    _expect("row_type", row_type, ("int8", "int4"))
-    _expect("layout", layout, ("tbe", "rowwise"))
+    expect_one_of("row_type", row_type, ("int8", "int4"))
+    expect_one_of("layout", layout, ("tbe", "rowwise"))
     array = _matrix("[fuse_rows] values", values)
     if array.shape[1] == 0:
         raise InputError("[fuse_rows] values: expected dim at least 1, found 0")
@@ -239,7 +239,8 @@ def _matrix(name: str, values: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return array
 
 
-def _expect(name: str, value: str, known: tuple[str, ...]) -> None:
+def expect_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises InputError unless the argument is one that is known."""
     if value not in known:
         expected = ", ".join(known[:-1]) + f" or {known[-1]}"
         raise InputError(f"[embedding_table] {name}: expected {expected}, found {value!r}")

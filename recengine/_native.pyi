@@ -6,24 +6,80 @@ import typing
 
 import numpy
 import numpy.typing
+import typing_extensions
 
 __all__: list[str] = [
+    "DeviceArray",
+    "DeviceTable",
+    "DeviceVocabulary",
     "EmbeddingTable",
     "Engine",
     "ItemIndex",
     "LiveItemIndex",
     "Vocabulary",
+    "bag_width",
     "build_slots",
     "cosine_topk",
     "cuda_built",
     "cuda_devices",
     "default_isa",
+    "device_of",
     "embedding_bag",
+    "embedding_bag_cuda",
     "order",
+    "order_after",
+    "order_cuda",
     "sha256",
     "supported_isas",
     "usable_cores",
 ]
+
+class DeviceArray:
+    @staticmethod
+    def empty(
+        shape: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        dtype: str,
+        device: typing.SupportsInt | typing.SupportsIndex,
+        stream: typing.SupportsInt | typing.SupportsIndex,
+    ) -> DeviceArray: ...
+    @staticmethod
+    def from_dlpack(capsule: typing_extensions.CapsuleType) -> DeviceArray: ...
+    @staticmethod
+    def from_numpy(
+        values: numpy.ndarray,
+        device: typing.SupportsInt | typing.SupportsIndex,
+        stream: typing.SupportsInt | typing.SupportsIndex,
+    ) -> DeviceArray: ...
+    @staticmethod
+    def from_pointer(
+        pointer: typing.SupportsInt | typing.SupportsIndex,
+        shape: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+        dtype: str,
+        owner: typing.Any,
+    ) -> DeviceArray: ...
+    def __dlpack__(
+        self,
+        *,
+        stream: typing.Any = None,
+        max_version: typing.Any = None,
+        dl_device: tuple[
+            typing.SupportsInt | typing.SupportsIndex, typing.SupportsInt | typing.SupportsIndex
+        ]
+        | None = None,
+        copy: bool | None = None,
+    ) -> typing_extensions.CapsuleType: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
+    def numpy(self) -> numpy.ndarray: ...
+    @property
+    def __cuda_array_interface__(self) -> dict: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def shape(self) -> tuple: ...
+    @property
+    def stream(self) -> int: ...
 
 class EmbeddingTable:
     @staticmethod
@@ -101,6 +157,42 @@ class Vocabulary:
     @property
     def size(self) -> int: ...
 
+class DeviceTable:
+    @staticmethod
+    def borrow(name: str, data: DeviceArray, scales: DeviceArray | None) -> DeviceTable: ...
+    @staticmethod
+    def borrow_fused(
+        name: str,
+        data: DeviceArray,
+        dim: typing.SupportsInt | typing.SupportsIndex,
+        int4: bool,
+        rowwise: bool,
+    ) -> DeviceTable: ...
+    @staticmethod
+    def copy(
+        table: EmbeddingTable, device: typing.SupportsInt | typing.SupportsIndex
+    ) -> DeviceTable: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def rows(self) -> int: ...
+
+class DeviceVocabulary:
+    def __init__(
+        self, vocabulary: Vocabulary, device: typing.SupportsInt | typing.SupportsIndex
+    ) -> None: ...
+    def lookup(
+        self, ids: DeviceArray, rows: DeviceArray, stream: typing.SupportsInt | typing.SupportsIndex
+    ) -> None: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def size(self) -> int: ...
+
 class Engine:
     def __init__(
         self, directory: str, threads: typing.SupportsInt | typing.SupportsIndex | None = None
@@ -172,6 +264,11 @@ class Engine:
     @property
     def schema(self) -> dict: ...
 
+def bag_width(
+    tables: collections.abc.Sequence[DeviceTable],
+    poolings: collections.abc.Sequence[str],
+    max_lengths: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+) -> int: ...
 def build_slots(
     keys: numpy.typing.NDArray[numpy.int64],
 ) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int32]]: ...
@@ -210,6 +307,7 @@ def cosine_topk(
 def cuda_built() -> bool: ...
 def cuda_devices() -> list[str]: ...
 def default_isa() -> str: ...
+def device_of(pointer: typing.SupportsInt | typing.SupportsIndex) -> int: ...
 def embedding_bag(
     tables: collections.abc.Sequence[EmbeddingTable],
     poolings: collections.abc.Sequence[str],
@@ -221,11 +319,37 @@ def embedding_bag(
     threads: typing.SupportsInt | typing.SupportsIndex | None,
     isa: str | None,
 ) -> numpy.typing.NDArray[numpy.float32]: ...
+def embedding_bag_cuda(
+    tables: collections.abc.Sequence[DeviceTable],
+    poolings: collections.abc.Sequence[str],
+    max_lengths: collections.abc.Sequence[typing.SupportsInt | typing.SupportsIndex],
+    rows: DeviceArray,
+    lengths: DeviceArray,
+    weights: DeviceArray | None,
+    out: DeviceArray,
+    device: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+    check: bool,
+) -> None: ...
 def order(
     candidate_ids: numpy.typing.NDArray[numpy.int64],
     scores: numpy.typing.NDArray[numpy.float32],
     k: typing.SupportsInt | typing.SupportsIndex,
 ) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.float32]]: ...
+def order_after(
+    device: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+    other: typing.SupportsInt | typing.SupportsIndex,
+) -> None: ...
+def order_cuda(
+    candidate_ids: DeviceArray,
+    scores: DeviceArray,
+    best_ids: DeviceArray,
+    best_scores: DeviceArray,
+    device: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+    check: bool,
+) -> None: ...
 def sha256(data: bytes, portable: bool = False) -> bytes:
     """SHA-256 of bytes as the loader computes it."""
 

@@ -1,7 +1,14 @@
-"""The core operations over NumPy arrays, and over DLPack arrays on the CPU.
+"""The core operations over NumPy arrays, over DLPack arrays on the CPU, and over a GPU's arrays.
 
 Arrays that already have the dtype named and C order are not copied. The GIL is released while an
 operation runs, and every operation may be called from many threads at once.
+
+Arrays on a GPU are taken by DLPack or `__cuda_array_interface__`: of torch, of cupy, of any other
+framework, or of `to_device`. They need the dtype named and C order. A call runs on the current
+stream of the framework of its first array, and returns arrays of that framework. With `check` it
+waits for the GPU and raises what it raises on the CPU; without, it only puts its work on the stream
+(so that a CUDA graph can capture it), reads nothing outside its arrays, and where values are out of
+range its result is undefined.
 
 `threads` is how many threads one call may use, None for every core that the process may use.
 `isa` is one of `supported_isas()`, None for `default_isa()`. Neither changes a bit of the result.
@@ -11,18 +18,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from recengine import _ops
+from recengine import _cuda_ops, _ops
 from recengine._arrays import as_numpy, cast_array, expect_output
+from recengine._device import CudaArray, call_device, to_device
+from recengine._device_table import DeviceTable
 from recengine._embedding_table import EmbeddingTable, RowType, fuse_rows, quantize_rows
+from recengine._ops import DeviceArray
 from recengine._topk_check import check_against_fp64
+from recengine._vocabulary import DeviceVocabulary, Vocabulary, build_slots
 from recengine.errors import InputError
 
 __all__ = [
+    "DeviceArray",
+    "DeviceTable",
+    "DeviceVocabulary",
     "EmbeddingTable",
     "ItemIndex",
     "LiveItemIndex",
@@ -41,6 +55,7 @@ __all__ = [
     "order",
     "quantize_rows",
     "supported_isas",
+    "to_device",
     "usable_cores",
 ]
 
@@ -204,69 +219,7 @@ class LiveItemIndex:
         return self._native.pending
 
 
-class Vocabulary:
-    """Maps int64 ids to table rows: row 0 is out-of-vocabulary, the i-th key has row i + 1.
-
-    Make one with `range` or `from_keys`, or from the slots of `build_slots`.
-    """
-
-    def __init__(self, slot_keys: npt.ArrayLike, slot_rows: npt.ArrayLike, count: int) -> None:
-        self._native = _ops.Vocabulary.hashed(
-            cast_array("[vocabulary] slot_keys", slot_keys, np.int64),
-            cast_array("[vocabulary] slot_rows", slot_rows, np.int32),
-            count,
-        )
-
-    @classmethod
-    def range(cls, first: int, count: int) -> Vocabulary:
-        """Ids first .. first + count - 1 have rows 1 .. count.
-
-        Raises:
-            InputError: the ids leave int64 or hold -1, which means "no item".
-        """
-        vocabulary = cls.__new__(cls)
-        vocabulary._native = _ops.Vocabulary.range(first, count)
-        return vocabulary
-
-    @classmethod
-    def from_keys(cls, keys: npt.ArrayLike) -> Vocabulary:
-        """The i-th of int64 [count] distinct keys has row i + 1; order does not matter.
-
-        Raises:
-            InputError: a key repeats or is -1; the message names its position.
-        """
-        array = cast_array("[vocabulary] keys", keys, np.int64)
-        return cls(*build_slots(array), array.size)
-
-    @property
-    def size(self) -> int:
-        """Number of keys, the out-of-vocabulary row not counted."""
-        return self._native.size
-
-    def lookup(self, ids: npt.ArrayLike) -> npt.NDArray[np.int64]:
-        """The table row of every id, in the shape of `ids`; 0 where unknown."""
-        array = cast_array("[vocabulary] ids", ids, np.int64)
-        return self._native.lookup(array.reshape(-1)).reshape(array.shape)
-
-
-def build_slots(
-    keys: npt.ArrayLike,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Lays keys out as the open-addressing table that a hashed vocabulary borrows.
-
-    Args:
-        keys: int64 [count], distinct, none of them -1.
-
-    Returns:
-        slot_keys int64 [capacity] and slot_rows int32 [capacity], row -1 in an empty slot; at most
-        16 bytes a key.
-
-    Raises:
-        InputError: a key repeats or is -1; the message names its position.
-    """
-    return _ops.build_slots(cast_array("[build_slots] keys", keys, np.int64))
-
-
+@overload
 def embedding_bag(
     tables: Sequence[EmbeddingTable],
     rows: npt.ArrayLike,
@@ -278,15 +231,46 @@ def embedding_bag(
     out: npt.NDArray[np.float32] | None = None,
     threads: int | None = None,
     isa: str | None = None,
-) -> npt.NDArray[np.float32]:
+) -> npt.NDArray[np.float32]: ...
+
+
+@overload
+def embedding_bag(
+    tables: Sequence[DeviceTable],
+    rows: CudaArray,
+    lengths: CudaArray,
+    *,
+    pooling: Pooling | Sequence[Pooling],
+    weights: CudaArray | None = None,
+    max_length: int | Sequence[int] = 0,
+    out: CudaArray | None = None,
+    check: bool = True,
+) -> Any: ...
+
+
+def embedding_bag(
+    tables: Sequence[Any],
+    rows: Any,
+    lengths: Any,
+    *,
+    pooling: Pooling | Sequence[Pooling],
+    weights: Any = None,
+    max_length: int | Sequence[int] = 0,
+    out: Any = None,
+    threads: int | None = None,
+    isa: str | None = None,
+    check: bool = True,
+) -> Any:
     """Looks up and pools rows of many tables in one call.
 
     Bag (b, c) reads tables[c]; its rows follow those of the bag before it, user by user and column
     by column. Values are added in row order in fp32, the biases of fused rows apart and last. An
-    empty bag gives zeros.
+    empty bag gives zeros. On a GPU, the rows of a bag may be added as several sums, which are added
+    last: the result of a sum of n rows differs by at most n 2^-23 of the sum of their magnitudes.
 
     Args:
-        tables: one per column; the same table may stand in several.
+        tables: one per column; the same table may stand in several. With arrays on a GPU these are
+            DeviceTables there.
         rows: int64 [total], rows of the tables, all bags concatenated.
         lengths: int32 [batch, columns], rows of each bag.
         pooling: "sum", "mean" (the sum over the count, weighted or not) or "none" (the rows
@@ -296,6 +280,7 @@ def embedding_bag(
         out: where the result goes, in C order; None for a new array. Undefined after an error.
         threads: see the module.
         isa: see the module.
+        check: with arrays on a GPU: whether to wait for what is wrong with them, see the module.
 
     Returns:
         float32 [batch, width]: the columns side by side, each dim wide or max_length * dim for
@@ -308,6 +293,15 @@ def embedding_bag(
     columns = len(tables)
     poolings = [pooling] * columns if isinstance(pooling, str) else list(pooling)
     max_lengths = [max_length] * columns if isinstance(max_length, int) else list(max_length)
+    if type(rows) is not np.ndarray:
+        device = call_device(
+            "[embedding_bag]", rows=rows, lengths=lengths, weights=weights, out=out
+        )
+        if device is not None:
+            arrays = (rows, lengths, weights)
+            return _cuda_ops.embedding_bag(
+                device, tables, arrays, poolings, max_lengths, out, check
+            )
     return _ops.embedding_bag(
         [table._native for table in tables],
         poolings,
@@ -423,15 +417,26 @@ def certified_topk(
     return rows, scores, TopKCertificate(bounds[:, 0], bounds[:, 1], scored)
 
 
+@overload
 def order(
     candidate_ids: npt.ArrayLike, scores: npt.ArrayLike, k: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]: ...
+
+
+@overload
+def order(
+    candidate_ids: CudaArray, scores: CudaArray, k: int, *, check: bool = True
+) -> tuple[Any, Any]: ...
+
+
+def order(candidate_ids: Any, scores: Any, k: int, *, check: bool = True) -> tuple[Any, Any]:
     """The k best candidates of each row, best first, ties by earlier position.
 
     Args:
         candidate_ids: int64 [batch, n]; id -1 is an empty slot and is dropped.
         scores: float32 [batch, n].
-        k: candidates wanted, at least 1; may exceed n.
+        k: candidates wanted, at least 1; may exceed n. On a GPU at most 4096 where n exceeds 8192.
+        check: with arrays on a GPU: whether to wait for what is wrong with them, see the module.
 
     Returns:
         Ids int64 [batch, k] and scores float32 [batch, k]; what is missing is -1 and -inf.
@@ -439,6 +444,10 @@ def order(
     Raises:
         InputError: the score of a candidate is not finite; the message names row and column.
     """
+    if type(candidate_ids) is not np.ndarray:
+        device = call_device("[order]", candidate_ids=candidate_ids, scores=scores)
+        if device is not None:
+            return _cuda_ops.order(device, candidate_ids, scores, k, check)
     return _ops.order(
         cast_array("[order] candidate_ids", candidate_ids, np.int64),
         cast_array("[order] scores", scores, np.float32),

@@ -74,6 +74,9 @@ def test_both_clients_have_the_same_methods_and_arguments():
 
 def test_ops():
     assert set(recengine.ops.__all__) == {
+        "DeviceArray",
+        "DeviceTable",
+        "DeviceVocabulary",
         "EmbeddingTable",
         "ItemIndex",
         "LiveItemIndex",
@@ -92,6 +95,7 @@ def test_ops():
         "order",
         "quantize_rows",
         "supported_isas",
+        "to_device",
         "usable_cores",
     }
 

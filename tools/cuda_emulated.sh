@@ -23,4 +23,4 @@ ln -s "$site/openvino" "$package/openvino"
 cp -f $build/_native*.so "$package/recengine/"
 export PYTHONPATH=$package:$site PYTHONDONTWRITEBYTECODE=1
 (cd "$package" && "$python" -c 'from recengine import ops; print(*ops.cuda_devices())') | grep emulated
-"$python" "$venv/bin/pytest" -p no:cacheprovider -m cuda tests/ops tests/test_cuda.py "${@:2}"
+"$python" "$venv/bin/pytest" -p no:cacheprovider -m cuda tests/ops tests/test_cuda.py tests/test_device.py "${@:2}"

@@ -3,6 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "recengine/error.h"
+
 namespace recengine {
 
 namespace py = pybind11;
@@ -18,6 +20,21 @@ void bind_cuda(py::module_& m) {
     }
     return names;
   });
+  m.def(
+      "device_of",
+      [](uintptr_t pointer) {
+        const int device = device_of(reinterpret_cast<const void*>(pointer));
+        if (device < 0) throw InputError("expected memory of a GPU, found that of the host");
+        return device;
+      },
+      py::arg("pointer"));
+  m.def(
+      "order_after",
+      [](int device, uintptr_t stream, uintptr_t other) {
+        order_after(device, reinterpret_cast<CudaStream>(stream),
+                    reinterpret_cast<CudaStream>(other));
+      },
+      py::arg("device"), py::arg("stream"), py::arg("other"));
 }
 
 }  // namespace recengine

@@ -3,8 +3,10 @@
 namespace recengine {
 
 void bind_cuda(pybind11::module_& module);
+void bind_device_array(pybind11::module_& module);
 void bind_errors(pybind11::module_& module);
 void bind_ops(pybind11::module_& module);
+void bind_cuda_ops(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 
 }  // namespace recengine
@@ -12,6 +14,8 @@ void bind_engine(pybind11::module_& module);
 PYBIND11_MODULE(_native, module) {
   recengine::bind_errors(module);
   recengine::bind_cuda(module);
+  recengine::bind_device_array(module);
   recengine::bind_ops(module);
+  recengine::bind_cuda_ops(module);
   recengine::bind_engine(module);
 }

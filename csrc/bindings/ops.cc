@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "bindings/bound.h"
 #include "bindings/shared_pool.h"
 #include "recengine/context.h"
 #include "recengine/error.h"
@@ -26,22 +27,9 @@ using namespace pybind11::literals;
 namespace recengine {
 namespace {
 
-// A view of NumPy arrays together with what keeps them alive.
-struct BoundTable {
-  EmbeddingTable view;
-  py::array data;
-  std::optional<Array<float>> scales;
-};
-
 struct BoundIndex {
   ItemIndex index;
   std::optional<Array<float>> borrowed;
-};
-
-struct BoundVocabulary {
-  Vocabulary vocabulary;
-  std::optional<Array<int64_t>> slot_keys;
-  std::optional<Array<int32_t>> slot_rows;
 };
 
 // None means every core that the process may use, and the default instruction set.
@@ -137,13 +125,6 @@ std::string row_type_name(const BoundTable& table) {
   return "unknown";
 }
 
-Pooling pooling_from_name(const std::string& name) {
-  if (name == "sum") return Pooling::kSum;
-  if (name == "mean") return Pooling::kMean;
-  if (name == "none") return Pooling::kNone;
-  throw InputError("[embedding_bag] pooling: expected sum, mean or none; found \"" + name + "\"");
-}
-
 Array<float> call_embedding_bag(const std::vector<const BoundTable*>& tables,
                                 const std::vector<std::string>& poolings,
                                 const std::vector<int32_t>& max_lengths, const Array<int64_t>& rows,
@@ -151,18 +132,10 @@ Array<float> call_embedding_bag(const std::vector<const BoundTable*>& tables,
                                 const std::optional<Array<float>>& weights,
                                 std::optional<Array<float>> out, std::optional<int> threads,
                                 const std::optional<std::string>& isa) {
-  if (poolings.size() != tables.size() || max_lengths.size() != tables.size()) {
-    throw InputError("[embedding_bag] pooling: expected one per table");
-  }
-  std::vector<BagColumn> columns(tables.size());
-  int64_t width = 0;
-  for (size_t c = 0; c < tables.size(); ++c) {
-    if (tables[c] == nullptr) throw InputError("[embedding_bag] tables: found None");
-    const Pooling pooling = pooling_from_name(poolings[c]);
-    columns[c] = {&tables[c]->view, pooling, max_lengths[c], width};
-    if (max_lengths[c] < 0) throw InputError("[embedding_bag] max_length: expected at least 0");
-    width += tables[c]->view.dim * (pooling == Pooling::kNone ? int64_t{max_lengths[c]} : 1);
-  }
+  std::vector<const EmbeddingTable*> views;
+  for (const BoundTable* table : tables) views.push_back(table == nullptr ? nullptr : &table->view);
+  const std::vector<BagColumn> columns = make_columns(views, poolings, max_lengths);
+  const int64_t width = columns_width(columns);
   BagInput input;
   input.rows = as_span("[embedding_bag] rows", rows);
   input.lengths = as_matrix("[embedding_bag] lengths", lengths);

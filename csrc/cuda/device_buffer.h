@@ -6,20 +6,20 @@
 #include <cstdint>
 #include <utility>
 
-#include "cuda/check.h"
-
 namespace recengine::cuda {
 
+// Device memory of the current device, in the order of the stream; also while that is captured.
+void* allocate(int64_t bytes, cudaStream_t stream);
+
 // Uninitialised device memory [size] that belongs to the work on one stream: taken and given back
-// in the stream's order, so that the host never waits. Also inside a stream capture.
+// in the stream's order, so that the host never waits.
 template <typename T>
 class DeviceBuffer {
  public:
-  DeviceBuffer(int64_t size, cudaStream_t stream) : size_(size), stream_(stream) {
-    void* data = nullptr;
-    if (size > 0) RECENGINE_CUDA_CHECK(cudaMallocAsync(&data, bytes(), stream));
-    data_ = static_cast<T*>(data);
-  }
+  DeviceBuffer(int64_t size, cudaStream_t stream)
+      : data_(static_cast<T*>(allocate(size * static_cast<int64_t>(sizeof(T)), stream))),
+        size_(size),
+        stream_(stream) {}
   ~DeviceBuffer() {
     if (data_ != nullptr) cudaFreeAsync(data_, stream_);
   }
@@ -32,7 +32,7 @@ class DeviceBuffer {
   size_t bytes() const { return static_cast<size_t>(size_) * sizeof(T); }
 
  private:
-  T* data_ = nullptr;
+  T* data_;
   int64_t size_;
   cudaStream_t stream_;
 };

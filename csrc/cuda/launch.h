@@ -8,6 +8,7 @@ namespace recengine::cuda {
 
 constexpr unsigned kAllLanes = ~0u;
 constexpr int kWarpLanes = 32;
+constexpr size_t kSharedBytes = 48 << 10;  // dynamic shared memory that a kernel has by default
 
 // Runs a kernel on the caller's stream; an empty grid is no work. Sources launch with this and not
 // with <<<>>>, so that a C++ compiler can read them (tests/cuda_emulation).
@@ -34,7 +35,7 @@ __device__ __forceinline__ T* dynamic_shared() {
 #endif
 }
 
-// Lets a kernel have more than 48 KiB of dynamic shared memory on the current device.
+// Lets a kernel have more than kSharedBytes on the current device.
 template <typename... Params>
 void allow_shared(void (*kernel)(Params...), size_t bytes) {
   RECENGINE_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -1,14 +1,40 @@
-// The twin of csrc/cuda/*.cu in a build without CUDA: the same names, which throw.
+// The twin of csrc/cuda/*.cu and csrc/ops/*_cuda.cu in a build without CUDA: the same names, which
+// throw.
 
 #include "recengine/cuda.h"
+#include "recengine/device_table.h"
+#include "recengine/device_vocabulary.h"
 #include "recengine/error.h"
+#include "recengine/ops/embedding_bag.h"
+#include "recengine/ops/order.h"
 
 namespace recengine {
+namespace {
+
+[[noreturn]] void fail() {
+  throw DeviceError("[cuda] this build has no CUDA parts; rebuild with -DRECENGINE_CUDA=ON");
+}
+
+}  // namespace
 
 bool cuda_built() { return false; }
+std::vector<CudaDevice> cuda_devices() { fail(); }
+std::shared_ptr<void> allocate_on_device(int64_t, int, CudaStream) { fail(); }
+void copy_to_device(void*, const void*, int64_t, int, CudaStream) { fail(); }
+void copy_to_host(void*, const void*, int64_t, int, CudaStream) { fail(); }
+int device_of(const void*) { fail(); }
+void order_after(int, CudaStream, CudaStream) { fail(); }
 
-std::vector<CudaDevice> cuda_devices() {
-  throw DeviceError("[cuda] this build has no CUDA parts; rebuild with -DRECENGINE_CUDA=ON");
+DeviceTable DeviceTable::copy(const EmbeddingTable&, int) { fail(); }
+DeviceTable DeviceTable::borrow(EmbeddingTable) { fail(); }
+DeviceVocabulary::DeviceVocabulary(const Vocabulary&, int) { fail(); }
+void DeviceVocabulary::lookup(CudaStream, Span<const int64_t>, Span<int64_t>) const { fail(); }
+void embedding_bag_cuda(const CudaContext&, Span<const BagColumn>, const BagInput&, Matrix<float>) {
+  fail();
+}
+void order_cuda(const CudaContext&, Matrix<const int64_t>, Matrix<const float>, Matrix<int64_t>,
+                Matrix<float>) {
+  fail();
 }
 
 }  // namespace recengine

@@ -5,6 +5,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/thread_pool.h"
+#include "ops/embedding_bag_check.h"
 #include "ops/embedding_bag_kernel.h"
 #include "recengine/error.h"
 
@@ -20,30 +21,6 @@ EmbeddingBagKernel kernel_for(Isa isa) {
 }
 
 [[noreturn]] void fail(const std::string& what) { throw InputError("[embedding_bag] " + what); }
-
-void check_shapes(Span<const BagColumn> columns, const BagInput& input, Matrix<float> out) {
-  if (input.lengths.cols != columns.size) {
-    fail("lengths: expected " + std::to_string(columns.size) + " columns, found " +
-         std::to_string(input.lengths.cols));
-  }
-  if (input.lengths.rows != out.rows) {
-    fail("out: expected " + std::to_string(input.lengths.rows) + " rows, found " +
-         std::to_string(out.rows));
-  }
-  for (const BagColumn& column : columns) {
-    const EmbeddingTable& table = *column.table;
-    if (table.row_type == RowType::kInt8 && table.scales == nullptr) {
-      fail("table \"" + table.name + "\": expected scales with int8 rows, found none");
-    }
-    const int64_t slots = column.pooling == Pooling::kNone ? column.max_length : 1;
-    const int64_t width = slots * table.dim;
-    if (slots < 0 || column.offset < 0 || column.offset > out.cols - width) {
-      fail("table \"" + table.name + "\": expected its slice within " + std::to_string(out.cols) +
-           " columns, found " + std::to_string(column.offset) + " to " +
-           std::to_string(column.offset + width));
-    }
-  }
-}
 
 // Where the users of a chunk begin.
 struct ChunkStart {
@@ -86,10 +63,10 @@ void split_users(Span<const BagColumn> columns, const BagInput& input, int64_t w
   split.starts[split.num_chunks] = {input.lengths.rows, total};
 }
 
-// Names the first row of the chunk that is outside its table; there is one.
-[[noreturn]] void fail_row(Span<const BagColumn> columns, const BagInput& input, ChunkStart begin) {
+// Names the first row from there on that is outside its table, if there is one.
+void check_rows(Span<const BagColumn> columns, const BagInput& input, ChunkStart begin) {
   int64_t position = begin.position;
-  for (int64_t user = begin.user;; ++user) {
+  for (int64_t user = begin.user; user < input.lengths.rows; ++user) {
     for (int64_t c = 0; c < columns.size; ++c) {
       const EmbeddingTable& table = *columns[c].table;
       for (const int64_t end = position + input.lengths.row(user)[c]; position < end; ++position) {
@@ -105,9 +82,39 @@ void split_users(Span<const BagColumn> columns, const BagInput& input, int64_t w
 
 }  // namespace
 
+void check_bag_shapes(Span<const BagColumn> columns, const BagInput& input, Matrix<float> out) {
+  if (input.lengths.cols != columns.size) {
+    fail("lengths: expected " + std::to_string(columns.size) + " columns, found " +
+         std::to_string(input.lengths.cols));
+  }
+  if (input.lengths.rows != out.rows) {
+    fail("out: expected " + std::to_string(input.lengths.rows) + " rows, found " +
+         std::to_string(out.rows));
+  }
+  for (const BagColumn& column : columns) {
+    const EmbeddingTable& table = *column.table;
+    if (table.row_type == RowType::kInt8 && table.scales == nullptr) {
+      fail("table \"" + table.name + "\": expected scales with int8 rows, found none");
+    }
+    const int64_t slots = column.pooling == Pooling::kNone ? column.max_length : 1;
+    const int64_t width = slots * table.dim;
+    if (slots < 0 || column.offset < 0 || column.offset > out.cols - width) {
+      fail("table \"" + table.name + "\": expected its slice within " + std::to_string(out.cols) +
+           " columns, found " + std::to_string(column.offset) + " to " +
+           std::to_string(column.offset + width));
+    }
+  }
+}
+
+void check_bag_values(Span<const BagColumn> columns, const BagInput& input) {
+  Split whole;
+  split_users(columns, input, 1, whole);
+  check_rows(columns, input, whole.starts[0]);
+}
+
 void embedding_bag(const Context& context, Span<const BagColumn> columns, const BagInput& input,
                    Matrix<float> out) {
-  check_shapes(columns, input, out);
+  check_bag_shapes(columns, input, out);
   const int64_t threads = context.pool == nullptr ? 1 : context.pool->num_workers() + 1;
   // Four chunks a thread even out rows that hit and rows that miss the cache.
   const int64_t wanted = threads == 1 ? 1
@@ -124,7 +131,7 @@ void embedding_bag(const Context& context, Span<const BagColumn> columns, const 
     const bool inside = kernel({columns.data, columns.size, input.rows.data + begin.position,
                                 input.lengths.row(begin.user), weights, end_user - begin.user,
                                 out.row(begin.user), out.cols});
-    if (!inside) fail_row(columns, input, begin);
+    if (!inside) check_rows(columns, input, begin);
   };
   if (split.num_chunks > 1) {
     context.pool->parallel_for(split.num_chunks, run_chunk);

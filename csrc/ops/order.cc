@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "ops/order_check.h"
 #include "ops/sort_key.h"
 #include "recengine/error.h"
 #include "recengine/vocabulary.h"
@@ -23,6 +24,11 @@ void check_same_shape(const char* name, const Matrix<A>& expected, const Matrix<
                    "]");
 }
 
+[[noreturn]] void fail_score(int64_t row, int64_t col, float score) {
+  throw InputError("[order] scores[" + std::to_string(row) + ", " + std::to_string(col) +
+                   "]: expected a finite score, found " + std::to_string(score));
+}
+
 void sort_best_first(std::vector<uint64_t>& keys, int64_t k) {
   const auto end = keys.begin() + std::min(k, static_cast<int64_t>(keys.size()));
   if (end != keys.end()) {
@@ -33,14 +39,30 @@ void sort_best_first(std::vector<uint64_t>& keys, int64_t k) {
 
 }  // namespace
 
-void order(Matrix<const int64_t> candidate_ids, Matrix<const float> scores, Matrix<int64_t> out_ids,
-           Matrix<float> out_scores) {
+void check_order_shapes(Matrix<const int64_t> candidate_ids, Matrix<const float> scores,
+                        Matrix<int64_t> out_ids, Matrix<float> out_scores) {
   check_same_shape("scores", candidate_ids, scores);
   check_same_shape("out_scores", out_ids, out_scores);
   if (out_ids.rows != candidate_ids.rows) {
     throw InputError("[order] out_ids: expected " + std::to_string(candidate_ids.rows) +
                      " rows, found " + std::to_string(out_ids.rows));
   }
+}
+
+void check_order_scores(Matrix<const int64_t> candidate_ids, Matrix<const float> scores) {
+  for (int64_t row = 0; row < candidate_ids.rows; ++row) {
+    for (int64_t col = 0; col < candidate_ids.cols; ++col) {
+      const float score = scores.row(row)[col];
+      if (candidate_ids.row(row)[col] != kNoItem && !std::isfinite(score)) {
+        fail_score(row, col, score);
+      }
+    }
+  }
+}
+
+void order(Matrix<const int64_t> candidate_ids, Matrix<const float> scores, Matrix<int64_t> out_ids,
+           Matrix<float> out_scores) {
+  check_order_shapes(candidate_ids, scores, out_ids, out_scores);
   std::vector<uint64_t> keys;
   keys.reserve(static_cast<size_t>(candidate_ids.cols));
   for (int64_t row = 0; row < candidate_ids.rows; ++row) {
@@ -49,10 +71,7 @@ void order(Matrix<const int64_t> candidate_ids, Matrix<const float> scores, Matr
     keys.clear();
     for (int64_t col = 0; col < candidate_ids.cols; ++col) {
       if (ids[col] == kNoItem) continue;
-      if (!std::isfinite(values[col])) {
-        throw InputError("[order] scores[" + std::to_string(row) + ", " + std::to_string(col) +
-                         "]: expected a finite score, found " + std::to_string(values[col]));
-      }
+      if (!std::isfinite(values[col])) fail_score(row, col, values[col]);
       keys.push_back(sort_key(values[col], static_cast<uint32_t>(col)));
     }
     sort_best_first(keys, out_ids.cols);

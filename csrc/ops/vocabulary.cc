@@ -3,28 +3,10 @@
 #include <algorithm>
 #include <limits>
 
+#include "ops/vocabulary_slots.h"
 #include "recengine/error.h"
 
 namespace recengine {
-namespace {
-
-constexpr int32_t kEmptySlot = -1;
-
-// The finaliser of splitmix64 (Steele, Lea, Flood, OOPSLA 2014): consecutive ids spread evenly.
-uint64_t mix(int64_t key) {
-  uint64_t x = static_cast<uint64_t>(key);
-  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-  return x ^ (x >> 31);
-}
-
-// Maps a hash to [0, capacity) by its high bits, without a division.
-int64_t home_slot(int64_t key, int64_t capacity) {
-  __extension__ using Wide = unsigned __int128;
-  return static_cast<int64_t>((Wide{mix(key)} * static_cast<uint64_t>(capacity)) >> 64);
-}
-
-}  // namespace
 
 Vocabulary Vocabulary::range(int64_t first, int64_t count) {
   if (count < 0 || (count > 0 && first > std::numeric_limits<int64_t>::max() - (count - 1))) {
@@ -56,19 +38,7 @@ Vocabulary Vocabulary::hashed(Span<const int64_t> slot_keys, Span<const int32_t>
 }
 
 int64_t Vocabulary::row(int64_t id) const {
-  const int64_t capacity = slot_keys_.size;
-  if (capacity == 0) {
-    const uint64_t offset = static_cast<uint64_t>(id) - static_cast<uint64_t>(first_);
-    return offset < static_cast<uint64_t>(count_) ? static_cast<int64_t>(offset) + 1 : kOovRow;
-  }
-  int64_t slot = home_slot(id, capacity);
-  // A damaged table may have no empty slot: give up after one round.
-  for (int64_t probe = 0; probe < capacity; ++probe) {
-    if (slot_rows_[slot] == kEmptySlot) return kOovRow;
-    if (slot_keys_[slot] == id) return slot_rows_[slot];
-    slot = slot + 1 == capacity ? 0 : slot + 1;
-  }
-  return kOovRow;
+  return find_row({slot_keys_.data, slot_rows_.data, slot_keys_.size, first_, count_}, id);
 }
 
 void Vocabulary::lookup(Span<const int64_t> ids, Span<int64_t> rows) const {

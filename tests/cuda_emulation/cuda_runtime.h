@@ -24,6 +24,7 @@
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
+using std::isfinite;
 using std::max;
 using std::min;
 

@@ -12,20 +12,20 @@ EDGES = [LOWEST, LOWEST + 1, -2, -1, 0, 1, HIGHEST - 1, HIGHEST]
 ids = st.one_of(st.sampled_from(EDGES), st.integers(-20, 20), st.integers(LOWEST, HIGHEST))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(keys=st.lists(ids.filter(lambda key: key != -1), unique=True), wanted=st.lists(ids))
-def test_lookup_equals_a_dict(keys, wanted):
+def test_lookup_equals_a_dict(device, keys, wanted):
     rows = {key: row + 1 for row, key in enumerate(keys)}
     vocabulary = ops.Vocabulary.from_keys(np.array(keys, np.int64))
     wanted += keys
-    found = vocabulary.lookup(np.array(wanted, np.int64))
+    found = device.lookup(vocabulary, np.array(wanted, np.int64))
     assert found.tolist() == [rows.get(key, 0) for key in wanted]
     assert vocabulary.size == len(keys)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(first=ids, count=st.integers(0, 50), wanted=st.lists(ids))
-def test_a_range_equals_a_dict_or_is_refused(first, count, wanted):
+def test_a_range_equals_a_dict_or_is_refused(device, first, count, wanted):
     keys = range(first, first + count)
     if count > 0 and (keys[-1] > HIGHEST or -1 in keys):
         with pytest.raises(InputError):
@@ -33,12 +33,13 @@ def test_a_range_equals_a_dict_or_is_refused(first, count, wanted):
         return
     rows = {key: row + 1 for row, key in enumerate(keys)}
     wanted += list(keys)
-    found = ops.Vocabulary.range(first, count).lookup(np.array(wanted, np.int64))
+    found = device.lookup(ops.Vocabulary.range(first, count), np.array(wanted, np.int64))
     assert found.tolist() == [rows.get(key, 0) for key in wanted]
 
 
-def test_lookup_keeps_the_shape():
-    assert ops.Vocabulary.range(0, 9).lookup([[1, 2], [3, 99]]).tolist() == [[2, 3], [4, 0]]
+def test_lookup_keeps_the_shape(device):
+    vocabulary = ops.Vocabulary.range(0, 9)
+    assert device.lookup(vocabulary, [[1, 2], [3, 99]]).tolist() == [[2, 3], [4, 0]]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 1000, 99_999])
@@ -48,9 +49,9 @@ def test_slots_take_at_most_16_bytes_a_key_and_one_is_empty(count):
     assert (rows == -1).any()
 
 
-def test_a_damaged_table_without_an_empty_slot_still_answers():
+def test_a_damaged_table_without_an_empty_slot_still_answers(device):
     vocabulary = ops.Vocabulary(np.zeros(8, np.int64), np.full(8, 3, np.int32), 8)
-    assert vocabulary.lookup([5, 0]).tolist() == [0, 3]
+    assert device.lookup(vocabulary, [5, 0]).tolist() == [0, 3]
 
 
 @pytest.mark.parametrize(
@@ -71,3 +72,11 @@ def test_keys_that_cannot_be_a_vocabulary_are_refused(keys, message):
 def test_slots_that_disagree_are_refused():
     with pytest.raises(InputError, match="found 2 keys and 1 rows"):
         ops.Vocabulary(np.zeros(2, np.int64), np.zeros(1, np.int32), 1)
+
+
+def test_a_large_lookup_equals_a_dict(device):
+    keys = np.random.default_rng(0).permutation(20_000)[:10_000] * 977
+    wanted = np.arange(20_000) * 977
+    rows = dict(zip(keys.tolist(), range(1, 10_001), strict=True))
+    found = device.lookup(ops.Vocabulary.from_keys(keys), wanted)
+    assert found.tolist() == [rows.get(key, 0) for key in wanted.tolist()]

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -13,11 +14,38 @@ struct CudaDevice {
   int64_t memory_bytes = 0;
 };
 
-// True when this build has the CUDA parts (CMake option RECENGINE_CUDA).
+// A cudaStream_t; null is the legacy default stream.
+using CudaStream = void*;
+
+// What an operation on a GPU runs on. It puts its work on the stream and does not wait for it,
+// unless `check` is set: then it waits, and throws what the operation on the CPU throws for values
+// that are out of range. Without, such values read nothing outside the arrays, and what they give
+// is not defined.
+struct CudaContext {
+  int device = 0;
+  CudaStream stream = nullptr;
+  bool check = true;
+};
+
+// True when this build has the CUDA parts (CMake option RECENGINE_CUDA). Without them every
+// function below throws DeviceError.
 bool cuda_built();
 
-// The GPUs that this process sees; empty without a driver. Throws DeviceError when the CUDA parts
-// were not built, or the driver fails.
+// The GPUs that this process sees; empty without a driver. Throws DeviceError when the driver
+// fails.
 std::vector<CudaDevice> cuda_devices();
+
+// Memory of a device; taken, and given back with the last owner, in the order of the stream.
+std::shared_ptr<void> allocate_on_device(int64_t bytes, int device, CudaStream stream);
+
+// Return when the host's memory may change, or holds the copy.
+void copy_to_device(void* to, const void* from, int64_t bytes, int device, CudaStream stream);
+void copy_to_host(void* to, const void* from, int64_t bytes, int device, CudaStream stream);
+
+// The device whose memory this is, -1 when it is the host's.
+int device_of(const void* pointer);
+
+// What `stream` gets from now on begins after what `other` has got until now.
+void order_after(int device, CudaStream stream, CudaStream other);
 
 }  // namespace recengine

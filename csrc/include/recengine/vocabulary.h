@@ -28,6 +28,11 @@ class Vocabulary {
   // Number of keys, the out-of-vocabulary row not counted.
   int64_t size() const { return count_; }
 
+  // What it is made from; a range has no slots.
+  int64_t first() const { return first_; }
+  Span<const int64_t> slot_keys() const { return slot_keys_; }
+  Span<const int32_t> slot_rows() const { return slot_rows_; }
+
   // The row of one id; kOovRow when unknown.
   int64_t row(int64_t id) const;
 

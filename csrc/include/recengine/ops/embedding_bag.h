@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "recengine/context.h"
+#include "recengine/cuda.h"
 #include "recengine/table.h"
 #include "recengine/tensor.h"
 
@@ -33,5 +34,11 @@ struct BagInput {
 // lengths are negative, do not sum to rows.size, or exceed max_length of a kNone column.
 void embedding_bag(const Context& context, Span<const BagColumn> columns, const BagInput& input,
                    Matrix<float> out);
+
+// The same over arrays of a GPU and views of DeviceTables. Products are not rounded before they are
+// added, and the rows of a bag may be added in several sums that are added last; the same call
+// gives the same bits on the same GPU.
+void embedding_bag_cuda(const CudaContext& context, Span<const BagColumn> columns,
+                        const BagInput& input, Matrix<float> out);
 
 }  // namespace recengine

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "recengine/cuda.h"
 #include "recengine/tensor.h"
 
 namespace recengine {
@@ -11,5 +12,9 @@ namespace recengine {
 // Throws InputError naming row and column when the score of a real candidate is not finite.
 void order(Matrix<const int64_t> candidate_ids, Matrix<const float> scores, Matrix<int64_t> out_ids,
            Matrix<float> out_scores);
+
+// The same over arrays of a GPU. Beyond 8192 candidates K is at most 4096, else InputError.
+void order_cuda(const CudaContext& context, Matrix<const int64_t> candidate_ids,
+                Matrix<const float> scores, Matrix<int64_t> out_ids, Matrix<float> out_scores);
 
 }  // namespace recengine

@@ -1,0 +1,102 @@
+#include <cstdint>
+#include <map>
+#include <mutex>
+
+#include "cuda/device_buffer.h"
+#include "cuda/launch.h"
+#include "recengine/cuda.h"
+
+namespace recengine {
+namespace cuda {
+namespace {
+
+constexpr uint64_t kKeptBytes = 256u << 20;
+
+cudaMemPool_t make_pool(int device) {
+  cudaMemPoolProps properties{};
+  properties.allocType = cudaMemAllocationTypePinned;
+  properties.location.type = cudaMemLocationTypeDevice;
+  properties.location.id = device;
+  cudaMemPool_t pool;
+  RECENGINE_CUDA_CHECK(cudaMemPoolCreate(&pool, &properties));
+  uint64_t kept = kKeptBytes;
+  RECENGINE_CUDA_CHECK(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept));
+  return pool;
+}
+
+// Of the current device. The default pool gives its memory back whenever a stream is waited for.
+cudaMemPool_t current_pool() {
+  static std::mutex mutex;
+  static std::map<int, cudaMemPool_t> pools;
+  int device = 0;
+  RECENGINE_CUDA_CHECK(cudaGetDevice(&device));
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = pools.find(device);
+  return found != pools.end() ? found->second : pools[device] = make_pool(device);
+}
+
+}  // namespace
+
+void* allocate(int64_t bytes, cudaStream_t stream) {
+  void* data = nullptr;
+  if (bytes == 0) return data;
+  RECENGINE_CUDA_CHECK(
+      cudaMallocFromPoolAsync(&data, static_cast<size_t>(bytes), current_pool(), stream));
+  return data;
+}
+
+}  // namespace cuda
+
+namespace {
+
+cudaStream_t as_stream(CudaStream stream) { return static_cast<cudaStream_t>(stream); }
+
+}  // namespace
+
+std::shared_ptr<void> allocate_on_device(int64_t bytes, int device, CudaStream stream) {
+  const cuda::DeviceGuard guard(device);
+  return {cuda::allocate(bytes, as_stream(stream)), [=](void* data) {
+            if (data == nullptr) return;
+            try {
+              const cuda::DeviceGuard inner(device);
+              cudaFreeAsync(data, as_stream(stream));
+            } catch (const DeviceError&) {
+              // At the end of the process the driver may be gone, and the memory with it.
+            }
+          }};
+}
+
+void copy_to_device(void* to, const void* from, int64_t bytes, int device, CudaStream stream) {
+  const cuda::DeviceGuard guard(device);
+  RECENGINE_CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
+                                       as_stream(stream)));
+  RECENGINE_CUDA_CHECK(cudaStreamSynchronize(as_stream(stream)));
+}
+
+void copy_to_host(void* to, const void* from, int64_t bytes, int device, CudaStream stream) {
+  const cuda::DeviceGuard guard(device);
+  RECENGINE_CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost,
+                                       as_stream(stream)));
+  RECENGINE_CUDA_CHECK(cudaStreamSynchronize(as_stream(stream)));
+}
+
+int device_of(const void* pointer) {
+  cudaPointerAttributes attributes;
+  RECENGINE_CUDA_CHECK(cudaPointerGetAttributes(&attributes, pointer));
+  const bool on_device =
+      attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+  return on_device ? attributes.device : -1;
+}
+
+void order_after(int device, CudaStream stream, CudaStream other) {
+  const cuda::DeviceGuard guard(device);
+  cudaEvent_t event;
+  RECENGINE_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
+  const cudaError_t recorded = cudaEventRecord(event, as_stream(other));
+  const cudaError_t waits =
+      recorded == cudaSuccess ? cudaStreamWaitEvent(as_stream(stream), event, 0) : recorded;
+  cudaEventDestroy(event);
+  cuda::check(waits, "order_after");
+}
+
+}  // namespace recengine

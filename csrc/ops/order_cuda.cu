@@ -1,0 +1,118 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "cuda/block_sort.h"
+#include "cuda/launch.h"
+#include "cuda/value_check.h"
+#include "ops/order_check.h"
+#include "ops/sort_key.h"
+#include "recengine/error.h"
+#include "recengine/ops/order.h"
+#include "recengine/vocabulary.h"
+
+namespace recengine {
+namespace {
+
+constexpr int kMaxThreads = 512;
+constexpr int kMinKeys = 64;
+constexpr int kMaxKeys = 8192;        // 64 KiB of shared memory
+constexpr uint64_t kNoCandidate = 0;  // below the key of every finite score
+
+struct OrderCall {
+  const int64_t* candidate_ids;  // [batch, n]
+  const float* scores;           // [batch, n]
+  int64_t n;
+  int64_t batch;
+  int64_t* out_ids;   // [batch, k]
+  float* out_scores;  // [batch, k]
+  int64_t k;
+  int num_keys;    // a power of two
+  int* bad_value;  // set when a score is not finite, or null
+};
+
+__device__ uint64_t candidate_key(const OrderCall& call, int64_t row, int64_t col) {
+  if (call.candidate_ids[row * call.n + col] == kNoItem) return kNoCandidate;
+  const float score = call.scores[row * call.n + col];
+  if (isfinite(score)) return sort_key(score, static_cast<uint32_t>(col));
+  if (call.bad_value != nullptr) *call.bad_value = 1;
+  return kNoCandidate;
+}
+
+// A block for a row at a time. Rows of more candidates than keys are taken in parts: the best half
+// so far stays, the next candidates take the place of the other half.
+__global__ void __launch_bounds__(kMaxThreads) order_kernel(const OrderCall call) {
+  auto* const keys = cuda::dynamic_shared<uint64_t>();
+  const auto thread = static_cast<int>(threadIdx.x);
+  const auto num_threads = static_cast<int>(blockDim.x);
+  for (int64_t row = blockIdx.x; row < call.batch; row += gridDim.x) {
+    int64_t taken = 0;
+    for (int kept = 0; taken < call.n || kept == 0; kept = call.num_keys / 2) {
+      for (int i = kept + thread; i < call.num_keys; i += num_threads) {
+        const int64_t col = taken + i - kept;
+        keys[i] = col < call.n ? candidate_key(call, row, col) : kNoCandidate;
+      }
+      taken += call.num_keys - kept;
+      cuda::block_sort_descending(keys, call.num_keys);
+    }
+    for (int64_t i = thread; i < call.k; i += num_threads) {
+      const uint64_t key = i < call.num_keys ? keys[i] : kNoCandidate;
+      const int64_t from = row * call.n + key_position(key);
+      const bool found = key != kNoCandidate;
+      call.out_ids[row * call.k + i] = found ? call.candidate_ids[from] : kNoItem;
+      call.out_scores[row * call.k + i] = found ? call.scores[from] : -INFINITY;
+    }
+    __syncthreads();
+  }
+}
+
+int keys_for(int64_t n) {
+  int keys = kMinKeys;
+  while (keys < n && keys < kMaxKeys) keys *= 2;
+  return keys;
+}
+
+// On the host, where the message is made.
+[[noreturn]] void fail_scores(const CudaContext& context, Matrix<const int64_t> candidate_ids,
+                              Matrix<const float> scores) {
+  const int64_t size = scores.rows * scores.cols;
+  std::vector<int64_t> ids(static_cast<size_t>(size));
+  std::vector<float> values(static_cast<size_t>(size));
+  copy_to_host(ids.data(), candidate_ids.data, size * 8, context.device, context.stream);
+  copy_to_host(values.data(), scores.data, size * 4, context.device, context.stream);
+  check_order_scores({ids.data(), scores.rows, scores.cols},
+                     {values.data(), scores.rows, scores.cols});
+  throw DeviceError("[order] scores: changed while they were read");
+}
+
+}  // namespace
+
+void order_cuda(const CudaContext& context, Matrix<const int64_t> candidate_ids,
+                Matrix<const float> scores, Matrix<int64_t> out_ids, Matrix<float> out_scores) {
+  check_order_shapes(candidate_ids, scores, out_ids, out_scores);
+  if (scores.cols > kMaxKeys && out_ids.cols > kMaxKeys / 2) {
+    throw InputError("[order] k: expected at most " + std::to_string(kMaxKeys / 2) +
+                     " of more than " + std::to_string(kMaxKeys) + " candidates on a GPU, found " +
+                     std::to_string(out_ids.cols));
+  }
+  if (scores.cols > INT32_MAX) {
+    throw InputError("[order] scores: expected at most 2147483647 columns, found " +
+                     std::to_string(scores.cols));
+  }
+  const cuda::DeviceGuard guard(context.device);
+  const cuda::ValueCheck values("[order]", context);
+  const OrderCall call{candidate_ids.data, scores.data,           scores.cols,
+                       scores.rows,        out_ids.data,          out_scores.data,
+                       out_ids.cols,       keys_for(scores.cols), values.found()};
+  const size_t shared = static_cast<size_t>(call.num_keys) * sizeof(uint64_t);
+  if (shared > cuda::kSharedBytes) cuda::allow_shared(order_kernel, shared);
+  const dim3 threads(static_cast<unsigned>(std::min(call.num_keys / 2, kMaxThreads)));
+  const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(scores.rows, INT32_MAX)));
+  cuda::launch(order_kernel, blocks, threads, shared, static_cast<cudaStream_t>(context.stream),
+               call);
+  if (values.failed()) fail_scores(context, candidate_ids, scores);
+}
+
+}  // namespace recengine

@@ -1,0 +1,145 @@
+"""Arrays on a GPU: the device and the stream that a call runs on, and who makes its results.
+
+Arrays are taken by DLPack or `__cuda_array_interface__`. A call runs on the current stream of the
+framework whose array is its first one, and that framework makes the arrays that it returns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from recengine import _ops
+from recengine._ops import DeviceArray
+from recengine.errors import InputError
+
+_DLPACK_CUDA = (2, 13)  # of a device, and managed by the driver
+_LEGACY_STREAM = 1
+
+
+class CudaArray(Protocol):
+    """What a GPU's array offers at least; `__cuda_array_interface__` alone does, too."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """The device, as DLPack counts them."""
+
+
+def to_device(values: npt.ArrayLike, device: int = 0) -> DeviceArray:
+    """Copies an array to a GPU, on its legacy default stream.
+
+    The result offers `numpy()`, DLPack and `__cuda_array_interface__`. It is for programs that use
+    no framework: torch's and cupy's own arrays can be passed to every operation as they are.
+
+    Raises:
+        InputError: the dtype is neither a number nor bool.
+        DeviceError: there is no such device.
+    """
+    return DeviceArray.from_numpy(np.asarray(values), device, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """Where one call runs."""
+
+    index: int
+    stream: int  # a cudaStream_t, 0 for the legacy default stream
+    framework: str  # "torch", "cupy" or another
+
+    def read(self, name: str, value: Any) -> DeviceArray:
+        """A view of an array on this device, whose data are ready on this stream."""
+        if isinstance(value, DeviceArray):
+            _order_after(self, value.stream)
+            return value
+        try:
+            if hasattr(value, "__dlpack__"):
+                return DeviceArray.from_dlpack(value.__dlpack__(stream=self.stream or 1))
+            interface = value.__cuda_array_interface__
+            _order_after(self, interface.get("stream"))
+            return _from_interface(interface, value)
+        except (BufferError, InputError, RuntimeError, TypeError) as error:
+            raise InputError(f"{name}: {error}") from None
+
+    def empty(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
+        """An array for a result, made by the framework of the arguments."""
+        name = np.dtype(dtype).name
+        if self.framework == "torch":
+            torch = sys.modules["torch"]
+            return torch.empty(shape, dtype=getattr(torch, name), device=f"cuda:{self.index}")
+        if self.framework == "cupy":
+            cupy = sys.modules["cupy"]
+            with cupy.cuda.Device(self.index):
+                return cupy.empty(shape, name)
+        return DeviceArray.empty(list(shape), np.dtype(dtype).str, self.index, self.stream)
+
+
+def call_device(op: str, **arrays: Any) -> Device | None:
+    """Where a call with these arrays runs; None when all of them are on the CPU.
+
+    Raises:
+        InputError: they are not all on one device; the message names the first that is elsewhere.
+    """
+    given = {name: value for name, value in arrays.items() if value is not None}
+    found = {name: _index_of(f"{op} {name}", value) for name, value in given.items()}
+    on_gpu = [name for name, index in found.items() if index is not None]
+    if not on_gpu:
+        return None
+    index = found[on_gpu[0]]
+    assert index is not None
+    for name, other in found.items():
+        if other != index:
+            where = "the CPU" if other is None else f"cuda:{other}"
+            raise InputError(
+                f"{op} {name}: expected an array on cuda:{index}, found one on {where}"
+            )
+    first = given[on_gpu[0]]
+    framework = type(first).__module__.partition(".")[0]
+    return Device(index, _current_stream(framework, first, index), framework)
+
+
+def _index_of(name: str, value: Any) -> int | None:
+    """The GPU whose memory an array is in; None for the CPU, and for what is no array yet."""
+    device = getattr(value, "__dlpack_device__", None)
+    if device is not None:
+        kind, index = device()
+        return int(index) if kind in _DLPACK_CUDA else None
+    interface = getattr(value, "__cuda_array_interface__", None)
+    if interface is None:
+        return None
+    try:
+        return _ops.device_of(interface["data"][0])
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def _current_stream(framework: str, value: Any, index: int) -> int:
+    if framework == "torch":
+        return int(sys.modules["torch"].cuda.current_stream(index).cuda_stream)
+    if framework == "cupy":
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(index):
+            return int(cupy.cuda.get_current_stream().ptr)
+    if isinstance(value, DeviceArray):
+        return value.stream
+    interface = getattr(value, "__cuda_array_interface__", None) or {}
+    return int(interface.get("stream") or 0)
+
+
+def _from_interface(interface: dict[str, Any], owner: Any) -> DeviceArray:
+    shape, strides = interface["shape"], interface.get("strides")
+    typestr = interface["typestr"]
+    plain = np.empty(0, typestr).itemsize
+    for size, stride in zip(reversed(shape), reversed(strides or ()), strict=False):
+        if size > 1 and stride != plain:
+            raise InputError(f"expected an array in C order, found strides {strides}")
+        plain *= size
+    return DeviceArray.from_pointer(interface["data"][0], list(shape), typestr, owner)
+
+
+def _order_after(device: Device, stream: int | None) -> None:
+    """Lets the call wait for what a producer has put on its own stream."""
+    if stream is not None and (stream or _LEGACY_STREAM) != (device.stream or _LEGACY_STREAM):
+        _ops.order_after(device.index, device.stream, stream)

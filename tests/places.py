@@ -1,0 +1,48 @@
+"""Where an operation runs, so that one test covers the CPU and a GPU: NumPy in, NumPy out."""
+
+import numpy as np
+
+from recengine import ops
+
+
+def _on_gpu(values, dtype):
+    return None if values is None else ops.to_device(np.asarray(values, dtype))
+
+
+class Cpu:
+    """The instruction set named."""
+
+    def __init__(self, isa):
+        self.isa = isa
+
+    def embedding_bag(self, tables, rows, lengths, **options):
+        return ops.embedding_bag(tables, rows, lengths, isa=self.isa, **options)
+
+    def order(self, candidate_ids, scores, k):
+        return ops.order(candidate_ids, scores, k)
+
+    def lookup(self, vocabulary, ids):
+        return vocabulary.lookup(ids)
+
+
+class Gpu:
+    """The first GPU, real or emulated."""
+
+    isa = None
+
+    def embedding_bag(self, tables, rows, lengths, *, weights=None, **options):
+        found = ops.embedding_bag(
+            [ops.DeviceTable(table) for table in tables],
+            _on_gpu(rows, np.int64),
+            _on_gpu(lengths, np.int32),
+            weights=_on_gpu(weights, np.float32),
+            **options,
+        )
+        return found.numpy()
+
+    def order(self, candidate_ids, scores, k):
+        ids, best = ops.order(_on_gpu(candidate_ids, np.int64), _on_gpu(scores, np.float32), k)
+        return ids.numpy(), best.numpy()
+
+    def lookup(self, vocabulary, ids):
+        return ops.DeviceVocabulary(vocabulary).lookup(_on_gpu(ids, np.int64)).numpy()
