@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds the C++ core with AddressSanitizer and UndefinedBehaviorSanitizer and runs its tests on it:
-# ops and engine through the native module, the backend inside a real tritonserver. What is changed
-# while it is read runs with ThreadSanitizer.
+# ops and engine through the native module, the backend inside a real tritonserver; kernels run on an
+# emulated GPU. What is changed while it is read runs with ThreadSanitizer.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$(realpath "${1:-.venv}")
@@ -14,6 +14,7 @@ package=$PWD/$build/package
 build_with() {
   "$venv/bin/cmake" -S . -B "$2" -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
     -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRECENGINE_SANITIZE="$1" -DRECENGINE_WERROR=ON \
+    -DRECENGINE_CUDA=EMULATED \
     -DPython_EXECUTABLE="$venv/bin/python" >/dev/null
   "$venv/bin/ninja" -C "$2" --quiet "${@:3}"
 }
@@ -41,7 +42,7 @@ runtimes="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so)
 under_sanitizers() {
   LD_PRELOAD=$runtimes "$python" "$venv/bin/pytest" -q -p no:cacheprovider "$@"
 }
-under_sanitizers tests/ops >$build/ops.log 2>&1 &
+under_sanitizers tests/ops tests/test_device.py >$build/ops.log 2>&1 &
 ops=$!
 under_sanitizers tests/engine
 wait $ops || { cat $build/ops.log; exit 1; }
