@@ -170,6 +170,7 @@ void bind_cuda_ops(py::module_& module) {
                              [](const BoundDeviceTable& self) { return self.table.device(); });
   py::class_<DeviceVocabulary>(module, "DeviceVocabulary")
       .def(py::init([](const BoundVocabulary& vocabulary, int device) {
+             const py::gil_scoped_release release;
              return DeviceVocabulary(vocabulary.vocabulary, device);
            }),
            "vocabulary"_a, "device"_a)

@@ -194,6 +194,10 @@ void expect_array(const char* name, const DeviceArray& array, const char* dtype,
     throw InputError(std::string(name) + ": expected rank " + std::to_string(rank) + ", found " +
                      std::to_string(array.shape.size()));
   }
+  const auto address = reinterpret_cast<uintptr_t>(array.data.get());
+  if (address % (type_of(array.dtype).type.bits / 8) != 0) {
+    throw InputError(std::string(name) + ": expected data aligned to " + dtype);
+  }
 }
 
 void bind_device_array(py::module_& module) {

@@ -51,19 +51,31 @@ namespace {
 
 cudaStream_t as_stream(CudaStream stream) { return static_cast<cudaStream_t>(stream); }
 
+// At the end of the process the driver may be gone, and the memory with it.
+template <typename Free>
+std::shared_ptr<void> owned(void* memory, int device, Free free) {
+  return {memory, [=](void* data) {
+            int before = 0;
+            if (data == nullptr || cudaGetDevice(&before) != cudaSuccess) return;
+            cudaSetDevice(device);
+            free(data);
+            cudaSetDevice(before);
+          }};
+}
+
 }  // namespace
 
 std::shared_ptr<void> allocate_on_device(int64_t bytes, int device, CudaStream stream) {
   const cuda::DeviceGuard guard(device);
-  return {cuda::allocate(bytes, as_stream(stream)), [=](void* data) {
-            if (data == nullptr) return;
-            try {
-              const cuda::DeviceGuard inner(device);
-              cudaFreeAsync(data, as_stream(stream));
-            } catch (const DeviceError&) {
-              // At the end of the process the driver may be gone, and the memory with it.
-            }
-          }};
+  return owned(cuda::allocate(bytes, as_stream(stream)), device,
+               [=](void* data) { cudaFreeAsync(data, as_stream(stream)); });
+}
+
+std::shared_ptr<void> allocate_resident(int64_t bytes, int device) {
+  const cuda::DeviceGuard guard(device);
+  void* data = nullptr;
+  if (bytes > 0) RECENGINE_CUDA_CHECK(cudaMalloc(&data, static_cast<size_t>(bytes)));
+  return owned(data, device, [](void* memory) { cudaFree(memory); });
 }
 
 void copy_to_device(void* to, const void* from, int64_t bytes, int device, CudaStream stream) {

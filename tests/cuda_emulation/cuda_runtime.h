@@ -17,7 +17,6 @@
 #define __global__
 #define __device__
 #define __host__
-#define __constant__ static
 #define __shared__ static
 #define __forceinline__ inline
 #define __grid_constant__
@@ -66,18 +65,10 @@ constexpr int warpSize = 32;
 
 namespace cuda_emulation {
 
-enum class Wait {
-  kSyncThreads,
-  kSyncThreadsCount,
-  kSyncThreadsOr,
-  kSyncThreadsAnd,
-  kSyncWarp,
-  kShuffle,
-  kBallot
-};
+enum class Wait { kSyncThreads, kSyncWarp, kShuffle, kBallot };
 
-// Waits for every live thread of the block; the predicates of all come back counted.
-int wait_for_block(Wait kind, bool predicate);
+// Waits for every live thread of the block.
+void wait_for_block();
 
 // Waits for the lanes of `mask`; returns the value that lane `source` of the warp brought. For
 // kBallot: the lanes whose value is not 0.
@@ -110,40 +101,15 @@ const T& aligned(const T* pointer) {
 
 }  // namespace cuda_emulation
 
-inline void __syncthreads() {
-  cuda_emulation::wait_for_block(cuda_emulation::Wait::kSyncThreads, false);
-}
-inline int __syncthreads_count(int predicate) {
-  return cuda_emulation::wait_for_block(cuda_emulation::Wait::kSyncThreadsCount, predicate != 0);
-}
-inline int __syncthreads_or(int predicate) {
-  return cuda_emulation::wait_for_block(cuda_emulation::Wait::kSyncThreadsOr, predicate != 0) > 0;
-}
-inline int __syncthreads_and(int predicate) {
-  return cuda_emulation::wait_for_block(cuda_emulation::Wait::kSyncThreadsAnd, predicate == 0) == 0;
-}
+inline void __syncthreads() { cuda_emulation::wait_for_block(); }
 inline void __syncwarp(unsigned mask = ~0u) {
   cuda_emulation::wait_for_warp(cuda_emulation::Wait::kSyncWarp, mask, 0, cuda_emulation::lane());
-}
-inline void __threadfence() {}
-inline void __threadfence_block() {}
-
-template <typename T>
-T __shfl_sync(unsigned mask, T value, int source, int width = warpSize) {
-  const int first = cuda_emulation::lane() & ~(width - 1);
-  return cuda_emulation::shuffle(mask, value, first + (source & (width - 1)));
 }
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = warpSize) {
   const int lane = cuda_emulation::lane();
   const int source = lane ^ bits;
   return cuda_emulation::shuffle(mask, value, source < (lane | (width - 1)) + 1 ? source : lane);
-}
-template <typename T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = warpSize) {
-  const int lane = cuda_emulation::lane();
-  const int source = lane + static_cast<int>(delta);
-  return cuda_emulation::shuffle(mask, value, source <= (lane | (width - 1)) ? source : lane);
 }
 template <typename T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = warpSize) {
@@ -155,11 +121,6 @@ inline unsigned __ballot_sync(unsigned mask, int predicate) {
   return static_cast<unsigned>(cuda_emulation::wait_for_warp(
       cuda_emulation::Wait::kBallot, mask, predicate != 0, cuda_emulation::lane()));
 }
-inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-inline int __all_sync(unsigned mask, int predicate) {
-  return __ballot_sync(mask, predicate == 0) == 0;
-}
-
 // ---- memory -------------------------------------------------------------------------------------
 
 template <typename T>
@@ -167,18 +128,9 @@ T __ldg(const T* pointer) {
   return cuda_emulation::aligned(pointer);
 }
 template <typename T>
-T __ldcs(const T* pointer) {
-  return cuda_emulation::aligned(pointer);
-}
-template <typename T>
 T __ldcg(const T* pointer) {
   return cuda_emulation::aligned(pointer);
 }
-template <typename T>
-void __stcs(T* pointer, T value) {
-  const_cast<T&>(cuda_emulation::aligned(pointer)) = value;
-}
-
 // Fibers are not interrupted, so that plain reads and writes are atomic.
 template <typename T, typename F>
 T cuda_emulated_atomic(T* at, F change) {
@@ -193,75 +145,23 @@ T atomicAdd(T* at, CudaEmulatedSame<T> value) {
   return cuda_emulated_atomic(at, [&](T old) { return static_cast<T>(old + value); });
 }
 template <typename T>
-T atomicSub(T* at, CudaEmulatedSame<T> value) {
-  return cuda_emulated_atomic(at, [&](T old) { return static_cast<T>(old - value); });
-}
-template <typename T>
-T atomicMax(T* at, CudaEmulatedSame<T> value) {
-  return cuda_emulated_atomic(at, [&](T old) { return old < value ? value : old; });
-}
-template <typename T>
-T atomicMin(T* at, CudaEmulatedSame<T> value) {
-  return cuda_emulated_atomic(at, [&](T old) { return value < old ? value : old; });
-}
-template <typename T>
-T atomicOr(T* at, CudaEmulatedSame<T> value) {
-  return cuda_emulated_atomic(at, [&](T old) { return old | value; });
-}
-template <typename T>
-T atomicAnd(T* at, CudaEmulatedSame<T> value) {
-  return cuda_emulated_atomic(at, [&](T old) { return old & value; });
-}
-template <typename T>
-T atomicExch(T* at, CudaEmulatedSame<T> value) {
-  return cuda_emulated_atomic(at, [&](T) { return value; });
-}
-template <typename T>
 T atomicCAS(T* at, CudaEmulatedSame<T> expected, CudaEmulatedSame<T> value) {
   return cuda_emulated_atomic(at, [&](T old) { return old == expected ? value : old; });
 }
 
 // ---- arithmetic ---------------------------------------------------------------------------------
 
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
-inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline int __ffsll(long long x) { return __builtin_ffsll(x); }
-inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __clzll(long long x) {
   return x == 0 ? 64 : __builtin_clzll(static_cast<unsigned long long>(x));
 }
-inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
-  const uint64_t bytes = uint64_t{high} << 32 | low;
-  unsigned result = 0;
-  for (int i = 0; i < 4; ++i) {
-    result |= static_cast<unsigned>(bytes >> 8 * (selector >> 4 * i & 7) & 255) << 8 * i;
-  }
-  return result;
-}
-inline int __dp4a(int a, int b, int sum) {
-  for (int i = 0; i < 32; i += 8) {
-    sum += static_cast<signed char>(a >> i) * static_cast<signed char>(b >> i);
-  }
-  return sum;
-}
-inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
-  for (int i = 0; i < 32; i += 8) sum += (a >> i & 255) * (b >> i & 255);
-  return sum;
-}
-
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
 inline float __fsub_rn(float a, float b) { return a - b; }
 inline float __fdiv_rn(float a, float b) { return a / b; }
-inline float __fsqrt_rn(float a) { return std::sqrt(a); }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __dadd_rn(double a, double b) { return a + b; }
-inline double __fma_rn(double a, double b, double c) { return std::fma(a, b, c); }
-inline float __double2float_rn(double a) { return static_cast<float>(a); }
-inline int __float2int_rn(float a) { return static_cast<int>(std::nearbyint(a)); }
-
 template <typename To, typename From>
 To cuda_emulated_bits(From from) {
   static_assert(sizeof(To) == sizeof(From));
@@ -269,11 +169,7 @@ To cuda_emulated_bits(From from) {
   std::memcpy(&to, &from, sizeof to);
   return to;
 }
-inline unsigned __float_as_uint(float x) { return cuda_emulated_bits<unsigned>(x); }
-inline int __float_as_int(float x) { return cuda_emulated_bits<int>(x); }
 inline float __uint_as_float(unsigned x) { return cuda_emulated_bits<float>(x); }
-inline float __int_as_float(int x) { return cuda_emulated_bits<float>(x); }
-
 // ---- launches -----------------------------------------------------------------------------------
 
 struct cudaLaunchAttribute;

@@ -91,30 +91,19 @@ void leave_fiber() {
   after_switch();
 }
 
-bool all_waiting_alike() {
-  const Fiber* first = nullptr;
+bool all_at_barrier() {
   for (int t = 0; t < block.threads; ++t) {
     const Fiber& fiber = *fibers.fibers[static_cast<size_t>(t)];
-    if (fiber.done) continue;
-    if (!fiber.waiting || fiber.kind > Wait::kSyncThreadsAnd) return false;
-    if (first != nullptr && first->kind != fiber.kind) return false;
-    first = &fiber;
+    if (!fiber.done && !(fiber.waiting && fiber.kind == Wait::kSyncThreads)) return false;
   }
   return true;
 }
 
 // Threads that have returned do not count.
 void release_block() {
-  if (!all_waiting_alike()) return;
-  uint64_t count = 0;
+  if (!all_at_barrier()) return;
   for (int t = 0; t < block.threads; ++t) {
-    const Fiber& fiber = *fibers.fibers[static_cast<size_t>(t)];
-    if (!fiber.done) count += fiber.value;
-  }
-  for (int t = 0; t < block.threads; ++t) {
-    Fiber& fiber = *fibers.fibers[static_cast<size_t>(t)];
-    fiber.result = count;
-    fiber.waiting = false;
+    fibers.fibers[static_cast<size_t>(t)]->waiting = false;
   }
 }
 
@@ -145,7 +134,7 @@ uint64_t wait(Wait kind, unsigned mask, uint64_t value, int source) {
   fiber.value = value;
   fiber.source = source;
   fiber.waiting = true;
-  if (kind <= Wait::kSyncThreadsAnd) {
+  if (kind == Wait::kSyncThreads) {
     release_block();
   } else {
     release_warp(fibers.current & ~(warpSize - 1), mask, kind);
@@ -187,13 +176,7 @@ void enter_fiber(int t) {
 
 // Which thread waits for what, of those that still do.
 std::string describe_wait() {
-  static const char* const names[] = {"__syncthreads",
-                                      "__syncthreads_count",
-                                      "__syncthreads_or",
-                                      "__syncthreads_and",
-                                      "__syncwarp",
-                                      "a shuffle",
-                                      "a vote"};
+  static const char* const names[] = {"__syncthreads", "__syncwarp", "a shuffle", "a vote"};
   for (int t = 0; t < block.threads; ++t) {
     const Fiber& fiber = *fibers.fibers[static_cast<size_t>(t)];
     if (fiber.done) continue;
@@ -266,9 +249,7 @@ void fail(const char* what) {
   for (;;) leave_fiber();
 }
 
-int wait_for_block(Wait kind, bool predicate) {
-  return static_cast<int>(wait(kind, 0, predicate ? 1 : 0, 0));
-}
+void wait_for_block() { wait(Wait::kSyncThreads, 0, 0, 0); }
 
 uint64_t wait_for_warp(Wait kind, unsigned mask, uint64_t value, int source) {
   if ((mask >> lane() & 1) == 0) fail("a lane that is not in the mask of its own warp primitive");

@@ -38,6 +38,9 @@ std::vector<CudaDevice> cuda_devices();
 // Memory of a device; taken, and given back with the last owner, in the order of the stream.
 std::shared_ptr<void> allocate_on_device(int64_t bytes, int device, CudaStream stream);
 
+// Memory for what is loaded once; the last owner waits for all work of the device to end.
+std::shared_ptr<void> allocate_resident(int64_t bytes, int device);
+
 // Return when the host's memory may change, or holds the copy.
 void copy_to_device(void* to, const void* from, int64_t bytes, int device, CudaStream stream);
 void copy_to_host(void* to, const void* from, int64_t bytes, int device, CudaStream stream);
