@@ -266,7 +266,7 @@ def embedding_bag(
     Bag (b, c) reads tables[c]; its rows follow those of the bag before it, user by user and column
     by column. Values are added in row order in fp32, the biases of fused rows apart and last. An
     empty bag gives zeros. On a GPU, the rows of a bag may be added as several sums, which are added
-    last: the result of a sum of n rows differs by at most n 2^-23 of the sum of their magnitudes.
+    last: a sum of n rows is off by at most (n + 4) 2^-24 of the sum of their magnitudes.
 
     Args:
         tables: one per column; the same table may stand in several. With arrays on a GPU these are
@@ -276,7 +276,8 @@ def embedding_bag(
         pooling: "sum", "mean" (the sum over the count, weighted or not) or "none" (the rows
             themselves one after the other, zeros behind them); one for all columns, or one each.
         weights: float32 [total], multiplied into each row.
-        max_length: longest sequence of "none" columns; one for all, or one each.
+        max_length: longest sequence of "none" columns; one for all, or one each. On a GPU also a
+            hint for the others, 0 for none: a kernel treats bags of one row in another way.
         out: where the result goes, in C order; None for a new array. Undefined after an error.
         threads: see the module.
         isa: see the module.

@@ -66,6 +66,14 @@ def test_strides_other_than_c_order_are_refused():
         ops.order(Interface(ids, strides=(8, 16)), scores, 1)
 
 
+def test_data_that_are_not_aligned_are_refused():
+    array = ops.to_device(np.ones(4, np.int64))
+    pointer, read_only = array.__cuda_array_interface__["data"]
+    ids = Interface(array, data=(pointer + 4, read_only), shape=(1, 2))
+    with pytest.raises(InputError, match="candidate_ids: expected data aligned to <i8"):
+        ops.order(ids, ops.to_device(np.ones((1, 2), np.float32)), 1)
+
+
 def test_memory_of_the_host_is_refused():
     host = np.ones((1, 1), np.int64)
     ids = Interface(ops.to_device(host), data=(host.ctypes.data, False))

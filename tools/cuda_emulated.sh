@@ -10,6 +10,12 @@ python=$("$venv/bin/python" -c 'import sys; print(sys._base_executable)')
 build=build/cuda-emulated
 package=$PWD/$build/package
 
+# What the emulation must notice.
+mkdir -p $build
+"${CXX:-c++}" -x c++ -std=c++17 -O1 -Itests/cuda_emulation tests/cuda_emulation/emulation_test.cu \
+  -x none tests/cuda_emulation/*.cc -pthread -o $build/emulation_test
+$build/emulation_test
+
 "$venv/bin/cmake" -S . -B $build -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
   -DCMAKE_BUILD_TYPE=Release -DRECENGINE_CUDA=EMULATED -DRECENGINE_WERROR=ON \
   -DPython_EXECUTABLE="$venv/bin/python" >/dev/null

@@ -48,8 +48,9 @@ bool aligned(const void* data, int64_t row_bytes, int64_t bytes) {
          0;
 }
 
-// `mean_length` is that of all bags of the call.
+// `mean_length` is that of all bags of the call; a column may say that its own are shorter.
 Column describe(const BagColumn& bags, int64_t index, int64_t mean_length) {
+  if (bags.max_length > 0) mean_length = std::min<int64_t>(mean_length, bags.max_length);
   const EmbeddingTable& table = *bags.table;
   const int bits = value_bits(table.row_type);
   Column column{};

@@ -53,6 +53,22 @@ def test_bags_that_several_warps_share(batch, length, row_type):
     assert_right(None, found.numpy(), (tables, rows, lengths, ["mean"] * 2, weights, [0] * 2))
 
 
+@pytest.mark.parametrize("hint", [0, 1, 5, 100])
+def test_the_longest_bag_is_a_hint(hint):
+    rng = np.random.default_rng(0)
+    tables = [make_table(rng, "fp16", 40, 32) for _ in range(3)]
+    lengths = np.array([[1, 60, 5], [1, 0, 5], [0, 70, 5]], np.int32)
+    rows = make_rows(rng, tables, lengths)
+    found = ops.embedding_bag(
+        [ops.DeviceTable(table) for table in tables],
+        ops.to_device(rows),
+        ops.to_device(lengths),
+        pooling="sum",
+        max_length=[1, 100, hint],
+    )
+    assert_right(None, found.numpy(), (tables, rows, lengths, ["sum"] * 3, None, [0] * 3))
+
+
 @pytest.mark.parametrize("row_type", ["fp32", "fp16", "bf16", "int8"])
 @pytest.mark.parametrize("dim", [7, 16, 130])
 def test_rows_that_are_on_the_gpu_already(row_type, dim):
@@ -133,3 +149,15 @@ def test_arguments_that_do_not_fit_are_named():
         ops.embedding_bag([table], rows, lengths, pooling="sum", out=out)
     with pytest.raises(InputError, match="data: expected an array on a GPU"):
         ops.DeviceTable.from_array(host.data)
+
+
+def test_rows_on_the_gpu_that_are_no_table_are_refused():
+    codes = ops.to_device(np.zeros((3, 8), np.int8))
+    with pytest.raises(InputError, match="scales: expected one per int8 row"):
+        ops.DeviceTable.from_array(codes)
+    with pytest.raises(InputError, match="scales: expected 3, found 2"):
+        ops.DeviceTable.from_array(codes, ops.to_device(np.ones(2, np.float32)))
+    with pytest.raises(InputError, match=r"data: expected float32, float16, .* found <i8"):
+        ops.DeviceTable.from_array(ops.to_device(np.zeros((3, 8), np.int64)))
+    with pytest.raises(InputError, match="expected at least 12 bytes a row for dim 8, found 10"):
+        ops.DeviceTable.from_fused(ops.to_device(np.zeros((3, 10), np.uint8)), 8, "int8")

@@ -16,7 +16,7 @@ enum class Pooling : uint8_t { kSum, kMean, kNone };
 struct BagColumn {
   const EmbeddingTable* table = nullptr;
   Pooling pooling = Pooling::kSum;
-  int32_t max_length = 0;  // kNone only: longest sequence
+  int32_t max_length = 0;  // kNone: longest sequence; on a GPU else: about the longest bag, or 0
   int64_t offset = 0;
 };
 
