@@ -10,6 +10,7 @@ import typing_extensions
 
 __all__: list[str] = [
     "DeviceArray",
+    "DeviceItemIndex",
     "DeviceTable",
     "DeviceVocabulary",
     "EmbeddingTable",
@@ -20,6 +21,7 @@ __all__: list[str] = [
     "bag_width",
     "build_slots",
     "cosine_topk",
+    "cosine_topk_cuda",
     "cuda_built",
     "cuda_devices",
     "default_isa",
@@ -29,6 +31,7 @@ __all__: list[str] = [
     "order",
     "order_after",
     "order_cuda",
+    "pack_bitmap_cuda",
     "sha256",
     "supported_isas",
     "usable_cores",
@@ -193,6 +196,18 @@ class DeviceVocabulary:
     @property
     def size(self) -> int: ...
 
+class DeviceItemIndex:
+    @staticmethod
+    def copy(
+        index: ItemIndex, device: typing.SupportsInt | typing.SupportsIndex
+    ) -> DeviceItemIndex: ...
+    @property
+    def device(self) -> int: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def rows(self) -> int: ...
+
 class Engine:
     def __init__(
         self, directory: str, threads: typing.SupportsInt | typing.SupportsIndex | None = None
@@ -304,6 +319,19 @@ def cosine_topk(
     numpy.typing.NDArray[numpy.float32],
     numpy.typing.NDArray[numpy.int64],
 ]: ...
+def cosine_topk_cuda(
+    index: DeviceItemIndex,
+    queries: DeviceArray,
+    exclude_rows: DeviceArray | None,
+    exclude_lengths: DeviceArray | None,
+    allow_bitmap: DeviceArray | None,
+    rows: DeviceArray,
+    scores: DeviceArray,
+    certificates: DeviceArray | None,
+    device: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
+    check: bool,
+) -> None: ...
 def cuda_built() -> bool: ...
 def cuda_devices() -> list[str]: ...
 def default_isa() -> str: ...
@@ -349,6 +377,12 @@ def order_cuda(
     device: typing.SupportsInt | typing.SupportsIndex,
     stream: typing.SupportsInt | typing.SupportsIndex,
     check: bool,
+) -> None: ...
+def pack_bitmap_cuda(
+    mask: DeviceArray,
+    words: DeviceArray,
+    device: typing.SupportsInt | typing.SupportsIndex,
+    stream: typing.SupportsInt | typing.SupportsIndex,
 ) -> None: ...
 def sha256(data: bytes, portable: bool = False) -> bytes:
     """SHA-256 of bytes as the loader computes it."""

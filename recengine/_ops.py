@@ -2,6 +2,7 @@
 
 from recengine._native import (
     DeviceArray,
+    DeviceItemIndex,
     DeviceTable,
     DeviceVocabulary,
     EmbeddingTable,
@@ -12,6 +13,7 @@ from recengine._native import (
     bag_width,
     build_slots,
     cosine_topk,
+    cosine_topk_cuda,
     cuda_built,
     cuda_devices,
     default_isa,
@@ -21,6 +23,7 @@ from recengine._native import (
     order,
     order_after,
     order_cuda,
+    pack_bitmap_cuda,
     sha256,
     supported_isas,
     usable_cores,
@@ -28,6 +31,7 @@ from recengine._native import (
 
 __all__ = [
     "DeviceArray",
+    "DeviceItemIndex",
     "DeviceTable",
     "DeviceVocabulary",
     "EmbeddingTable",
@@ -38,6 +42,7 @@ __all__ = [
     "bag_width",
     "build_slots",
     "cosine_topk",
+    "cosine_topk_cuda",
     "cuda_built",
     "cuda_devices",
     "default_isa",
@@ -47,6 +52,7 @@ __all__ = [
     "order",
     "order_after",
     "order_cuda",
+    "pack_bitmap_cuda",
     "sha256",
     "supported_isas",
     "usable_cores",

@@ -23,11 +23,12 @@ from typing import Any, Literal, overload
 import numpy as np
 import numpy.typing as npt
 
-from recengine import _cuda_ops, _ops
+from recengine import _cuda_ops, _cuda_topk, _ops
 from recengine._arrays import as_numpy, cast_array, expect_output
 from recengine._device import CudaArray, call_device, to_device
 from recengine._device_table import DeviceTable
 from recengine._embedding_table import EmbeddingTable, RowType, fuse_rows, quantize_rows
+from recengine._item_index import DeviceItemIndex, ItemIndex, LiveItemIndex
 from recengine._ops import DeviceArray
 from recengine._topk_check import check_against_fp64
 from recengine._vocabulary import DeviceVocabulary, Vocabulary, build_slots
@@ -35,6 +36,7 @@ from recengine.errors import InputError
 
 __all__ = [
     "DeviceArray",
+    "DeviceItemIndex",
     "DeviceTable",
     "DeviceVocabulary",
     "EmbeddingTable",
@@ -60,163 +62,6 @@ __all__ = [
 ]
 
 Pooling = Literal["sum", "mean", "none"]
-
-
-class ItemIndex:
-    """Item vectors packed for exact search: immutable, shared by all queries.
-
-    From 2^19 values on the index also holds an 8-bit code of each, at most dim + 5 bytes an item,
-    which is what a search reads; of the float32 vectors it then reads some hundred rows. Vectors
-    that are long along few principal axes, as trained ones are, are rotated for the codes, so that
-    a search need not read all dimensions; the index measures whether that pays.
-
-    Args:
-        vectors: float [rows, dim], normalised here; a row of zeros stays so and scores 0.
-
-    Raises:
-        InputError: a value is not finite; the message names the row.
-    """
-
-    def __init__(self, vectors: npt.ArrayLike) -> None:
-        self._native = _ops.ItemIndex.build(cast_array("[item_index] vectors", vectors, np.float32))
-
-    @classmethod
-    def from_unit_vectors(cls, unit_vectors: npt.ArrayLike) -> ItemIndex:
-        """An index over vectors that are of unit length already; they are not copied.
-
-        They must stay as they are while the index lives: its codes are made from them here. Rows of
-        a catalog that does not fit in memory may be a `numpy.memmap`; a search reads few of them.
-
-        Args:
-            unit_vectors: float32 [rows, dim], or float16, which stand for their values in float32:
-                scores are made of these, and queries stay float32.
-
-        Raises:
-            InputError: the rank is not 2, or a value is not finite where there are codes.
-        """
-        name = "[item_index] unit_vectors"
-        array = as_numpy(name, unit_vectors)
-        if array.dtype == np.float16:
-            array = np.require(array, requirements=["C", "A"]).view(np.uint16)
-        else:
-            array = cast_array(name, array, np.float32)
-        index = cls.__new__(cls)
-        index._native = _ops.ItemIndex.from_unit_vectors(array)
-        return index
-
-    @property
-    def rows(self) -> int:
-        """Number of items."""
-        return self._native.rows
-
-    @property
-    def dim(self) -> int:
-        """Values in a vector."""
-        return self._native.dim
-
-    @property
-    def partial_scans(self) -> list[int]:
-        """How many dimensions a search may read instead of all; empty where it does not pay.
-
-        The bound of what is not read is that of Cauchy and Schwarz; answers are the same.
-        """
-        return self._native.partial_scans
-
-    @property
-    def unit_vectors(self) -> npt.NDArray[np.float32] | npt.NDArray[np.float16]:
-        """A read-only view [rows, dim]."""
-        vectors = self._native.unit_vectors
-        return vectors.view(np.float16) if vectors.dtype == np.uint16 else vectors
-
-
-class LiveItemIndex:
-    """Item vectors that are searched exactly while items are appended, replaced and removed.
-
-    A row keeps its number for ever. A search sees every write that had returned when it began, and
-    waits for none. What was written since the last merge stands beside the packed items: float32
-    vectors that every search reads whole. A merge packs them anew, in the background once more than
-    max(4096, rows / 64) wait; it needs memory for a second copy of all.
-
-    Args:
-        vectors: float [rows, dim], the first items, normalised here; may have no rows.
-
-    Raises:
-        InputError: a value is not finite; the message names the row.
-    """
-
-    def __init__(self, vectors: npt.ArrayLike) -> None:
-        self._native = _ops.LiveItemIndex(cast_array("[item_index] vectors", vectors, np.float32))
-
-    def append(self, vectors: npt.ArrayLike) -> int:
-        """Adds items.
-
-        Args:
-            vectors: float [count, dim], normalised here.
-
-        Returns:
-            The row of the first of them; the others follow it.
-
-        Raises:
-            InputError: the shape is wrong or a value is not finite; nothing has changed.
-        """
-        return self._native.append(cast_array("[live_item_index] vectors", vectors, np.float32))
-
-    def replace(self, rows: npt.ArrayLike, vectors: npt.ArrayLike) -> None:
-        """Gives items new vectors.
-
-        Args:
-            rows: int64 [count], distinct, none of them removed.
-            vectors: float [count, dim], normalised here.
-
-        Raises:
-            InputError: a row is outside, was removed or is given twice, shapes disagree, or a value
-                is not finite; the message names position and value, and nothing has changed.
-        """
-        self._native.replace(
-            cast_array("[live_item_index] rows", rows, np.int64),
-            cast_array("[live_item_index] vectors", vectors, np.float32),
-        )
-
-    def remove(self, rows: npt.ArrayLike) -> None:
-        """Takes items out of all answers; their rows are not given again and keep their memory.
-
-        Args:
-            rows: int64 [count], distinct, none of them removed.
-
-        Raises:
-            InputError: a row is outside, was removed or is given twice; the message names position
-                and value, and nothing has changed.
-        """
-        self._native.remove(cast_array("[live_item_index] rows", rows, np.int64))
-
-    def merge(self) -> None:
-        """Packs all that was written before the call, and returns when that is done.
-
-        Raises:
-            MemoryError: a second copy does not fit in memory, now or when a merge last began by
-                itself; searches and writes go on as before.
-        """
-        self._native.merge()
-
-    @property
-    def rows(self) -> int:
-        """Rows given so far, removed ones included."""
-        return self._native.rows
-
-    @property
-    def size(self) -> int:
-        """Number of items: rows that were not removed."""
-        return self._native.size
-
-    @property
-    def dim(self) -> int:
-        """Values in a vector."""
-        return self._native.dim
-
-    @property
-    def pending(self) -> int:
-        """Vectors that wait for a merge, those included that were replaced or removed since."""
-        return self._native.pending
 
 
 @overload
@@ -335,6 +180,7 @@ class TopKCertificate:
     scored: npt.NDArray[np.int64]
 
 
+@overload
 def cosine_topk(
     index: ItemIndex | LiveItemIndex | npt.ArrayLike,
     queries: npt.ArrayLike,
@@ -344,24 +190,53 @@ def cosine_topk(
     allow: npt.ArrayLike | None = None,
     threads: int | None = None,
     isa: str | None = None,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]: ...
+
+
+@overload
+def cosine_topk(
+    index: DeviceItemIndex,
+    queries: CudaArray,
+    k: int,
+    *,
+    exclude: tuple[CudaArray, CudaArray] | None = None,
+    allow: CudaArray | None = None,
+    check: bool = True,
+) -> tuple[Any, Any]: ...
+
+
+def cosine_topk(
+    index: Any,
+    queries: Any,
+    k: int,
+    *,
+    exclude: Any = None,
+    allow: Any = None,
+    threads: int | None = None,
+    isa: str | None = None,
+    check: bool = True,
+) -> tuple[Any, Any]:
     """The exact k best items of each query by cosine, best first, ties by lower row.
 
     A large catalog is scanned as 8-bit codes: the product of two codes bounds a score from both
     sides (Cauchy-Schwarz on what the codes leave out), and only items that may be among the best
-    are scored. `certified_topk` also says what that took.
+    are scored. `certified_topk` also says what that took. A GPU gives the same answer to the bit.
 
     Args:
         index: the items, or their vectors float [rows, dim], which are then packed in this call.
+            With arrays on a GPU this is a DeviceItemIndex there.
         queries: float [batch, dim], of any length, finite.
         k: items wanted, at least 1; may exceed the number of items.
         exclude: rows that a query must not be answered with: a list of one int64 array per query,
-            or the tuple (rows int64 [total], lengths int32 [batch]). Rows may repeat.
+            or the tuple (rows int64 [total], lengths int32 [batch]), which is what a GPU takes.
+            Rows may repeat.
         allow: the only rows to answer with, for all queries: bool [rows], or packed uint64
             [ceil(rows / 64)] with row r at bit r % 64 of word r // 64. Rows are those of the index
             when it is searched: a LiveItemIndex may have got more by then.
         threads: see the module.
         isa: see the module.
+        check: with arrays on a GPU: whether to wait for what is wrong with them, see the module.
+            Without, a query that is not finite is answered with -1 and -inf.
 
     Returns:
         Rows int64 [batch, k] and scores float32 [batch, k]; what is missing is -1 and -inf.
@@ -370,12 +245,16 @@ def cosine_topk(
         InputError: shapes disagree, that of `allow` included, a query is not finite or a row is
             outside the index.
     """
+    device = _cuda_topk.search_device(queries, exclude, allow)
+    if device is not None:
+        return _cuda_topk.cosine_topk(device, index, queries, k, exclude, allow, check)
     rows, scores, _ = certified_topk(
         index, queries, k, exclude=exclude, allow=allow, threads=threads, isa=isa
     )
     return rows, scores
 
 
+@overload
 def certified_topk(
     index: ItemIndex | LiveItemIndex | npt.ArrayLike,
     queries: npt.ArrayLike,
@@ -386,12 +265,48 @@ def certified_topk(
     threads: int | None = None,
     isa: str | None = None,
     check: bool = False,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], TopKCertificate]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], TopKCertificate]: ...
+
+
+@overload
+def certified_topk(
+    index: DeviceItemIndex,
+    queries: CudaArray,
+    k: int,
+    *,
+    exclude: tuple[CudaArray, CudaArray] | None = None,
+    allow: CudaArray | None = None,
+) -> tuple[Any, Any, TopKCertificate]: ...
+
+
+def certified_topk(
+    index: Any,
+    queries: Any,
+    k: int,
+    *,
+    exclude: Any = None,
+    allow: Any = None,
+    threads: int | None = None,
+    isa: str | None = None,
+    check: bool = False,
+) -> tuple[Any, Any, TopKCertificate]:
     """`cosine_topk` and what shows that its answer is exact; takes and raises the same.
 
+    With arrays on a GPU it waits for the answer, and the certificate comes to the CPU.
+
     With `check`, for debugging, every item is scored in fp64, too, and a RecengineError says what
-    is not the best, up to the rounding of fp32 sums; not for an index that changes.
+    is not the best, up to the rounding of fp32 sums; not for an index that changes, nor on a GPU.
     """
+    device = _cuda_topk.search_device(queries, exclude, allow)
+    if device is not None:
+        if check:
+            raise InputError("[cosine_topk] check: expected an ItemIndex, found a DeviceItemIndex")
+        rows, scores, bounds, scored = _cuda_topk.certified_topk(
+            device, index, queries, k, exclude, allow
+        )
+        return rows, scores, TopKCertificate(bounds[:, 0], bounds[:, 1], scored)
+    if isinstance(index, DeviceItemIndex):
+        raise InputError("[cosine_topk] queries: expected an array on a GPU, as the index is")
     items = index if isinstance(index, (ItemIndex, LiveItemIndex)) else ItemIndex(index)
     exclude_rows, exclude_lengths = (None, None) if exclude is None else _pack_exclude(exclude)
     rows, scores, bounds, scored = _ops.cosine_topk(

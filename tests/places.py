@@ -18,6 +18,12 @@ class Cpu:
     def embedding_bag(self, tables, rows, lengths, **options):
         return ops.embedding_bag(tables, rows, lengths, isa=self.isa, **options)
 
+    def cosine_topk(self, index, queries, k, **options):
+        return ops.cosine_topk(index, queries, k, isa=self.isa, **options)
+
+    def certified_topk(self, index, queries, k, **options):
+        return ops.certified_topk(index, queries, k, isa=self.isa, **options)
+
     def order(self, candidate_ids, scores, k):
         return ops.order(candidate_ids, scores, k)
 
@@ -39,6 +45,22 @@ class Gpu:
             **options,
         )
         return found.numpy()
+
+    def cosine_topk(self, index, queries, k, **options):
+        return self.certified_topk(index, queries, k, **options)[:2]
+
+    def certified_topk(self, index, queries, k, *, exclude=None, allow=None, threads=None):
+        if isinstance(exclude, list):
+            lengths = [len(rows) for rows in exclude]
+            exclude = np.concatenate([np.empty(0, np.int64), *exclude]), lengths
+        rows, scores, certificate = ops.certified_topk(
+            ops.DeviceItemIndex(index),
+            _on_gpu(queries, np.float32),
+            k,
+            exclude=exclude and (_on_gpu(exclude[0], np.int64), _on_gpu(exclude[1], np.int32)),
+            allow=None if allow is None else ops.to_device(allow),
+        )
+        return rows.numpy(), scores.numpy(), certificate
 
     def order(self, candidate_ids, scores, k):
         ids, best = ops.order(_on_gpu(candidate_ids, np.int64), _on_gpu(scores, np.float32), k)

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "recengine/item_index.h"
 #include "recengine/ops/embedding_bag.h"
 #include "recengine/table.h"
 #include "recengine/vocabulary.h"
@@ -19,6 +20,11 @@ struct BoundTable {
   EmbeddingTable view;
   pybind11::array data;
   std::optional<Array<float>> scales;
+};
+
+struct BoundIndex {
+  ItemIndex index;
+  std::optional<Array<float>> borrowed;
 };
 
 struct BoundVocabulary {

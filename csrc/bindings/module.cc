@@ -7,6 +7,7 @@ void bind_device_array(pybind11::module_& module);
 void bind_errors(pybind11::module_& module);
 void bind_ops(pybind11::module_& module);
 void bind_cuda_ops(pybind11::module_& module);
+void bind_cuda_topk(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
 
 }  // namespace recengine
@@ -17,5 +18,6 @@ PYBIND11_MODULE(_native, module) {
   recengine::bind_device_array(module);
   recengine::bind_ops(module);
   recengine::bind_cuda_ops(module);
+  recengine::bind_cuda_topk(module);
   recengine::bind_engine(module);
 }

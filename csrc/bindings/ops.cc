@@ -27,11 +27,6 @@ using namespace pybind11::literals;
 namespace recengine {
 namespace {
 
-struct BoundIndex {
-  ItemIndex index;
-  std::optional<Array<float>> borrowed;
-};
-
 // None means every core that the process may use, and the default instruction set.
 Context make_context(std::optional<int> threads, const std::optional<std::string>& isa) {
   Context context;

@@ -2,9 +2,11 @@
 // throw.
 
 #include "recengine/cuda.h"
+#include "recengine/device_item_index.h"
 #include "recengine/device_table.h"
 #include "recengine/device_vocabulary.h"
 #include "recengine/error.h"
+#include "recengine/ops/cosine_topk.h"
 #include "recengine/ops/embedding_bag.h"
 #include "recengine/ops/order.h"
 
@@ -26,6 +28,12 @@ void copy_to_host(void*, const void*, int64_t, int, CudaStream) { fail(); }
 int device_of(const void*) { fail(); }
 void order_after(int, CudaStream, CudaStream) { fail(); }
 
+DeviceItemIndex DeviceItemIndex::copy(const ItemIndex&, int, ThreadPool*) { fail(); }
+void cosine_topk_cuda(const CudaContext&, const DeviceItemIndex&, const TopKQuery&, Matrix<int64_t>,
+                      Matrix<float>, TopKCertificate*) {
+  fail();
+}
+void pack_bitmap_cuda(const CudaContext&, Span<const uint8_t>, Span<uint64_t>) { fail(); }
 DeviceTable DeviceTable::copy(const EmbeddingTable&, int) { fail(); }
 DeviceTable DeviceTable::borrow(EmbeddingTable) { fail(); }
 DeviceVocabulary::DeviceVocabulary(const Vocabulary&, int) { fail(); }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "ops/cosine_topk_check.h"
 #include "ops/item_rows.h"
 #include "ops/search.h"
 #include "ops/sort_key.h"
@@ -30,29 +31,12 @@ void expect(const char* what, int64_t expected, int64_t found) {
   fail(std::string(what) + " " + std::to_string(expected) + ", found " + std::to_string(found));
 }
 
-void check_shapes(int64_t rows, int64_t dim, const TopKQuery& query, Matrix<int64_t> out_rows,
-                  Matrix<float> out_scores) {
-  expect("queries: expected dim", dim, query.queries.cols);
-  expect("out_rows: expected batch", query.queries.rows, out_rows.rows);
-  expect("out_scores: expected batch", out_rows.rows, out_scores.rows);
-  expect("out_scores: expected k", out_rows.cols, out_scores.cols);
-  const Span<const uint64_t> words = query.allow_bitmap;
-  if (words.data != nullptr && words.size != bitmap_words(rows)) {
-    fail("allow: expected " + std::to_string(bitmap_words(rows)) + " words, found " +
-         std::to_string(words.size));
-  }
-}
-
 Exclusions sort_exclusions(int64_t rows, const TopKQuery& query) {
   const int64_t batch = query.queries.rows;
   const int64_t total = query.exclude_rows.size;
   Exclusions sorted;
   sorted.begin.assign(static_cast<size_t>(batch) + 1, 0);
-  if (query.exclude_lengths.empty()) {
-    if (total > 0) expect("exclude_lengths: expected batch", batch, 0);
-    return sorted;
-  }
-  expect("exclude_lengths: expected batch", batch, query.exclude_lengths.size);
+  if (query.exclude_lengths.empty()) return sorted;
   sorted.rows.assign(query.exclude_rows.begin(), query.exclude_rows.end());
   int64_t position = 0;
   for (int64_t q = 0; q < batch; ++q) {
@@ -111,6 +95,27 @@ std::optional<std::vector<uint32_t>> few_allowed(const Search& search) {
 
 }  // namespace
 
+void check_topk_shapes(int64_t rows, int64_t dim, const TopKQuery& query, Matrix<int64_t> out_rows,
+                       Matrix<float> out_scores) {
+  expect("queries: expected dim", dim, query.queries.cols);
+  expect("out_rows: expected batch", query.queries.rows, out_rows.rows);
+  expect("out_scores: expected batch", out_rows.rows, out_scores.rows);
+  expect("out_scores: expected k", out_rows.cols, out_scores.cols);
+  const Span<const uint64_t> words = query.allow_bitmap;
+  if (words.data != nullptr && words.size != bitmap_words(rows)) {
+    fail("allow: expected " + std::to_string(bitmap_words(rows)) + " words, found " +
+         std::to_string(words.size));
+  }
+  if (!query.exclude_lengths.empty() || !query.exclude_rows.empty()) {
+    expect("exclude_lengths: expected batch", out_rows.rows, query.exclude_lengths.size);
+  }
+}
+
+void check_topk_values(int64_t rows, const TopKQuery& query) {
+  sort_exclusions(rows, query);
+  normalise_queries(query.queries, query.queries.cols);
+}
+
 CheckedCall::CheckedCall(int64_t rows, int64_t dim, const TopKQuery& query,
                          Matrix<int64_t> out_rows, Matrix<float> out_scores,
                          TopKCertificate* certificates)
@@ -118,7 +123,7 @@ CheckedCall::CheckedCall(int64_t rows, int64_t dim, const TopKQuery& query,
       out_rows_(out_rows),
       out_scores_(out_scores),
       certificates_(certificates) {
-  check_shapes(rows, dim, query, out_rows, out_scores);
+  check_topk_shapes(rows, dim, query, out_rows, out_scores);
   exclusions_ = sort_exclusions(rows, query);
   units_ = normalise_queries(query.queries, padded_dim_);
 }

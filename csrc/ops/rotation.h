@@ -37,6 +37,8 @@ class Rotation {
   // out [dim] = the coordinates of in [dim] along the axes.
   void apply(const float* in, float* out) const;
 
+  const float* axes() const { return axes_.data(); }  // [dim, dim], one a column
+
   // The scan that costs least for so many queries; null: one of all dimensions.
   const PartialScan* best(int64_t queries) const;
 
@@ -50,7 +52,7 @@ class Rotation {
   void choose_scans(Matrix<const float> items, int64_t rows, ThreadPool* pool);
 
   int64_t dim_ = 0;
-  std::vector<float> axes_;  // [dim, dim], one a column
+  std::vector<float> axes_;
   std::vector<PartialScan> scans_;
   double error_ = 0;
 };

@@ -3,6 +3,8 @@
 #include <cstdint>
 
 #include "recengine/context.h"
+#include "recengine/cuda.h"
+#include "recengine/device_item_index.h"
 #include "recengine/item_index.h"
 #include "recengine/tensor.h"
 
@@ -38,5 +40,21 @@ struct TopKCertificate {
 void cosine_topk(const Context& context, const ItemIndex& index, const TopKQuery& query,
                  Matrix<int64_t> out_rows, Matrix<float> out_scores,
                  TopKCertificate* certificates = nullptr);
+
+// The same answer to the bit on a GPU: arrays, certificates included, are memory of the context's
+// device, where the index is. What is scored may differ from a search on the CPU. All is decided on
+// the device, so that the work can be captured in a CUDA graph; memory to work in is taken in the
+// order of the stream, and depends on shapes alone.
+//
+// Without the context's check a query that is not finite is answered with padding, and its
+// certificate's `scored` is -1; an excluded row outside the index excludes nothing, and lengths are
+// cut where the rows end.
+void cosine_topk_cuda(const CudaContext& context, const DeviceItemIndex& index,
+                      const TopKQuery& query, Matrix<int64_t> out_rows, Matrix<float> out_scores,
+                      TopKCertificate* certificates = nullptr);
+
+// An allow bitmap on a GPU from a mask there: words [ceil(rows / 64)] of mask [rows], of which 0 is
+// not allowed.
+void pack_bitmap_cuda(const CudaContext& context, Span<const uint8_t> mask, Span<uint64_t> words);
 
 }  // namespace recengine

@@ -1,0 +1,370 @@
+// Scans of codes: integer products of all items and a group of queries, in tensor cores. A warp
+// takes a block of items at a time, each lane its own bytes of it, from global memory through its
+// own slots of a ring in shared memory; warps never wait for each other. The products stay in
+// registers: of them a scan keeps the rows that reach a threshold, a sample the best of each group.
+//
+// Groups of queries scan the same blocks at about the same time, those behind reading from the L2.
+#include <algorithm>
+#include <climits>
+#include <type_traits>
+
+#include "cuda/copy_async.h"
+#include "ops/cosine_topk_device.h"
+
+namespace recengine::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * kWarpLanes;
+constexpr int kStages = 8;  // of the ring: steps of a block that are on their way, less one
+constexpr int64_t kRingBytes = int64_t{kStages} * kStepLoads * kThreads / kWarpLanes * 16;
+constexpr int64_t kMostQueryBytes = 32 << 10;  // of codes, with the ring within 99 KiB
+constexpr float kLargestThreshold = 1e9f;      // beyond any sum of products, within 32 bits
+
+// Queries beyond those that are left have no codes and a threshold that nothing reaches.
+constexpr CodedQuery kNoQuery = {1, 0, 0, INFINITY};
+
+template <int kTiles>
+struct SharedScan {
+  static constexpr int kQueries = kTiles * kMmaColumns;
+
+  uint4* ring;          // [warps, stages, loads of a step]
+  uint2* codes;         // [steps, tiles of queries, lanes]
+  CodedQuery* coded;    // [queries]
+  int32_t* queries;     // [queries] of the pass
+  int32_t* thresholds;  // [warps, queries], for the block that the warp works on
+
+  __device__ SharedScan(unsigned char* memory, int steps) {
+    ring = reinterpret_cast<uint4*>(memory);
+    codes = reinterpret_cast<uint2*>(memory + kRingBytes);
+    coded = reinterpret_cast<CodedQuery*>(codes + steps * kTiles * kWarpLanes);
+    queries = reinterpret_cast<int32_t*>(coded + kQueries);
+    thresholds = queries + kQueries;
+  }
+
+  static size_t bytes(int steps) {
+    return static_cast<size_t>(kRingBytes) + sizeof(uint2) * steps * kTiles * kWarpLanes +
+           (sizeof(CodedQuery) + sizeof(int32_t) * (1 + kWarps)) * kQueries;
+  }
+};
+
+// The codes of four dimensions, or zeros where there is no query.
+__device__ uint32_t query_codes(const TopKPass& pass, int32_t query, int steps, int dim) {
+  if (query < 0) return 0;
+  const int8_t* const codes = pass.codes + (int64_t{query} * steps * kMmaBytes + dim);
+  return *reinterpret_cast<const uint32_t*>(codes);
+}
+
+// By all threads of the block: queries [first, first + kQueries) of the list.
+template <int kTiles>
+__device__ void load_queries(const TopKPass& pass, const int32_t* open, int first, int left,
+                             const SharedScan<kTiles>& shared) {
+  const auto thread = static_cast<int>(threadIdx.x);
+  for (int i = thread; i < SharedScan<kTiles>::kQueries; i += kThreads) {
+    const int32_t query = i < left ? open[first + i] : -1;
+    shared.queries[i] = query;
+    shared.coded[i] = query < 0 ? kNoQuery : pass.coded[query];
+  }
+  __syncthreads();
+  const int steps = pass.items.steps;
+  for (int i = thread; i < steps * kTiles * kWarpLanes; i += kThreads) {
+    const int lane = i % kWarpLanes;
+    const int tile = i / kWarpLanes % kTiles;
+    const int step = i / kWarpLanes / kTiles;
+    const int32_t query = shared.queries[tile * kMmaColumns + lane / 4];
+    const int dim = step * kMmaBytes + lane % 4 * 4;
+    shared.codes[i] = {query_codes(pass, query, steps, dim),
+                       query_codes(pass, query, steps, dim + kMmaBytes / 2)};
+  }
+  __syncthreads();
+}
+
+// The blocks of one warp, a step at a time, on their way into its ring.
+class CodeStream {
+ public:
+  // Blocks `begin`, begin + stride, ... below `end`.
+  __device__ CodeStream(const ItemsView& items, uint4* ring, int64_t begin, int64_t end,
+                        int64_t stride)
+      : codes_(items.codes),
+        ring_(ring + threadIdx.x / kWarpLanes * kStages * kStepLoads + threadIdx.x % kWarpLanes),
+        block_(begin),
+        end_(end),
+        stride_(stride),
+        steps_(items.steps) {
+    for (int stage = 0; stage < kStages - 1; ++stage) fetch();
+  }
+
+  // Reads this lane's part of the next step and fetches another into the slot read before.
+  __device__ void next(uint4 (&tiles)[kItemTiles]) {
+    wait_for_copies<kStages - 2>();
+    __syncwarp();
+    const uint4* const from = ring_ + read_ * kStepLoads;
+#pragma unroll
+    for (int tile = 0; tile < kItemTiles; ++tile) tiles[tile] = from[tile * kTileLoads];
+    read_ = (read_ + 1) % kStages;
+    fetch();
+  }
+
+ private:
+  __device__ void fetch() {
+    if (block_ < end_) {
+      const uint4* const from = codes_ + (block_ * steps_ + step_) * kStepLoads +
+                                static_cast<int>(threadIdx.x) % kWarpLanes;
+      uint4* const to = ring_ + written_ * kStepLoads;
+#pragma unroll
+      for (int tile = 0; tile < kItemTiles; ++tile) {
+        copy_async(to + tile * kTileLoads, from + tile * kTileLoads);
+      }
+      if (++step_ == steps_) {
+        step_ = 0;
+        block_ += stride_;
+      }
+    }
+    written_ = (written_ + 1) % kStages;
+    commit_copies();
+  }
+
+  const uint4* codes_;
+  uint4* ring_;
+  int64_t block_;  // that is fetched next
+  int64_t end_;
+  int64_t stride_;
+  int steps_;
+  int step_ = 0;
+  int read_ = 0;
+  int written_ = 0;
+};
+
+template <int kTiles>
+using Products = int32_t[kTiles][kItemTiles][4];
+
+// Products of the stream's next block with all queries, as mma_s8() leaves them.
+template <int kTiles>
+__device__ __forceinline__ void multiply(CodeStream& stream, const SharedScan<kTiles>& shared,
+                                         int steps, Products<kTiles>& products) {
+#pragma unroll
+  for (int tile = 0; tile < kTiles; ++tile) {
+#pragma unroll
+    for (int i = 0; i < kItemTiles * 4; ++i) products[tile][i / 4][i % 4] = 0;
+  }
+  const uint2* codes = shared.codes + threadIdx.x % kWarpLanes;
+  for (int step = 0; step < steps; ++step) {
+    uint4 items[kItemTiles];
+    stream.next(items);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const uint2 queries = *codes;
+      codes += kWarpLanes;
+#pragma unroll
+      for (int i = 0; i < kItemTiles; ++i) mma_s8(products[tile][i], items[i], queries);
+    }
+  }
+}
+
+// Bits of the block's items that are there and that the bitmap allows.
+__device__ uint64_t allowed_items(const TopKPass& pass, int64_t block) {
+  const int64_t left = pass.items.rows - block * kBlockItems;
+  const uint64_t there = left >= kBlockItems ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
+  return pass.allow_bitmap == nullptr ? there : there & pass.allow_bitmap[block];
+}
+
+// The place in its block of the item that a lane's product [tile][i] is of.
+__device__ int item_of(int tile, int i) {
+  return tile * kMmaRows + i / 2 * (kMmaRows / 2) + static_cast<int>(threadIdx.x) % kWarpLanes / 4;
+}
+
+// The least product with which an item of the block can still be wanted, as set_thresholds() in
+// search_codes.cc: what fp32 rounds here is within the query's slack.
+__device__ int32_t threshold_of(const CodedQuery& query, const BlockBound& bound) {
+  const float product = (query.wanted - query.slack - bound.error * query.error_share) *
+                        (query.inverse_scale * bound.inverse_scale);
+  return static_cast<int32_t>(fmaxf(-kLargestThreshold, fminf(product, kLargestThreshold))) - 2;
+}
+
+// What a warp reads of global memory for a block of items, before the products that it is used
+// with: it arrives meanwhile.
+template <int kTiles>
+struct BlockLimits {
+  static constexpr int kPerLane = (SharedScan<kTiles>::kQueries + kWarpLanes - 1) / kWarpLanes;
+
+  uint64_t allowed;
+  BlockBound bound;
+  int32_t found[kPerLane];  // by queries lane, lane + 32, ...
+
+  __device__ BlockLimits(const TopKPass& pass, const SharedScan<kTiles>& shared, int64_t block)
+      : allowed(allowed_items(pass, block)), bound(pass.items.bounds[block]) {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int at = i * kWarpLanes + static_cast<int>(threadIdx.x) % kWarpLanes;
+      const int32_t query = at < SharedScan<kTiles>::kQueries ? shared.queries[at] : -1;
+      found[i] = query < 0 ? 0 : __ldcg(pass.found + query);
+    }
+  }
+
+  // By all lanes of the warp. A query whose list overflowed wants nothing more.
+  __device__ void set_thresholds(const TopKPass& pass, const SharedScan<kTiles>& shared,
+                                 int32_t* thresholds) const {
+#pragma unroll
+    for (int i = 0; i < kPerLane; ++i) {
+      const int at = i * kWarpLanes + static_cast<int>(threadIdx.x) % kWarpLanes;
+      if (at >= SharedScan<kTiles>::kQueries) break;
+      thresholds[at] = found[i] > pass.capacity ? INT_MAX : threshold_of(shared.coded[at], bound);
+    }
+    __syncwarp();
+  }
+};
+
+__device__ void keep(const TopKPass& pass, int32_t query, int64_t row) {
+  if (is_excluded(pass, query, static_cast<uint32_t>(row))) return;
+  const int place = atomicAdd(pass.found + query, 1);
+  if (place < pass.capacity) {
+    pass.survivors[query * pass.capacity + place] = static_cast<uint32_t>(row);
+  }
+}
+
+// Two queries' products are 16 a lane. Their best are compared first: few blocks have hits.
+__device__ __forceinline__ void keep_hits(const TopKPass& pass,
+                                          const int32_t (&products)[kItemTiles][4],
+                                          const int32_t* queries, int2 thresholds, int64_t block,
+                                          uint64_t allowed) {
+  int32_t best[2] = {INT_MIN, INT_MIN};
+#pragma unroll
+  for (int i = 0; i < kItemTiles * 4; ++i) best[i % 2] = max(best[i % 2], products[i / 4][i % 4]);
+  if (best[0] < thresholds.x && best[1] < thresholds.y) return;
+  uint32_t hits = 0;
+#pragma unroll
+  for (int i = 0; i < kItemTiles * 4; ++i) {
+    const bool hit = products[i / 4][i % 4] >= (i % 2 == 0 ? thresholds.x : thresholds.y);
+    hits |= static_cast<uint32_t>(hit) << i;
+  }
+  for (; hits != 0; hits &= hits - 1) {
+    const int hit = __ffs(static_cast<int>(hits)) - 1;
+    const int item = item_of(hit / 4, hit % 4);
+    if ((allowed >> item & 1) != 0) keep(pass, queries[hit % 2], block * kBlockItems + item);
+  }
+}
+
+template <int kTiles>
+__global__ void __launch_bounds__(kThreads, kTiles == 8 ? 2 : 3) scan(TopKPass pass, int round) {
+  const int first = static_cast<int>(blockIdx.y) * kTiles * kMmaColumns;
+  const int left = pass.num_open[round] - first;
+  if (left <= 0) return;
+  const SharedScan<kTiles> shared(dynamic_shared<unsigned char>(), pass.items.steps);
+  load_queries(pass, pass.open[round], first, left, shared);
+
+  const auto warp = static_cast<int>(threadIdx.x) / kWarpLanes;
+  const int column = 2 * (static_cast<int>(threadIdx.x) % 4);  // of this lane's products
+  int32_t* const thresholds = shared.thresholds + warp * SharedScan<kTiles>::kQueries;
+  const int64_t begin = int64_t{blockIdx.x} * kWarps + warp;
+  const int64_t stride = int64_t{gridDim.x} * kWarps;
+  CodeStream stream(pass.items, shared.ring, begin, pass.items.blocks, stride);
+  for (int64_t block = begin; block < pass.items.blocks; block += stride) {
+    const BlockLimits<kTiles> limits(pass, shared, block);
+    Products<kTiles> products;
+    multiply(stream, shared, pass.items.steps, products);
+    limits.set_thresholds(pass, shared, thresholds);
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      const int at = tile * kMmaColumns + column;
+      const int2 wanted = *reinterpret_cast<const int2*>(thresholds + at);
+      keep_hits(pass, products[tile], shared.queries + at, wanted, block, limits.allowed);
+    }
+    __syncwarp();  // before other thresholds are written
+  }
+}
+
+// The lower bound of the best allowed product, as a sort key; that of minus infinity without one.
+__device__ uint64_t sample_key(const CodedQuery& query, const BlockBound& bound, int32_t best,
+                               int64_t group) {
+  const float about = static_cast<float>(best) / (query.inverse_scale * bound.inverse_scale);
+  const float lower = about - (query.slack + bound.error * query.error_share);
+  return sort_key(best == INT_MIN ? kMinusInfinity : lower, static_cast<uint32_t>(group));
+}
+
+template <int kTiles>
+__global__ void __launch_bounds__(kThreads, kTiles == 8 ? 2 : 3) sample(TopKPass pass) {
+  const int first = static_cast<int>(blockIdx.y) * kTiles * kMmaColumns;
+  const int left = pass.num_open[0] - first;
+  if (left <= 0) return;
+  const SharedScan<kTiles> shared(dynamic_shared<unsigned char>(), pass.items.steps);
+  load_queries(pass, pass.open[0], first, left, shared);
+
+  const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
+  const int64_t begin = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpLanes;
+  const int64_t stride = int64_t{gridDim.x} * kWarps;
+  const int64_t offset = pass.sample_stride / 2;
+  CodeStream stream(pass.items, shared.ring, offset + begin * pass.sample_stride,
+                    offset + pass.sampled_blocks * pass.sample_stride, stride * pass.sample_stride);
+  for (int64_t i = begin; i < pass.sampled_blocks; i += stride) {
+    const int64_t block = offset + i * pass.sample_stride;
+    const uint64_t allowed = allowed_items(pass, block);
+    const BlockBound bound = pass.items.bounds[block];
+    Products<kTiles> products;
+    multiply(stream, shared, pass.items.steps, products);
+    const int64_t group = i * kSampleGroups + lane / 4;
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) {
+      int32_t best[2] = {INT_MIN, INT_MIN};
+#pragma unroll
+      for (int j = 0; j < kItemTiles * 4; ++j) {
+        const bool counts = (allowed >> item_of(j / 4, j % 4) & 1) != 0;
+        if (counts) best[j % 2] = max(best[j % 2], products[tile][j / 4][j % 4]);
+      }
+#pragma unroll
+      for (int side = 0; side < 2; ++side) {
+        const int at = tile * kMmaColumns + 2 * (lane % 4) + side;
+        if (at >= left) continue;
+        pass.sample_keys[shared.queries[at] * pass.sampled_blocks * kSampleGroups + group] =
+            sample_key(shared.coded[at], bound, best[side], group);
+      }
+    }
+  }
+}
+
+// Calls launch_tiles(constant) with the tiles of queries that a group of the pass has: no more than
+// there are queries for, nor than fit the shared memory.
+template <typename LaunchTiles>
+void for_tiles(const TopKPass& pass, LaunchTiles launch_tiles) {
+  const int64_t tile_bytes = int64_t{pass.items.steps} * kMmaBytes * kMmaColumns;
+  int64_t tiles = 1;
+  while (tiles < 8 && tiles * kMmaColumns < pass.count &&
+         2 * tiles * tile_bytes <= kMostQueryBytes) {
+    tiles *= 2;
+  }
+  if (tiles == 8) return launch_tiles(std::integral_constant<int, 8>());
+  if (tiles == 4) return launch_tiles(std::integral_constant<int, 4>());
+  if (tiles == 2) return launch_tiles(std::integral_constant<int, 2>());
+  launch_tiles(std::integral_constant<int, 1>());
+}
+
+// As many blocks of threads as run at once, for so many blocks of items.
+template <int kTiles, typename... Params, typename... Args>
+void launch_scan(void (*kernel)(Params...), const TopKPass& pass, int64_t blocks,
+                 cudaStream_t stream, const Args&... args) {
+  const size_t bytes = SharedScan<kTiles>::bytes(pass.items.steps);
+  allow_shared(kernel, bytes);
+  int resident = 0;
+  RECENGINE_CUDA_CHECK(
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, bytes));
+  const int64_t groups = (pass.count + kTiles * kMmaColumns - 1) / (kTiles * kMmaColumns);
+  const int64_t most = std::max<int64_t>(1, int64_t{resident} * pass.multiprocessors / groups);
+  const int64_t useful = (blocks + kWarps - 1) / kWarps;
+  const dim3 grid(static_cast<unsigned>(std::min(most, useful)), static_cast<unsigned>(groups));
+  launch(kernel, grid, kThreads, bytes, stream, pass, args...);
+}
+
+}  // namespace
+
+void scan_sample(const TopKPass& pass, cudaStream_t stream) {
+  for_tiles(pass, [&](auto tiles) {
+    launch_scan<tiles>(sample<tiles>, pass, pass.sampled_blocks, stream);
+  });
+}
+
+void scan_codes(const TopKPass& pass, int round, cudaStream_t stream) {
+  for_tiles(pass, [&](auto tiles) {
+    launch_scan<tiles>(scan<tiles>, pass, pass.items.blocks, stream, round);
+  });
+}
+
+}  // namespace recengine::cuda
