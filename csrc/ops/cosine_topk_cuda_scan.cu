@@ -1,176 +1,23 @@
-// Scans of codes: integer products of all items and a group of queries, in tensor cores. A warp
-// takes a block of items at a time, each lane its own bytes of it, from global memory through its
-// own slots of a ring in shared memory; warps never wait for each other. The products stay in
-// registers: of them a scan keeps the rows that reach a threshold, a sample the best of each group.
-//
-// Groups of queries scan the same blocks at about the same time, those behind reading from the L2.
+// Scans of codes: of the products of all items a scan keeps the rows that reach a threshold, a
+// sample the best of each group. Groups of queries scan the same blocks at about the same time,
+// those behind reading from the L2.
 #include <algorithm>
 #include <climits>
 #include <type_traits>
 
-#include "cuda/copy_async.h"
 #include "ops/cosine_topk_device.h"
+#include "ops/cosine_topk_products.h"
 
 namespace recengine::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = kWarps * kWarpLanes;
-constexpr int kStages = 8;  // of the ring: steps of a block that are on their way, less one
-constexpr int64_t kRingBytes = int64_t{kStages} * kStepLoads * kThreads / kWarpLanes * 16;
-constexpr int64_t kMostQueryBytes = 32 << 10;  // of codes, with the ring within 99 KiB
-constexpr float kLargestThreshold = 1e9f;      // beyond any sum of products, within 32 bits
-
-// Queries beyond those that are left have no codes and a threshold that nothing reaches.
-constexpr CodedQuery kNoQuery = {1, 0, 0, INFINITY};
-
-template <int kTiles>
-struct SharedScan {
-  static constexpr int kQueries = kTiles * kMmaColumns;
-
-  uint4* ring;          // [warps, stages, loads of a step]
-  uint2* codes;         // [steps, tiles of queries, lanes]
-  CodedQuery* coded;    // [queries]
-  int32_t* queries;     // [queries] of the pass
-  int32_t* thresholds;  // [warps, queries], for the block that the warp works on
-
-  __device__ SharedScan(unsigned char* memory, int steps) {
-    ring = reinterpret_cast<uint4*>(memory);
-    codes = reinterpret_cast<uint2*>(memory + kRingBytes);
-    coded = reinterpret_cast<CodedQuery*>(codes + steps * kTiles * kWarpLanes);
-    queries = reinterpret_cast<int32_t*>(coded + kQueries);
-    thresholds = queries + kQueries;
-  }
-
-  static size_t bytes(int steps) {
-    return static_cast<size_t>(kRingBytes) + sizeof(uint2) * steps * kTiles * kWarpLanes +
-           (sizeof(CodedQuery) + sizeof(int32_t) * (1 + kWarps)) * kQueries;
-  }
-};
-
-// The codes of four dimensions, or zeros where there is no query.
-__device__ uint32_t query_codes(const TopKPass& pass, int32_t query, int steps, int dim) {
-  if (query < 0) return 0;
-  const int8_t* const codes = pass.codes + (int64_t{query} * steps * kMmaBytes + dim);
-  return *reinterpret_cast<const uint32_t*>(codes);
-}
-
-// By all threads of the block: queries [first, first + kQueries) of the list.
-template <int kTiles>
-__device__ void load_queries(const TopKPass& pass, const int32_t* open, int first, int left,
-                             const SharedScan<kTiles>& shared) {
-  const auto thread = static_cast<int>(threadIdx.x);
-  for (int i = thread; i < SharedScan<kTiles>::kQueries; i += kThreads) {
-    const int32_t query = i < left ? open[first + i] : -1;
-    shared.queries[i] = query;
-    shared.coded[i] = query < 0 ? kNoQuery : pass.coded[query];
-  }
-  __syncthreads();
-  const int steps = pass.items.steps;
-  for (int i = thread; i < steps * kTiles * kWarpLanes; i += kThreads) {
-    const int lane = i % kWarpLanes;
-    const int tile = i / kWarpLanes % kTiles;
-    const int step = i / kWarpLanes / kTiles;
-    const int32_t query = shared.queries[tile * kMmaColumns + lane / 4];
-    const int dim = step * kMmaBytes + lane % 4 * 4;
-    shared.codes[i] = {query_codes(pass, query, steps, dim),
-                       query_codes(pass, query, steps, dim + kMmaBytes / 2)};
-  }
-  __syncthreads();
-}
-
-// The blocks of one warp, a step at a time, on their way into its ring.
-class CodeStream {
- public:
-  // Blocks `begin`, begin + stride, ... below `end`.
-  __device__ CodeStream(const ItemsView& items, uint4* ring, int64_t begin, int64_t end,
-                        int64_t stride)
-      : codes_(items.codes),
-        ring_(ring + threadIdx.x / kWarpLanes * kStages * kStepLoads + threadIdx.x % kWarpLanes),
-        block_(begin),
-        end_(end),
-        stride_(stride),
-        steps_(items.steps) {
-    for (int stage = 0; stage < kStages - 1; ++stage) fetch();
-  }
-
-  // Reads this lane's part of the next step and fetches another into the slot read before.
-  __device__ void next(uint4 (&tiles)[kItemTiles]) {
-    wait_for_copies<kStages - 2>();
-    __syncwarp();
-    const uint4* const from = ring_ + read_ * kStepLoads;
-#pragma unroll
-    for (int tile = 0; tile < kItemTiles; ++tile) tiles[tile] = from[tile * kTileLoads];
-    read_ = (read_ + 1) % kStages;
-    fetch();
-  }
-
- private:
-  __device__ void fetch() {
-    if (block_ < end_) {
-      const uint4* const from = codes_ + (block_ * steps_ + step_) * kStepLoads +
-                                static_cast<int>(threadIdx.x) % kWarpLanes;
-      uint4* const to = ring_ + written_ * kStepLoads;
-#pragma unroll
-      for (int tile = 0; tile < kItemTiles; ++tile) {
-        copy_async(to + tile * kTileLoads, from + tile * kTileLoads);
-      }
-      if (++step_ == steps_) {
-        step_ = 0;
-        block_ += stride_;
-      }
-    }
-    written_ = (written_ + 1) % kStages;
-    commit_copies();
-  }
-
-  const uint4* codes_;
-  uint4* ring_;
-  int64_t block_;  // that is fetched next
-  int64_t end_;
-  int64_t stride_;
-  int steps_;
-  int step_ = 0;
-  int read_ = 0;
-  int written_ = 0;
-};
-
-template <int kTiles>
-using Products = int32_t[kTiles][kItemTiles][4];
-
-// Products of the stream's next block with all queries, as mma_s8() leaves them.
-template <int kTiles>
-__device__ __forceinline__ void multiply(CodeStream& stream, const SharedScan<kTiles>& shared,
-                                         int steps, Products<kTiles>& products) {
-#pragma unroll
-  for (int tile = 0; tile < kTiles; ++tile) {
-#pragma unroll
-    for (int i = 0; i < kItemTiles * 4; ++i) products[tile][i / 4][i % 4] = 0;
-  }
-  const uint2* codes = shared.codes + threadIdx.x % kWarpLanes;
-  for (int step = 0; step < steps; ++step) {
-    uint4 items[kItemTiles];
-    stream.next(items);
-#pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const uint2 queries = *codes;
-      codes += kWarpLanes;
-#pragma unroll
-      for (int i = 0; i < kItemTiles; ++i) mma_s8(products[tile][i], items[i], queries);
-    }
-  }
-}
+constexpr float kLargestThreshold = 1e9f;  // beyond any sum of products, within 32 bits
 
 // Bits of the block's items that are there and that the bitmap allows.
 __device__ uint64_t allowed_items(const TopKPass& pass, int64_t block) {
   const int64_t left = pass.items.rows - block * kBlockItems;
   const uint64_t there = left >= kBlockItems ? ~uint64_t{0} : (uint64_t{1} << left) - 1;
   return pass.allow_bitmap == nullptr ? there : there & pass.allow_bitmap[block];
-}
-
-// The place in its block of the item that a lane's product [tile][i] is of.
-__device__ int item_of(int tile, int i) {
-  return tile * kMmaRows + i / 2 * (kMmaRows / 2) + static_cast<int>(threadIdx.x) % kWarpLanes / 4;
 }
 
 // The least product with which an item of the block can still be wanted, as set_thresholds() in
@@ -227,10 +74,11 @@ __device__ __forceinline__ void keep_hits(const TopKPass& pass,
                                           const int32_t (&products)[kItemTiles][4],
                                           const int32_t* queries, int2 thresholds, int64_t block,
                                           uint64_t allowed) {
-  int32_t best[2] = {INT_MIN, INT_MIN};
+  int32_t copy[kItemTiles * 4];
 #pragma unroll
-  for (int i = 0; i < kItemTiles * 4; ++i) best[i % 2] = max(best[i % 2], products[i / 4][i % 4]);
-  if (best[0] < thresholds.x && best[1] < thresholds.y) return;
+  for (int i = 0; i < kItemTiles * 4; ++i) copy[i] = products[i / 4][i % 4];
+  const int2 best = best_of<kItemTiles * 4>(copy);
+  if (best.x < thresholds.x && best.y < thresholds.y) return;
   uint32_t hits = 0;
 #pragma unroll
   for (int i = 0; i < kItemTiles * 4; ++i) {
@@ -245,7 +93,8 @@ __device__ __forceinline__ void keep_hits(const TopKPass& pass,
 }
 
 template <int kTiles>
-__global__ void __launch_bounds__(kThreads, kTiles == 8 ? 2 : 3) scan(TopKPass pass, int round) {
+__global__ void __launch_bounds__(kScanThreads, kTiles == 8 ? 2 : 3)
+    scan(TopKPass pass, int round) {
   const int first = static_cast<int>(blockIdx.y) * kTiles * kMmaColumns;
   const int left = pass.num_open[round] - first;
   if (left <= 0) return;
@@ -255,8 +104,8 @@ __global__ void __launch_bounds__(kThreads, kTiles == 8 ? 2 : 3) scan(TopKPass p
   const auto warp = static_cast<int>(threadIdx.x) / kWarpLanes;
   const int column = 2 * (static_cast<int>(threadIdx.x) % 4);  // of this lane's products
   int32_t* const thresholds = shared.thresholds + warp * SharedScan<kTiles>::kQueries;
-  const int64_t begin = int64_t{blockIdx.x} * kWarps + warp;
-  const int64_t stride = int64_t{gridDim.x} * kWarps;
+  const int64_t begin = int64_t{blockIdx.x} * kScanWarps + warp;
+  const int64_t stride = int64_t{gridDim.x} * kScanWarps;
   CodeStream stream(pass.items, shared.ring, begin, pass.items.blocks, stride);
   for (int64_t block = begin; block < pass.items.blocks; block += stride) {
     const BlockLimits<kTiles> limits(pass, shared, block);
@@ -282,7 +131,7 @@ __device__ uint64_t sample_key(const CodedQuery& query, const BlockBound& bound,
 }
 
 template <int kTiles>
-__global__ void __launch_bounds__(kThreads, kTiles == 8 ? 2 : 3) sample(TopKPass pass) {
+__global__ void __launch_bounds__(kScanThreads, kTiles == 8 ? 2 : 3) sample(TopKPass pass) {
   const int first = static_cast<int>(blockIdx.y) * kTiles * kMmaColumns;
   const int left = pass.num_open[0] - first;
   if (left <= 0) return;
@@ -290,8 +139,8 @@ __global__ void __launch_bounds__(kThreads, kTiles == 8 ? 2 : 3) sample(TopKPass
   load_queries(pass, pass.open[0], first, left, shared);
 
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
-  const int64_t begin = int64_t{blockIdx.x} * kWarps + threadIdx.x / kWarpLanes;
-  const int64_t stride = int64_t{gridDim.x} * kWarps;
+  const int64_t begin = int64_t{blockIdx.x} * kScanWarps + threadIdx.x / kWarpLanes;
+  const int64_t stride = int64_t{gridDim.x} * kScanWarps;
   const int64_t offset = pass.sample_stride / 2;
   CodeStream stream(pass.items, shared.ring, offset + begin * pass.sample_stride,
                     offset + pass.sampled_blocks * pass.sample_stride, stride * pass.sample_stride);
@@ -304,18 +153,19 @@ __global__ void __launch_bounds__(kThreads, kTiles == 8 ? 2 : 3) sample(TopKPass
     const int64_t group = i * kSampleGroups + lane / 4;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      int32_t best[2] = {INT_MIN, INT_MIN};
+      int32_t counted[kItemTiles * 4];
 #pragma unroll
       for (int j = 0; j < kItemTiles * 4; ++j) {
         const bool counts = (allowed >> item_of(j / 4, j % 4) & 1) != 0;
-        if (counts) best[j % 2] = max(best[j % 2], products[tile][j / 4][j % 4]);
+        counted[j] = counts ? products[tile][j / 4][j % 4] : INT_MIN;
       }
+      const int2 best = best_of<kItemTiles * 4>(counted);
 #pragma unroll
       for (int side = 0; side < 2; ++side) {
         const int at = tile * kMmaColumns + 2 * (lane % 4) + side;
         if (at >= left) continue;
         pass.sample_keys[shared.queries[at] * pass.sampled_blocks * kSampleGroups + group] =
-            sample_key(shared.coded[at], bound, best[side], group);
+            sample_key(shared.coded[at], bound, side == 0 ? best.x : best.y, group);
       }
     }
   }
@@ -345,12 +195,12 @@ void launch_scan(void (*kernel)(Params...), const TopKPass& pass, int64_t blocks
   allow_shared(kernel, bytes);
   int resident = 0;
   RECENGINE_CUDA_CHECK(
-      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kThreads, bytes));
+      cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kScanThreads, bytes));
   const int64_t groups = (pass.count + kTiles * kMmaColumns - 1) / (kTiles * kMmaColumns);
   const int64_t most = std::max<int64_t>(1, int64_t{resident} * pass.multiprocessors / groups);
-  const int64_t useful = (blocks + kWarps - 1) / kWarps;
+  const int64_t useful = (blocks + kScanWarps - 1) / kScanWarps;
   const dim3 grid(static_cast<unsigned>(std::min(most, useful)), static_cast<unsigned>(groups));
-  launch(kernel, grid, kThreads, bytes, stream, pass, args...);
+  launch(kernel, grid, kScanThreads, bytes, stream, pass, args...);
 }
 
 }  // namespace

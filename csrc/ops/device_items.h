@@ -20,7 +20,7 @@ constexpr int kStepLoads = kItemTiles * kTileLoads;
 constexpr int64_t kMostCodedDims = 4096;
 
 // With an item about code / inverse_scale, what that leaves out is at most as long as `error`.
-struct BlockBound {
+struct alignas(8) BlockBound {
   float inverse_scale;
   float error;
 };
