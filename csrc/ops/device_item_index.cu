@@ -50,7 +50,7 @@ void pack_block(const ItemCodes& codes, int64_t block, int64_t mma_steps, uint4*
 template <typename T>
 std::shared_ptr<void> copy_values(const T* values, int64_t count, int device) {
   const int64_t bytes = count * int64_t{sizeof(T)};
-  std::shared_ptr<void> copy = allocate_on_device(bytes, device, nullptr);
+  std::shared_ptr<void> copy = allocate_resident(bytes, device);
   if (bytes > 0) copy_to_device(copy.get(), values, bytes, device, nullptr);
   return copy;
 }
@@ -58,7 +58,7 @@ std::shared_ptr<void> copy_values(const T* values, int64_t count, int device) {
 // In fp32, whatever they are stored in.
 std::shared_ptr<void> copy_units(const ItemVectors& vectors, int device) {
   const int64_t row_bytes = vectors.dim() * int64_t{sizeof(float)};
-  std::shared_ptr<void> copy = allocate_on_device(vectors.rows() * row_bytes, device, nullptr);
+  std::shared_ptr<void> copy = allocate_resident(vectors.rows() * row_bytes, device);
   for (int64_t first = 0; first < vectors.rows(); first += kRowsAtOnce) {
     const int64_t count = std::min(kRowsAtOnce, vectors.rows() - first);
     copy_to_device(static_cast<char*>(copy.get()) + first * row_bytes,
@@ -72,7 +72,7 @@ std::shared_ptr<void> copy_codes(const ItemCodes& codes, int64_t steps, int devi
                                  ThreadPool* pool) {
   const int64_t of_block = steps * kStepLoads;
   const int64_t block_bytes = of_block * int64_t{sizeof(uint4)};
-  std::shared_ptr<void> copy = allocate_on_device(codes.blocks() * block_bytes, device, nullptr);
+  std::shared_ptr<void> copy = allocate_resident(codes.blocks() * block_bytes, device);
   std::vector<uint4> packed;
   for (int64_t first = 0; first < codes.blocks(); first += kBlocksAtOnce) {
     const int64_t count = std::min(kBlocksAtOnce, codes.blocks() - first);
