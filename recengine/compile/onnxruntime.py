@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from recengine.bundle import GraphTensor, Manifest, sync
+from recengine._files import sync
+from recengine.bundle import GraphTensor, Manifest
 from recengine.errors import CompileError
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from recengine.bundle import FidelityBounds, Graph, Manifest, Retrieval, hash_file, sync
+from recengine._files import sync
+from recengine.bundle import FidelityBounds, Graph, Manifest, Retrieval, hash_file
 from recengine.compile.lowering import Precision, lower_graphs
 from recengine.compile.plan_builder import Axes, PlanBuilder, Progress
 from recengine.compile.plan_runner import PlanRunner
