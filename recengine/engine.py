@@ -22,7 +22,10 @@ Ranked: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 
 class Engine:
-    """A bundle, or a version directory compiled for the CPU, verified and memory-mapped.
+    """A bundle, or a version directory that our backend serves, verified and memory-mapped.
+
+    That of a split repository has one of the methods `look_up`, `look_up_candidates`, `search` and
+    `order`; others have the stages of what they have.
 
     Users come as `recengine.client.wire.pack_users(engine.schema, ...)` packs them. Every method
     releases the GIL while it computes and may be called from many threads at once.
