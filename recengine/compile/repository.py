@@ -121,11 +121,12 @@ def user_tensors(request: Request) -> Tensors:
 def write_configs(
     repository: Path, configs: Mapping[str, pb.ModelConfig], request: Request
 ) -> None:
-    """Writes config.pbtxt and warm-up files of models, each file in one step, in this order."""
+    """Writes warm-up files, then config.pbtxt of models, each file in one step, in this order."""
     for name, config in configs.items():
         files = {file for warmup in config.model_warmup for file in _files(warmup)}
         for file in sorted(files):
             _replace(repository / name / "warmup" / file, request[file].tobytes())
+    for name, config in configs.items():
         text = _HEADER + text_format.MessageToString(config)
         _replace(repository / name / "config.pbtxt", text.encode())
 
