@@ -17,9 +17,9 @@ from recengine.engine import GraphInputs
 def largest_activations(model: onnx.ModelProto, batches: Iterable[GraphInputs]) -> dict[str, float]:
     """The largest magnitude of every activation that int8 matrix products read.
 
-    The maximum and not a percentile: held-out users are few, what is beyond a percentile of their
-    activations is what tells one item from another, and on the demo's models clipping at 99.9 %
-    made the score error 3.5 times larger, at 99.999 % no smaller.
+    The maximum and not a percentile: held-out users are few, and what lies beyond a percentile of
+    their activations tells one item from another. On the demo's models, clipping at 99.9 % made the
+    score error 3.5 times larger; at 99.999 % it fell in retrieval and rose in ranking by a quarter.
 
     Args:
         model: fp32.

@@ -12,6 +12,10 @@ import json
 import types
 from pathlib import Path
 
+import onnx
+
+from recengine.gpu import Gpu
+
 API = Path(__file__).parent / "tensorrt_api"
 VERSIONS = sorted(path.stem for path in API.glob("*.json"))
 
@@ -26,6 +30,10 @@ _PLAIN = {
     "list": list,
     "Dims": (tuple, list),
 }
+
+
+GPU = Gpu("NVIDIA H200", "9.0", "580.65.06", "13.0")
+PLAN, TIMINGS = b"a plan", b"some timings"
 
 
 class StrictTensorRT(types.ModuleType):
@@ -178,3 +186,20 @@ def _accepts(known, kind, value):
     if kind.startswith("collections.abc.Sequence"):
         return isinstance(value, collections.abc.Sequence)
     return isinstance(value, _PLAIN.get(kind, ()))
+
+
+def load_network(trt, model):
+    """Gives the network the inputs and outputs of the model that was parsed."""
+    graph = onnx.load_from_string(model).graph
+    for kind, values in (("input", graph.input), ("output", graph.output)):
+        ports = [port(trt, value) for value in values]
+        trt.answers[f"INetworkDefinition.num_{kind}s"] = len(ports)
+        trt.answers[f"INetworkDefinition.get_{kind}"] = lambda _, index, ports=ports: ports[index]
+    return True
+
+
+def port(trt, value):
+    tensor = trt.make("ITensor")
+    dims = [dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim]
+    vars(tensor)["is"] = {"name": value.name, "dtype": trt.DataType.FLOAT, "shape": dims}
+    return tensor

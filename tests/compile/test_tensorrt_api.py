@@ -4,78 +4,29 @@ This checks calls, not results: whether TensorRT builds the graphs, and what a p
 tests marked `tensorrt` see, on a machine with a GPU.
 """
 
-import ctypes
 import itertools
-import shutil
 import sys
 
-import numpy as np
 import onnx
 import pytest
-from cuda_stub import build_driver
-from strict_tensorrt import VERSIONS, StrictTensorRT
+from strict_tensorrt import GPU, PLAN, TIMINGS, VERSIONS, load_network
 from typer.testing import CliRunner
 
-from recengine import _cuda_driver
 from recengine.bundle import read_manifest
 from recengine.cli import app
-from recengine.compile import compile_bundle, plan_runner, tensorrt
+from recengine.compile import compile_bundle, tensorrt
 from recengine.compile.graph_runner import graph_runner
 from recengine.compile.lowering import BOUNDS
 from recengine.compile.plan_builder import PlanBuilder
 from recengine.compile.tensorrt import PlanOptions, TensorRT, axes_of
 from recengine.compile.timing_cache import timing_cache_path
 from recengine.errors import CompileError
-from recengine.gpu import Gpu
 from recengine.plans import Plan, SizeRange
-
-GPU = Gpu("NVIDIA H200", "9.0", "580.65.06", "13.0")
-PLAN, TIMINGS = b"a plan", b"some timings"
 
 
 @pytest.fixture
 def manifest(bundle):
     return read_manifest(bundle)
-
-
-@pytest.fixture(params=VERSIONS)
-def trt(request, monkeypatch):
-    """The bindings of one version, and a GPU to build on."""
-    module = StrictTensorRT(request.param)
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
-    monkeypatch.setattr(tensorrt, "current_gpu", lambda: GPU)
-    module.answers |= {
-        "Builder.build_serialized_network": PLAN,
-        "ITimingCache.serialize": TIMINGS,
-        "IBuilderConfig.add_optimization_profile": 0,
-        "OnnxParser.parse": lambda parser, model: load_network(module, model),
-    }
-    for name in ("name", "dtype", "shape"):
-        module.answers[f"ITensor.{name}"] = lambda tensor, name=name: vars(tensor)["is"][name]
-    return module
-
-
-def load_network(trt, model):
-    """Gives the network the inputs and outputs of the model that was parsed."""
-    graph = onnx.load_from_string(model).graph
-    for kind, values in (("input", graph.input), ("output", graph.output)):
-        ports = [port(trt, value) for value in values]
-        trt.answers[f"INetworkDefinition.num_{kind}s"] = len(ports)
-        trt.answers[f"INetworkDefinition.get_{kind}"] = lambda _, index, ports=ports: ports[index]
-    return True
-
-
-def port(trt, value):
-    tensor = trt.make("ITensor")
-    dims = [dim.dim_value or -1 for dim in value.type.tensor_type.shape.dim]
-    vars(tensor)["is"] = {"name": value.name, "dtype": trt.DataType.FLOAT, "shape": dims}
-    return tensor
-
-
-@pytest.fixture
-def bundle_copy(bundle, tmp_path):
-    """The same files in a folder of their own: timings are kept beside it."""
-    return shutil.copytree(bundle, tmp_path / "work" / "bundle")
 
 
 @pytest.fixture(params=["tower", "ranker"])
@@ -271,58 +222,6 @@ def test_without_tensorrt_the_message_says_what_to_install(bundle, tmp_path, mon
     with pytest.raises(CompileError, match="pip install tensorrt-cu13==VERSION"):
         compile_bundle(bundle, tmp_path / "repository", target="gpu")
     assert not (tmp_path / "repository").exists()
-
-
-@pytest.fixture
-def device(trt, monkeypatch, tmp_path):
-    """A GPU that executes any plan, of one input and one output: it doubles what it reads."""
-    monkeypatch.setattr(_cuda_driver, "_LIBRARY", build_driver(tmp_path / "libcuda.so.1"))
-    addresses = {}
-
-    def execute(_, stream_handle):
-        x, y = (ctypes.cast(addresses[name], ctypes.POINTER(ctypes.c_float)) for name in "xy")
-        for at in range(12):
-            y[at] = 2 * x[at]
-        return True
-
-    modes = trt.TensorIOMode
-    trt.answers |= {
-        "ICudaEngine.num_io_tensors": 2,
-        "ICudaEngine.get_tensor_name": lambda _, index: "xy"[index],
-        "ICudaEngine.get_tensor_mode": lambda _, name: modes.INPUT if name == "x" else modes.OUTPUT,
-        "IExecutionContext.get_tensor_shape": (3, 4),
-        "IExecutionContext.set_tensor_address": lambda _, name, memory: bool(
-            addresses.update({name: memory}) or True
-        ),
-        "IExecutionContext.execute_async_v3": execute,
-    }
-
-
-def test_a_plan_is_run_on_the_device(trt, device, tmp_path):
-    (tmp_path / "model.plan").write_bytes(PLAN)
-    run = plan_runner.PlanRunner(trt, tmp_path / "model.plan")
-    assert trt.called("Runtime.deserialize_cuda_engine") == [{"serialized_engine": PLAN}]
-    x = np.arange(12, dtype=np.float32).reshape(3, 4)
-    np.testing.assert_array_equal(run({"x": x}), 2 * x)
-    assert trt.called("IExecutionContext.set_input_shape") == [{"name": "x", "shape": (3, 4)}]
-
-
-def test_sizes_that_a_plan_was_not_built_for_are_refused(trt, device, tmp_path):
-    (tmp_path / "model.plan").write_bytes(PLAN)
-    run = plan_runner.PlanRunner(trt, tmp_path / "model.plan")
-    trt.answers["IExecutionContext.set_input_shape"] = False
-    with pytest.raises(CompileError, match=r"model\.plan: no reason given"):
-        run({"x": np.zeros((99, 4), np.float32)})
-
-
-@pytest.mark.parametrize(
-    "member", ["Runtime.deserialize_cuda_engine", "ICudaEngine.create_execution_context"]
-)
-def test_a_plan_that_tensorrt_refuses_is_named(trt, device, tmp_path, member):
-    (tmp_path / "model.plan").write_bytes(b"not a plan")
-    trt.answers[member] = None
-    with pytest.raises(CompileError, match=r"\[tensorrt\] .*model\.plan"):
-        plan_runner.PlanRunner(trt, tmp_path / "model.plan")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])

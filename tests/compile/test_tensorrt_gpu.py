@@ -1,7 +1,6 @@
 """Plans on a real GPU beside ONNX Runtime on the CPU. Run where TensorRT is: pytest -m tensorrt."""
 
 import importlib.util
-import shutil
 
 import numpy as np
 import pytest
@@ -39,12 +38,6 @@ pytestmark = [
 @pytest.fixture
 def manifest(bundle):
     return read_manifest(bundle)
-
-
-@pytest.fixture
-def bundle_copy(bundle, tmp_path):
-    """The same files in a folder of their own: timings are kept beside it."""
-    return shutil.copytree(bundle, tmp_path / "work" / "bundle")
 
 
 @pytest.fixture
