@@ -14,7 +14,7 @@ BUNDLE := artifacts/bundle
 REPOSITORY := model_repository
 CXX_FILES = $(shell find csrc bench tests -name '*.h' -o -name '*.cc' -o -name '*.cu')
 
-.PHONY: setup demo test test-cuda-emulated check sanitize stubs format bench-serving bench-overload bench-coalescing bench-ops bench-scale clean
+.PHONY: setup demo test test-cuda-emulated check sanitize stubs format bench-serving bench-overload bench-coalescing bench-ops bench-catalog bench-scale clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -95,6 +95,9 @@ bench-coalescing: $(VENV)/perf_analyzer/perf_analyzer
 bench-ops: $(DATA)/ml-100k.inter
 	$(BIN)/python -m bench.ops.cosine_topk $(BENCH_ARGS)
 	$(BIN)/python -m bench.ops.embedding_bag $(BENCH_ARGS)
+
+bench-catalog: $(VENV)/installed
+	$(BIN)/python -m bench.ops.large_catalog
 
 bench-scale: $(VENV)/perf_analyzer/perf_analyzer
 	$(BIN)/python -m bench.scale
