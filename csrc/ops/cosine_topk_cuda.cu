@@ -33,8 +33,7 @@ constexpr int64_t kCapacityStrides = 16;
 constexpr int64_t kLeastCapacity = 1024;
 
 constexpr int64_t kWorkersPerMultiprocessor = 4;
-constexpr int64_t kKeysBeyond =
-    4096;  // of a worker, besides K: so that it seldom looks through all
+constexpr int64_t kKeysBeyond = 4096;  // K that a worker has room for: it seldom looks through all
 
 // Hands out the parts of a workspace; without one it counts their bytes.
 class Workspace {
@@ -77,8 +76,9 @@ void plan_exact(TopKPass& pass, Workspace& memory) {
   pass.workers = static_cast<int32_t>(
       std::max<int64_t>(pass.count, kWorkersPerMultiprocessor * pass.multiprocessors));
   const int64_t least_parts = pass.workers / pass.count;
-  pass.worker_keys = std::min((pass.items.rows + least_parts - 1) / least_parts,
-                              pass.k + std::max(pass.k, kKeysBeyond));
+  const int64_t most_rows = (pass.items.rows + least_parts - 1) / least_parts;
+  pass.worker_keys =
+      std::min(std::max(most_rows, kLeastPartRows), pass.k + std::max(pass.k, kKeysBeyond));
   pass.best_keys = memory.take<uint64_t>(pass.workers * pass.worker_keys);
   pass.best_counts = memory.take<int32_t>(pass.workers);
   if (pass.k <= kMostSorted) return;

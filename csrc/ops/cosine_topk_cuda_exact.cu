@@ -6,6 +6,7 @@ namespace recengine::cuda {
 namespace {
 
 constexpr int kThreads = 256;
+static_assert(kLeastPartRows == kThreads, "a worker scores at least a row a thread");
 constexpr int kRowsAtOnce = kThreads / static_cast<int>(kScoreLanes);
 constexpr int kMergeThreads = 512;
 
@@ -16,7 +17,10 @@ struct Part {
   int64_t end;
 };
 
-__device__ int parts_of_query(const TopKPass& pass, int open) { return pass.workers / open; }
+__device__ int parts_of_query(const TopKPass& pass, int open) {
+  const int64_t worth = (pass.items.rows + kLeastPartRows - 1) / kLeastPartRows;
+  return static_cast<int>(max(int64_t{1}, min(int64_t{pass.workers / open}, worth)));
+}
 
 __device__ Part part_of(const TopKPass& pass, int worker, int open) {
   const int parts = parts_of_query(pass, open);
@@ -25,28 +29,23 @@ __device__ Part part_of(const TopKPass& pass, int worker, int open) {
   return {worker / parts, begin, min(begin + rows, pass.items.rows)};
 }
 
-// A worker's keys [count], of which those above `threshold` can still be among the best.
-struct BestKeys {
-  uint64_t* keys;
-  int count;
-  uint64_t threshold;
-};
-
-// By all threads of the block: leaves the best K. A turn writes only where all have read.
-__device__ void keep_best(const TopKPass& pass, BestKeys& best) {
-  const KeyRuns all = {best.keys, 0, &best.count, 1};
-  best.threshold = select_rank(all, pass.k) - 1;
-  __shared__ int kept;
-  __syncthreads();
+// By all threads of the block: leaves the best K of a worker's keys, of which there are more, and
+// returns what others must exceed. `count` is in shared memory.
+__device__ uint64_t keep_best(const TopKPass& pass, uint64_t* keys, int32_t* count) {
+  const uint64_t least = select_rank({keys, 0, count, 1}, pass.k);
+  __shared__ int32_t kept;
   if (threadIdx.x == 0) kept = 0;
-  for (int first = 0; first < best.count; first += kThreads) {
+  const int32_t before = *count;
+  for (int first = 0; first < before; first += kThreads) {
     const int own = first + static_cast<int>(threadIdx.x);
-    const uint64_t key = own < best.count ? best.keys[own] : 0;
-    __syncthreads();
-    if (key > best.threshold) best.keys[atomicAdd(&kept, 1)] = key;
+    const uint64_t key = own < before ? keys[own] : 0;
+    __syncthreads();  // a turn writes only where all have read
+    if (key >= least) keys[atomicAdd(&kept, 1)] = key;
   }
   __syncthreads();
-  best.count = kept;
+  if (threadIdx.x == 0) *count = kept;
+  __syncthreads();
+  return least - 1;
 }
 
 __global__ void __launch_bounds__(kThreads) score_part(TopKPass pass) {
@@ -57,30 +56,30 @@ __global__ void __launch_bounds__(kThreads) score_part(TopKPass pass) {
   if (part.slot >= open) return;
   const int query = pass.open[kRounds][part.slot];
   const float* const unit = pass.units + int64_t{query} * pass.padded_dim;
-  BestKeys best = {pass.best_keys + worker * pass.worker_keys, 0, 0};
-  __shared__ int count;
+  uint64_t* const keys = pass.best_keys + worker * pass.worker_keys;
+  uint64_t threshold = 0;  // what is not above it cannot be among the best
+  __shared__ int32_t count;
   if (threadIdx.x == 0) count = 0;
-  for (int64_t first = part.begin; first < part.end; first += kThreads) {
+  for (int64_t first = part.begin;; first += kThreads) {
     __syncthreads();
-    best.count = count;
+    const int32_t before = count;
     __syncthreads();
-    if (best.count + kThreads > pass.worker_keys && best.count > pass.k) {
-      keep_best(pass, best);
-      if (threadIdx.x == 0) count = best.count;
-      __syncthreads();
+    const bool ended = first >= part.end;
+    if ((ended || before + kThreads > pass.worker_keys) && before > pass.k) {
+      threshold = keep_best(pass, keys, &count);
     }
+    if (ended) break;
     for (int turn = 0; turn < kThreads; turn += kRowsAtOnce) {
       const int64_t wanted = first + turn + threadIdx.x / kScoreLanes;
       const int64_t row = min(wanted, pass.items.rows - 1);
       const float value = score_row(pass.items.units + row * pass.items.dim, unit, pass.items.dim);
       if (threadIdx.x % kScoreLanes != 0 || wanted >= part.end) continue;
       const uint64_t key = sort_key(value, static_cast<uint32_t>(row));
-      if (key <= best.threshold || !is_allowed(pass, row)) continue;
+      if (key <= threshold || !is_allowed(pass, row)) continue;
       if (is_excluded(pass, query, static_cast<uint32_t>(row))) continue;
-      best.keys[atomicAdd(&count, 1)] = key;
+      keys[atomicAdd(&count, 1)] = key;
     }
   }
-  __syncthreads();
   if (threadIdx.x == 0) pass.best_counts[worker] = count;
 }
 

@@ -10,9 +10,10 @@
 
 namespace recengine::cuda {
 
-constexpr int64_t kMostSorted = 4096;  // keys that a block of threads sorts in shared memory
-constexpr int kRounds = 2;             // of scans of codes, before all items are scored
-constexpr int kSampleGroups = 8;       // of a sampled block's items: those equal modulo it
+constexpr int64_t kMostSorted = 4096;    // keys that a block of threads sorts in shared memory
+constexpr int kRounds = 2;               // of scans of codes, before all items are scored
+constexpr int kSampleGroups = 8;         // of a sampled block's items: those equal modulo it
+constexpr int64_t kLeastPartRows = 256;  // that a worker scores when all items are scored
 constexpr uint32_t kNoRow = 0xffffffffu;
 
 // What the codes of a query tell, and what an item must reach to be wanted.

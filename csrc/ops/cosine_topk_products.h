@@ -20,9 +20,6 @@ constexpr int kStages = 8;  // of the ring: steps of a block that are on their w
 constexpr int64_t kRingBytes = int64_t{kStages} * kStepLoads * kScanWarps * 16;
 constexpr int64_t kMostQueryBytes = 32 << 10;  // of codes, with the ring within 99 KiB
 
-// Queries beyond those that are left have no codes and a threshold that nothing reaches.
-constexpr CodedQuery kNoQuery = {1, 0, 0, INFINITY};
-
 template <int kTiles>
 struct SharedScan {
   static constexpr int kQueries = kTiles * kMmaColumns;
@@ -54,15 +51,19 @@ __device__ inline uint32_t query_codes(const TopKPass& pass, int32_t query, int 
   return *reinterpret_cast<const uint32_t*>(codes);
 }
 
-// By all threads of the block: queries [first, first + kQueries) of the list.
+// By all threads of the block: queries [first, first + kQueries) of the list. Those beyond the ones
+// that are left have no codes, and nothing reaches their threshold.
 template <int kTiles>
 __device__ void load_queries(const TopKPass& pass, const int32_t* open, int first, int left,
                              const SharedScan<kTiles>& shared) {
   const auto thread = static_cast<int>(threadIdx.x);
   for (int i = thread; i < SharedScan<kTiles>::kQueries; i += kScanThreads) {
-    const int32_t query = i < left ? open[first + i] : -1;
-    shared.queries[i] = query;
-    shared.coded[i] = query < 0 ? kNoQuery : pass.coded[query];
+    shared.queries[i] = i < left ? open[first + i] : -1;
+    if (i < left) {
+      shared.coded[i] = pass.coded[open[first + i]];
+    } else {
+      shared.coded[i] = {1, 0, 0, INFINITY};
+    }
   }
   __syncthreads();
   const int steps = pass.items.steps;

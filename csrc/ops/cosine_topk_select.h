@@ -16,12 +16,16 @@ struct KeyRuns {
   int runs;
 };
 
-// Calls visit(key) for all keys, each from one thread of the block.
+// Calls visit(key) for all keys, each from one thread of the block. A single run is shared by all
+// threads; else each warp takes runs of its own, so that several are on their way.
 template <typename Visit>
 __device__ void for_each_key(const KeyRuns& all, Visit visit) {
-  for (int run = 0; run < all.runs; ++run) {
+  const int together = all.runs == 1 ? static_cast<int>(blockDim.x) : kWarpLanes;
+  const int teams = static_cast<int>(blockDim.x) / together;
+  const int member = static_cast<int>(threadIdx.x) % together;
+  for (int run = static_cast<int>(threadIdx.x) / together; run < all.runs; run += teams) {
     const uint64_t* const keys = all.keys + run * all.stride;
-    for (int64_t i = threadIdx.x; i < all.counts[run]; i += blockDim.x) {
+    for (int64_t i = member; i < all.counts[run]; i += together) {
       if (keys[i] != 0) visit(keys[i]);
     }
   }
