@@ -70,7 +70,8 @@ void call_pack_bitmap(const DeviceArray& mask, const DeviceArray& words, int dev
 }  // namespace
 
 void bind_cuda_topk(py::module_& module) {
-  py::class_<DeviceItemIndex>(module, "DeviceItemIndex")
+  // Its destructor waits for the work that reads it.
+  py::class_<DeviceItemIndex>(module, "DeviceItemIndex", py::release_gil_before_calling_cpp_dtor())
       .def_static("copy", &copy_index, "index"_a, "device"_a)
       .def_property_readonly("rows", &DeviceItemIndex::rows)
       .def_property_readonly("dim", &DeviceItemIndex::dim)
