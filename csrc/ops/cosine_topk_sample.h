@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cfloat>
+
 #include "ops/cosine_topk_select.h"
 
 namespace recengine::cuda {
@@ -18,7 +20,10 @@ __device__ inline float sampled_threshold(const TopKPass& pass, int query, int f
   const int64_t left = count_keys(keys, [](uint64_t) { return true; });
   const int64_t expected = 2 * pass.k * left / (pass.sample_stride * groups);
   const int64_t rank = factor * (expected + kSampleRank);
-  return rank <= left ? key_score(select_rank(keys, rank)) : kMinusInfinity;
+  if (rank > left) return kMinusInfinity;
+  // What lies between the keys of minus infinity and of finite scores may be no number.
+  const uint64_t key = select_rank(keys, rank);
+  return key < sort_key(-FLT_MAX, ~0u) ? kMinusInfinity : key_score(key);
 }
 
 }  // namespace recengine::cuda
