@@ -23,7 +23,7 @@ __device__ void drop_excluded(const TopKPass& pass, int query) {
   __syncthreads();
 }
 
-__global__ void __launch_bounds__(kThreads) guess(TopKPass pass) {
+__global__ void __launch_bounds__(kThreads, 1) guess(TopKPass pass) {
   if (static_cast<int32_t>(blockIdx.x) >= pass.num_open[0]) return;
   const int query = pass.open[0][blockIdx.x];
   drop_excluded(pass, query);

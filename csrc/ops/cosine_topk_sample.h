@@ -15,7 +15,9 @@ __device__ inline int64_t num_groups(const TopKPass& pass) {
 // the block.
 __device__ inline float sampled_threshold(const TopKPass& pass, int query, int factor) {
   constexpr int64_t kSampleRank = 6;  // beyond what is expected above the K-th best
-  const auto groups = static_cast<int32_t>(num_groups(pass));
+  __shared__ int32_t groups;
+  if (threadIdx.x == 0) groups = static_cast<int32_t>(num_groups(pass));
+  __syncthreads();
   const KeyRuns keys = {pass.sample_keys + query * int64_t{groups}, 0, &groups, 1};
   const int64_t left = count_keys(keys, [](uint64_t) { return true; });
   const int64_t expected = 2 * pass.k * left / (pass.sample_stride * groups);
