@@ -124,17 +124,6 @@ def test_what_is_allowed_may_be_little(share, packed):
     assert (found[2].scored <= allow.sum()).all()
 
 
-def test_a_sample_without_enough_allowed_items_gives_no_threshold():
-    """Exclude lists leave 12 groups of the sample, as many as the rank that is guessed from."""
-    vectors, queries = normal(22, ROWS, 64), normal(23, 1, 64)
-    allow = np.random.default_rng(24).random(ROWS) < 0.02
-    groups = np.flatnonzero(SAMPLED & (np.arange(ROWS) % 64 < 8))
-    exclude = (ops.to_device(groups[12:]), ops.to_device(np.array([len(groups) - 12], np.int32)))
-    found = gpu_search(vectors, queries, 256, exclude=exclude, allow=ops.to_device(allow))
-    assert_same(found, reference(vectors, queries, 256, [groups[12:]], allow))
-    assert found[2].bound[0] == 0
-
-
 def test_more_queries_than_a_pass_takes():
     vectors, queries = normal(18, 40, 4), normal(19, 530, 4)
     exclude = [np.array([q % 40]) for q in range(530)]
