@@ -1,4 +1,7 @@
-"""Writing files and directories so that a crash leaves the old or the new, never neither."""
+"""Publishing directories so that a crash leaves the old or the new one.
+
+Where the file system cannot exchange names, a crash may leave the old one as .NAME.retired.PID.
+"""
 
 from __future__ import annotations
 

@@ -203,6 +203,10 @@ def _tensorrt() -> Finding:
     for library in LIBRARIES:
         with contextlib.suppress(DeviceError):
             return Finding("tensorrt", f"{tensorrt_version(library)}, {library}")
+    for package in ("tensorrt-cu13", "tensorrt-cu12"):
+        if version := _version(package):
+            found = f"{version}, the package {package}: compiles; serving needs the server's own"
+            return Finding("tensorrt", found)
     missing = f"no {' or '.join(LIBRARIES)}; the target gpu compiles and serves with it"
     return Finding("tensorrt", missing, Level.NOTE)
 

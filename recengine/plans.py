@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -18,10 +19,10 @@ PLAN = "model.plan"
 RECORD = "plan.json"
 """The file beside it that says where and how it was built."""
 
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"]
 
 _AMPERE = 8
-_REBUILD = "run `recengine compile BUNDLE --target gpu --out REPOSITORY` on this machine"
 
 
 class SizeRange(BaseModel):
@@ -56,7 +57,7 @@ class Plan(BaseModel):
     compute_capability: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+$")]
     driver: str | None
     cuda: str
-    precision: str
+    precision: Precision
     axes: dict[str, SizeRange]
     tf32: bool
     version_compatible: bool
@@ -81,14 +82,14 @@ def check_plan(name: str, plan: Plan, tensorrt: str, gpu: Gpu) -> None:
     """
     if not _version_fits(plan, tensorrt):
         compatible = " or later" if plan.version_compatible else ""
-        _refuse(name, f"TensorRT {plan.tensorrt}{compatible}", f"TensorRT {tensorrt}")
+        _refuse(name, plan, f"TensorRT {plan.tensorrt}{compatible}", f"TensorRT {tensorrt}")
     if not _gpu_fits(plan, gpu):
         expected = {
             "none": f"{plan.gpu} ({plan.compute_capability})",
             "same_compute_capability": f"a GPU of compute capability {plan.compute_capability}",
             "ampere_plus": "a GPU of compute capability 8.0 or later",
         }[plan.hardware_compatibility]
-        _refuse(name, expected, f"{gpu.name} ({gpu.compute_capability})")
+        _refuse(name, plan, expected, f"{gpu.name} ({gpu.compute_capability})")
 
 
 def _version_fits(plan: Plan, tensorrt: str) -> bool:
@@ -110,8 +111,11 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".")]
 
 
-def _refuse(name: str, expected: str, found: str) -> None:
-    raise DeviceError(f"[gpu] {name}: built for {expected}, found {found}; {_REBUILD}")
+def _refuse(name: str, plan: Plan, expected: str, found: str) -> None:
+    raise DeviceError(
+        f"[gpu] {name}: built for {expected}, found {found}; run `recengine compile BUNDLE "
+        f"--target gpu --precision {plan.precision} --out REPOSITORY` on this machine"
+    )
 
 
 def plans(repository: Path) -> Iterator[tuple[Path, Plan]]:
@@ -163,5 +167,7 @@ def _tensorrt_here(plan: Plan) -> str:
     major = _numbers(plan.tensorrt)[0]
     try:
         return tensorrt_version(f"libnvinfer.so.{major}")
-    except DeviceError:
-        return tensorrt_version(f"libnvinfer.so.{major + 1}")
+    except DeviceError as missing:
+        with contextlib.suppress(DeviceError):
+            return tensorrt_version(f"libnvinfer.so.{major + 1}")
+        raise missing

@@ -129,7 +129,7 @@ def test_the_next_major_is_asked_where_the_plans_own_is_not_there(repository, he
     with pytest.raises(DeviceError, match=r"TensorRT 10\.16\.1\.11, found TensorRT 11\.4\.0\.106"):
         check_repository(repository)
     here(H200)
-    with pytest.raises(DeviceError, match=r"libnvinfer\.so\.11: cannot open"):
+    with pytest.raises(DeviceError, match=r"libnvinfer\.so\.10: cannot open"):
         check_repository(repository)
 
 

@@ -11,7 +11,8 @@
 namespace recengine {
 
 // The SHA-256 of each chunk of a file, computed once for all who have the file open: the models of
-// a repository and its versions share tables of gigabytes, and load at the same time.
+// a repository share tables of gigabytes, and load at the same time. A new hard link changes the
+// inode: a version that is published later is hashed anew.
 class ChunkDigests {
  public:
   // Those of this file, as long as somebody keeps them and the file stands unchanged.

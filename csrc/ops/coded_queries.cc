@@ -8,8 +8,6 @@
 namespace recengine {
 namespace {
 
-constexpr float kLargestCode = 127;
-
 // Relative error of the few fp32 operations that make a bound, and more.
 constexpr double kRounding = 2e-6;
 

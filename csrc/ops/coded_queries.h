@@ -24,7 +24,6 @@ class CodedQueries {
  public:
   CodedQueries(const Search& search, int64_t first, int64_t count, const CodeView& view);
 
-  int64_t size() const { return static_cast<int64_t>(queries_.size()); }
   const CodedQuery& operator[](int64_t q) const { return queries_[static_cast<size_t>(q)]; }
 
   // Queries [first, first + count), at most kTileQueries, against a block. `thresholds` are least

@@ -19,7 +19,6 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int64_t kBlocksPerTask = 256;
-constexpr float kLargestCode = 127;
 constexpr float kSmallestValue = 1e-15f;  // of a block's largest: far from what fp32 loses
 constexpr float kLargestValue = 1e15f;
 constexpr double kRoundUp = 1 + 1e-6;  // more than the conversion to fp32 may take off

@@ -12,6 +12,7 @@ namespace recengine {
 class ThreadPool;
 
 constexpr int32_t kCodeOffset = 128;
+constexpr float kLargestCode = 127;
 
 // What a scan reads of every block. Partial scans read the first steps: one with the lengths of the
 // items' rests, then dimensions. That of all dimensions leaves the rests out.

@@ -9,7 +9,9 @@ from recengine.cli import show
 from recengine.client import RecommenderClient
 from recengine.compile import MEASURED
 from recengine.compile.fidelity import gate, load_reference, served, served_answer
+from recengine.compile.lowering import BOUNDS
 from recengine.errors import BundleError
+from recengine.plans import plans
 
 _TIMEOUT_S = 30.0
 
@@ -40,6 +42,7 @@ def of_bundle(path: Path, url: str | None) -> None:
 def of_repository(path: Path, url: str | None) -> None:
     """What the fidelity gate measured at compile and, with `url`, what it measures now."""
     if url is not None:
-        served(url, path)
+        precision = next((plan.precision for _, plan in plans(path)), "fp32")
+        served(url, path, BOUNDS[precision])
     manifests = [read_manifest(latest_version(path / model)) for model in MEASURED]
     show.fidelity(row for manifest in manifests for row in manifest.fidelity)

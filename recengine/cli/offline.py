@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-
-
-class Target(str, enum.Enum):
-    """What a bundle can be compiled for."""
-
-    CPU = "cpu"
-    ONNXRUNTIME = "onnxruntime"
-    GPU = "gpu"
-
 
 Data = Annotated[
     Path, typer.Argument(exists=True, help="Folder or file of interactions (docs: recengine.data).")
@@ -88,7 +78,9 @@ def compile_(
     out: Annotated[Path, typer.Option(help="The Triton model repository.")] = Path(
         "model_repository"
     ),
-    target: Annotated[Target, typer.Option(help="What to compile for.")] = Target.CPU,
+    target: Annotated[
+        Literal["cpu", "onnxruntime", "gpu"], typer.Option(help="What to compile for.")
+    ] = "cpu",
     precision: Annotated[
         Literal["fp32", "fp16", "bf16", "int8"] | None,
         typer.Option(help="gpu: of matrix products; fp32 unless given.", rich_help_panel=_PLANS),
@@ -136,20 +128,21 @@ def compile_(
         "hardware_compatibility": hardware_compatibility,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    if given and target is not Target.GPU:
-        raise typer.BadParameter(f"only the target gpu takes {', '.join(given)}")
+    if given and target != "gpu":
+        options = (f"--{name.replace('_', '-').replace('bytes', 'mib')}" for name in given)
+        raise typer.BadParameter(f"only the target gpu takes {', '.join(options)}")
     repository = compile_bundle(
         bundle,
         out,
-        target=target.value,
+        target=target,
         plans=PlanOptions(**given),
         progress=lambda line: typer.echo(line, err=True),
     )
     evaluation.of_repository(repository, None)
     typer.echo(f"model repository: {repository}")
-    if target is not Target.CPU:
+    if target != "cpu":
         from recengine.serving.backends import container_command
         from recengine.serving.server import find_backends
 
-        command = container_command(repository, find_backends(), gpu=target is Target.GPU)
+        command = container_command(repository, find_backends(), gpu=target == "gpu")
         typer.echo(f"serve it where the stock backends are: {command}")

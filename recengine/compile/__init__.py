@@ -7,11 +7,12 @@ import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from recengine._files import sync
@@ -31,7 +32,7 @@ from recengine.compile.fidelity import Answer, ReferenceAnswers, gate, load_refe
 from recengine.compile.fused import Fused
 from recengine.compile.lowering import BOUNDS
 from recengine.compile.plan_builder import Progress
-from recengine.compile.repository import Request, warmup_request, write_configs
+from recengine.compile.repository import CONFIG, Request, warmup_request, write_configs
 from recengine.compile.split import Split
 from recengine.compile.tensorrt import PlanOptions, TensorRT
 from recengine.compile.version_directory import Model
@@ -62,8 +63,13 @@ class Layout(Protocol):
     def answer(self, staging: Path, reference: ReferenceAnswers) -> Answer:
         """Runs the staged directories in process, for the fidelity gate."""
 
-    def configs(self, request: Request, version: int) -> dict[str, pb.ModelConfig]:
-        """The Triton configuration of every model, by name; ensembles last."""
+    def configs(
+        self, request: Request, version: int, kept: Iterable[int]
+    ) -> dict[str, pb.ModelConfig]:
+        """The Triton configuration of every model, by name; ensembles last.
+
+        Composing models that name their versions also serve those `kept`.
+        """
 
 
 def compile_bundle(
@@ -182,15 +188,28 @@ def _publish(staging: Path, out: Path, layout: Layout, request: Request) -> None
     """Renames the staged directories to one version number that no model has yet.
 
     The ensembles come last: the config of a split repository's ensemble names the version of its
-    steps, so that it goes from one whole version to the next in one step.
+    steps, so that it goes from one whole version to the next in one step. Until all have gone, the
+    steps keep what they name, too, so that a server starts on whatever a killed compile leaves.
     """
     models = (*layout.composing, *layout.ensembles)
     version = 1 + max((n for model in models for n in versions(out / model)), default=0)
     for model in layout.composing:
         _publish_model(staging, out, model, version)
-    write_configs(out, layout.configs(request, version), request)
+    if kept := _named_by_ensembles(out, layout):
+        write_configs(out, layout.configs(request, version, kept), request)
+    write_configs(out, layout.configs(request, version, ()), request)
     for model in layout.ensembles:
         _publish_model(staging, out, model, version)
+
+
+def _named_by_ensembles(out: Path, layout: Layout) -> list[int]:
+    """Versions of steps that the ensembles of a repository name, if they do."""
+    versions = set()
+    for path in (out / model / CONFIG for model in layout.ensembles):
+        if path.exists():
+            config = text_format.Parse(path.read_text(), pb.ModelConfig())
+            versions |= {step.model_version for step in config.ensemble_scheduling.step}
+    return sorted(version for version in versions if version > 0)
 
 
 def _publish_model(staging: Path, out: Path, model: str, version: int) -> None:

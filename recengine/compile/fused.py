@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from tritonclient.grpc import model_config_pb2 as pb
@@ -53,6 +54,8 @@ class Fused:
 
         return answer
 
-    def configs(self, request: Request, version: int) -> dict[str, pb.ModelConfig]:
+    def configs(
+        self, request: Request, version: int, kept: Iterable[int]
+    ) -> dict[str, pb.ModelConfig]:
         """The same for every version: the ensemble runs the newest."""
         return fused_configs(self._manifest, request)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from recengine.bundle import Bag, GraphTensor, Manifest
-from recengine.compile.repository import stages
+from recengine.compile.repository import Tensors, stages
 from recengine.errors import CompileError
 
-Dims = dict[str, list[int]]
-"""Dims of tensors by name, without the batch; -1 where a request decides."""
+BATCH_AXIS = "batch"
+"""The dynamic axis that every tensor of a graph begins with."""
 
 
-def dims(tensors: Iterable[GraphTensor]) -> Dims:
+def dims(tensors: Iterable[GraphTensor]) -> dict[str, list[int]]:
     """Those of a graph's tensors; a named dim is open."""
     return {
         tensor.name: [-1 if isinstance(dim, str) else dim for dim in tensor.dims[1:]]
@@ -44,12 +44,18 @@ def _width(manifest: Manifest, bags: Iterable[Bag]) -> int:
     return sum(manifest.tables[bag.table].dim for bag in bags)
 
 
-def _require(manifest: Manifest, name: str, inputs: Dims, outputs: Dims) -> None:
+def _require(manifest: Manifest, name: str, inputs: Tensors, outputs: Tensors) -> None:
     graph = manifest.graphs[name]
     for kind, expected, tensors in (
         ("input", inputs, graph.inputs),
         ("output", outputs, graph.outputs),
     ):
+        for batched in tensors:
+            if not batched.dims or batched.dims[0] != BATCH_AXIS:
+                raise CompileError(
+                    f"[compile] graph {name}: {kind} {batched.name}: expected the axis "
+                    f"{BATCH_AXIS!r} first, found {batched.dims}"
+                )
         found = dims(tensors)
         for tensor in sorted(expected.keys() | found.keys()):
             want, have = expected.get(tensor, "none"), found.get(tensor, "none")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
 
 import onnx
 
@@ -20,8 +19,7 @@ from recengine.compile.repository import stages
 from recengine.compile.staged_answer import staged_answer
 from recengine.engine import Engine, GraphInputs
 from recengine.errors import CompileError
-
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+from recengine.plans import Precision
 
 BOUNDS: Mapping[Precision, FidelityBounds] = {
     "fp32": FidelityBounds(),

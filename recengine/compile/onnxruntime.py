@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,9 @@ def convert(bundle: Path, manifest: Manifest, name: str, destination: Path) -> N
     inputs = [value for value in graph.input if value.name not in constants]
     _check("input", entry.inputs, inputs, entry.file)
     _check("output", entry.outputs, graph.output, entry.file)
-    copies = {entry.file: _FILE} | ({entry.weights: entry.weights} if entry.weights else {})
+    copies = {entry.file: _FILE}
+    if entry.weights is not None:  # ONNX names them relative to the graph
+        copies[entry.weights] = os.path.relpath(entry.weights, Path(entry.file).parent)
     for file, copy in copies.items():
         (destination / copy).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle / file, destination / copy)

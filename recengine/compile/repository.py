@@ -19,6 +19,7 @@ from recengine.client.schema import SCHEMA_PARAMETER, Feature, Schema
 from recengine.compile.fidelity import load_reference
 from recengine.errors import CompileError
 
+CONFIG = "config.pbtxt"
 MAX_BATCH_SIZE = 64
 
 # Batches that a server runs before it says it is ready: a lone request and a full batch.
@@ -128,7 +129,7 @@ def write_configs(
             _replace(repository / name / "warmup" / file, request[file].tobytes())
     for name, config in configs.items():
         text = _HEADER + text_format.MessageToString(config)
-        _replace(repository / name / "config.pbtxt", text.encode())
+        _replace(repository / name / CONFIG, text.encode())
 
 
 def _files(warmup: pb.ModelWarmup) -> set[str]:

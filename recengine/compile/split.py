@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -91,9 +92,11 @@ class Split:
         tower, ranker = (self._compiler.load(staging / name) for name in self._graphs)
         return staged_answer(engines, tower, ranker, *reference.sizes)
 
-    def configs(self, request: Request, version: int) -> dict[str, pb.ModelConfig]:
+    def configs(
+        self, request: Request, version: int, kept: Iterable[int]
+    ) -> dict[str, pb.ModelConfig]:
         """Those of one version: no answer is made of two."""
-        return split_configs(self._manifest, request, self._target, version)
+        return split_configs(self._manifest, request, self._target, version, kept)
 
     def _write(self, bundle: Path, model: Model, kind: Stage, destination: Path) -> None:
         part = version_directory.part(self._manifest, model, self._target, stage=kind)

@@ -36,14 +36,17 @@ _KEYS = ("ids", "lengths")
 
 
 def configs(
-    manifest: Manifest, request: Request, target: Target, version: int
+    manifest: Manifest,
+    request: Request,
+    target: Target,
+    version: int,
+    kept: Iterable[int] = (),
 ) -> dict[str, pb.ModelConfig]:
     """The Triton configuration of each model, by name; ensembles last.
 
     Every model is for this version alone, and the ensembles' steps name it: whatever is loaded or
     half written, an answer is never made of two versions. Triton refuses to serve an ensemble while
-    a step has another version; to lose no request, a publisher lets the steps keep the old version,
-    too, until the ensembles are loaded.
+    a step has another version: until all ensembles name the new one, steps also serve those `kept`.
     """
     retrieval, ranking = stages(manifest)
     tower, ranker = (manifest.graphs[name] for name in (retrieval.graph, ranking.graph))
@@ -53,7 +56,7 @@ def configs(
         ranking.graph: _dense(ranking.graph, ranker, target, request),
     }
     for config in result.values():
-        config.version_policy.specific.versions.append(version)
+        config.version_policy.specific.versions.extend([*kept, version])
     result |= _ensembles(manifest, request, version)
     for config in result.values():
         if config.backend == "recengine" or config.platform == "ensemble":

@@ -12,7 +12,8 @@ from typing import Any
 
 from recengine._files import sync
 from recengine.bundle import FidelityBounds, Graph, Manifest, Retrieval, hash_file
-from recengine.compile.lowering import Precision, lower_graphs
+from recengine.compile.graph_signature import BATCH_AXIS
+from recengine.compile.lowering import lower_graphs
 from recengine.compile.plan_builder import Axes, PlanBuilder, Progress
 from recengine.compile.plan_runner import PlanRunner
 from recengine.compile.repository import MAX_BATCH_SIZE, stages
@@ -24,10 +25,9 @@ from recengine.plans import (
     RECORD,
     HardwareCompatibility,
     Plan,
+    Precision,
     SizeRange,
 )
-
-_BATCH = "batch"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +61,7 @@ class TensorRT:
         bundle: directory that holds the graphs. Kernel timings are kept beside it for later builds.
         manifest: its manifest.
         options: how to build.
-        bounds: how far the graphs' answers may be from eager PyTorch; None: what is usual for the
-            precision.
+        bounds: how far the graphs' answers may be from eager PyTorch.
         progress: is told what the builder does, a line at a time.
 
     Raises:
@@ -75,7 +74,7 @@ class TensorRT:
         bundle: Path,
         manifest: Manifest,
         options: PlanOptions,
-        bounds: FidelityBounds | None = None,
+        bounds: FidelityBounds,
         progress: Progress | None = None,
     ) -> None:
         self._trt = _tensorrt()
@@ -147,7 +146,7 @@ def axes_of(graph: Graph, retrieval: Retrieval, usual_batch: int) -> dict[str, S
     batch = SizeRange(min=1, opt=usual_batch, max=MAX_BATCH_SIZE)
     candidates = SizeRange(min=1, opt=retrieval.num_candidates, max=retrieval.max_candidates)
     names = {dim for tensor in graph.inputs for dim in tensor.dims if isinstance(dim, str)}
-    return {name: batch if name == _BATCH else candidates for name in sorted(names)}
+    return {name: batch if name == BATCH_AXIS else candidates for name in sorted(names)}
 
 
 def _tensorrt() -> Any:

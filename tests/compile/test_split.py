@@ -233,6 +233,8 @@ def test_a_compile_that_dies_at_any_step_leaves_ensembles_of_whole_versions(
             steps = config(repository, ensemble).ensemble_scheduling.step
             (version,) = {one.model_version for one in steps}
             for one in steps:
+                served = config(repository, one.model_name).version_policy.specific.versions
+                assert version in served
                 directory = repository / one.model_name / str(version)
                 if one.model_name in STAGES:
                     verify(directory)
