@@ -53,7 +53,7 @@ class Device:
         """A view of an array on this device, whose data are ready on this stream."""
         if isinstance(value, DeviceArray):
             _order_after(self, value.stream)
-            return value
+            return value.for_stream(self.stream) if _differ(self.stream, value.stream) else value
         try:
             if hasattr(value, "__dlpack__"):
                 return DeviceArray.from_dlpack(value.__dlpack__(stream=self.stream or 1))
@@ -141,5 +141,9 @@ def _from_interface(interface: dict[str, Any], owner: Any) -> DeviceArray:
 
 def _order_after(device: Device, stream: int | None) -> None:
     """Lets the call wait for what a producer has put on its own stream."""
-    if stream is not None and (stream or _LEGACY_STREAM) != (device.stream or _LEGACY_STREAM):
+    if stream is not None and _differ(stream, device.stream):
         _ops.order_after(device.index, device.stream, stream)
+
+
+def _differ(stream: int, other: int) -> bool:
+    return (stream or _LEGACY_STREAM) != (other or _LEGACY_STREAM)

@@ -45,7 +45,15 @@ void call_cosine_topk(const DeviceItemIndex& index, const DeviceArray& queries,
     query.exclude_lengths =
         device_span<const int32_t>("[cosine_topk] exclude_lengths", *exclude_lengths);
   }
-  if (allow_bitmap) query.allow_bitmap = bitmap_span(*allow_bitmap);
+  if (allow_bitmap) {
+    query.allow_bitmap = bitmap_span(*allow_bitmap);
+    // An array of no words has no address, which would mean that all rows are allowed.
+    const int64_t words = (index.rows() + 63) / 64;
+    if (query.allow_bitmap.size != words) {
+      throw InputError("[cosine_topk] allow: expected " + std::to_string(words) + " words, found " +
+                       std::to_string(query.allow_bitmap.size));
+    }
+  }
   TopKCertificate* filled = nullptr;
   if (certificates) {
     static_assert(sizeof(TopKCertificate) == 2 * sizeof(int64_t));

@@ -17,6 +17,7 @@ namespace {
 
 constexpr const char* kCapsule = "dltensor";
 constexpr const char* kUsedCapsule = "used_dltensor";
+constexpr int64_t kLegacyStream = 1;  // how protocols name the legacy default stream
 
 struct NamedType {
   const char* dtype;
@@ -114,6 +115,22 @@ DeviceArray from_dlpack(py::capsule capsule) {
   return array;
 }
 
+// The same array for a call on another stream: when the view goes, the array's own stream waits for
+// what that one has got.
+DeviceArray for_stream(const DeviceArray& self, uintptr_t stream) {
+  DeviceArray view = self;
+  const auto release = [held = self.data, device = self.device, own = self.stream,
+                        stream](void*) mutable {
+    try {
+      order_after(device, as_stream(own), as_stream(stream));
+    } catch (const DeviceError&) {  // the driver is gone, or the stream
+    }
+    held.reset();
+  };
+  view.data = {self.data.get(), release};
+  return view;
+}
+
 // A tensor that keeps its array alive.
 struct Exported {
   dlpack::ManagedTensor managed;
@@ -127,10 +144,10 @@ py::capsule to_dlpack(const DeviceArray& self, const py::object& stream, const p
   if (copy.value_or(false) || (device && *device != std::pair(dlpack::kCuda, self.device))) {
     throw py::buffer_error("[device_array] expected no copy, on its own device");
   }
-  if (!stream.is_none() && stream.cast<int64_t>() != -1) {
-    const auto consumer = stream.cast<uintptr_t>();
-    if (consumer != self.stream)
-      order_after(self.device, as_stream(consumer), as_stream(self.stream));
+  const int64_t consumer = stream.is_none() ? kLegacyStream : stream.cast<int64_t>();
+  const int64_t own = self.stream == 0 ? kLegacyStream : static_cast<int64_t>(self.stream);
+  if (consumer != -1 && (consumer == 0 ? kLegacyStream : consumer) != own) {
+    order_after(self.device, as_stream(static_cast<uintptr_t>(consumer)), as_stream(self.stream));
   }
   auto exported = std::make_unique<Exported>();
   exported->array = self;
@@ -172,7 +189,7 @@ py::dict cuda_array_interface(const DeviceArray& self) {
   interface["typestr"] = self.dtype;
   interface["data"] = py::make_tuple(reinterpret_cast<uintptr_t>(self.data.get()), false);
   interface["strides"] = py::none();
-  interface["stream"] = self.stream == 0 ? 1 : self.stream;  // 1 is the legacy default stream
+  interface["stream"] = self.stream == 0 ? kLegacyStream : static_cast<int64_t>(self.stream);
   return interface;
 }
 
@@ -211,6 +228,7 @@ void bind_device_array(py::module_& module) {
       .def_readonly("dtype", &DeviceArray::dtype)
       .def_readonly("device", &DeviceArray::device)
       .def_readonly("stream", &DeviceArray::stream)
+      .def("for_stream", &for_stream, "stream"_a)
       .def("numpy", &to_numpy)
       .def("__dlpack__", &to_dlpack, py::kw_only(), "stream"_a = py::none(),
            "max_version"_a = py::none(), "dl_device"_a = py::none(), "copy"_a = py::none())

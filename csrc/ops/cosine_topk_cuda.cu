@@ -17,9 +17,9 @@ namespace recengine {
 namespace cuda {
 namespace {
 
-constexpr int64_t kQueriesPerPass = 512;  // bounds the workspace
-constexpr int64_t kItemsPerWanted = 32;   // below, most items would be scored twice
-constexpr int64_t kMostK = int64_t{1} << 30;
+constexpr int64_t kQueriesPerPass = 512;      // bounds the workspace
+constexpr int64_t kItemsPerWanted = 32;       // below, most items would be scored twice
+constexpr int64_t kMostK = int64_t{1} << 29;  // what block_sort_descending() counts in int
 constexpr int64_t kMostExcluded = (int64_t{1} << 31) - 1;
 
 // Blocks of a sample: enough of a small index, and few of a large one.

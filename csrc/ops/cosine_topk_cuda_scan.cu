@@ -192,7 +192,9 @@ template <int kTiles, typename... Params, typename... Args>
 void launch_scan(void (*kernel)(Params...), const TopKPass& pass, int64_t blocks,
                  cudaStream_t stream, const Args&... args) {
   const size_t bytes = SharedScan<kTiles>::bytes(pass.items.steps);
-  allow_shared(kernel, bytes);
+  // The most that any index takes: threads that search others set the same.
+  constexpr int kMostSteps = static_cast<int>(kMostQueryBytes / (kMmaBytes * kMmaColumns * kTiles));
+  allow_shared(kernel, SharedScan<kTiles>::bytes(kMostSteps));
   int resident = 0;
   RECENGINE_CUDA_CHECK(
       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kScanThreads, bytes));

@@ -12,7 +12,7 @@ namespace recengine {
 
 constexpr int kBagWarps = 8;     // of a block
 constexpr int kRowsAtOnce = 4;   // rows that a sub-warp has on their way
-constexpr int kMaxColumns = 48;  // of one launch; kernel parameters hold them, at most 4 KiB
+constexpr int kMaxColumns = 47;  // of one launch; kernel parameters hold them, at most 4 KiB
 
 // A bag with pooling "none" counts as max_length bags of at most one row; a row of more than 32
 // parts counts as several slices. A unit is a slice of a bag.
@@ -59,6 +59,7 @@ struct Columns {
   uint32_t first_block[kMaxColumns];
   Column column[kMaxColumns];
 };
+static_assert(sizeof(BagCall) + sizeof(Columns) <= 4096, "older drivers take no more");
 
 void launch_embedding_bag(const BagCall& call, const Columns& columns, int64_t blocks,
                           cudaStream_t stream);
