@@ -73,7 +73,7 @@ class CodeSearch {
         count_(count),
         k_(search.k()),
         bounds_(static_cast<size_t>(count)) {
-    const int64_t worth = index_.rows() * index_.dim() / kProductsPerChunk * count;
+    const int64_t worth = index_.rows() * index_.dim() * count / kProductsPerChunk;
     const int64_t steps = (codes_.blocks() + kBlocksPerStep - 1) / kBlocksPerStep;
     num_chunks_ = count_chunks(context.pool, worth, steps);
     if (num_chunks_ > 1) pool_ = context.pool;

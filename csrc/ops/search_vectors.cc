@@ -62,7 +62,7 @@ class VectorSearch {
       : index_(index), isa_(context.isa), scan_(scan_for(context.isa)), k_(k) {
     block_rows_ = scan_block_rows(index.dim());
     const int64_t blocks = (index.rows() + block_rows_ - 1) / block_rows_;
-    const int64_t worth = index.rows() * index.dim() / kScanProductsPerChunk * num_queries;
+    const int64_t worth = index.rows() * index.dim() * num_queries / kScanProductsPerChunk;
     num_chunks_ = count_chunks(context.pool, worth, blocks);
     if (num_chunks_ > 1) pool_ = context.pool;
     chunk_rows_ = (blocks + num_chunks_ - 1) / num_chunks_ * block_rows_;
