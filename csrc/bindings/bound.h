@@ -24,7 +24,7 @@ struct BoundTable {
 
 struct BoundIndex {
   ItemIndex index;
-  std::optional<Array<float>> borrowed;
+  std::optional<pybind11::array> borrowed;
 };
 
 struct BoundVocabulary {

@@ -11,7 +11,7 @@ from recengine.compile import MEASURED
 from recengine.compile.fidelity import gate, load_reference, served, served_answer
 from recengine.compile.lowering import BOUNDS
 from recengine.errors import BundleError
-from recengine.plans import plans
+from recengine.plans import Precision, plans
 
 _TIMEOUT_S = 30.0
 
@@ -42,7 +42,7 @@ def of_bundle(path: Path, url: str | None) -> None:
 def of_repository(path: Path, url: str | None) -> None:
     """What the fidelity gate measured at compile and, with `url`, what it measures now."""
     if url is not None:
-        precision = next((plan.precision for _, plan in plans(path)), "fp32")
+        precision: Precision = next((plan.precision for _, plan in plans(path)), "fp32")
         served(url, path, BOUNDS[precision])
     manifests = [read_manifest(latest_version(path / model)) for model in MEASURED]
     show.fidelity(row for manifest in manifests for row in manifest.fidelity)

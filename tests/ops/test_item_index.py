@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -91,6 +93,16 @@ def test_half_vectors_are_borrowed_and_searched_as_their_values(isa, rows, dim, 
             expected = ops.cosine_topk(same, queries, k, exclude=excluded, allow=allow)
             np.testing.assert_array_equal(found[0], expected[0])
             np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_half_vectors_are_not_copied_in_any_form():
+    halves = np.zeros((9000, 64), np.float16)
+    tracemalloc.start()
+    index = ops.ItemIndex.from_unit_vectors(halves)
+    _, most = tracemalloc.get_traced_memory()  # NumPy's memory counts
+    tracemalloc.stop()
+    assert index.rows == 9000
+    assert most < halves.nbytes / 10
 
 
 def test_half_vectors_that_are_not_finite_are_refused():
