@@ -61,7 +61,8 @@ class TensorRT:
         bundle: directory that holds the graphs. Kernel timings are kept beside it for later builds.
         manifest: its manifest.
         options: how to build.
-        bounds: how far the graphs' answers may be from eager PyTorch.
+        bounds: how far the graphs' answers may be from eager PyTorch; None: what is usual for the
+            precision.
         progress: is told what the builder does, a line at a time.
 
     Raises:
@@ -74,7 +75,7 @@ class TensorRT:
         bundle: Path,
         manifest: Manifest,
         options: PlanOptions,
-        bounds: FidelityBounds,
+        bounds: FidelityBounds | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._trt = _tensorrt()
