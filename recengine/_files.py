@@ -1,4 +1,4 @@
-"""Publishing directories so that a crash leaves the old or the new one.
+"""Replacing files and directories so that a crash leaves the old or the new one.
 
 Where the file system cannot exchange names, a crash may leave the old one as .NAME.retired.PID.
 """
@@ -23,6 +23,14 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file in one step: whoever opens it finds the old content or the new, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    sync(temporary)
+    temporary.rename(path)
 
 
 def publish_directory(staging: Path, destination: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 
-from recengine._files import publish_directory, sync
+from recengine._files import publish_directory, replace_file, sync
 from recengine.errors import BundleError
 
 FORMAT_VERSION: Literal[1] = 1
@@ -458,10 +457,8 @@ def write_bundle(staging: Path, manifest: Manifest, destination: Path) -> Manife
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Replaces `directory`/manifest.json in one step."""
-    temporary = directory / f".{MANIFEST}.{os.getpid()}"
-    temporary.write_text(manifest.model_dump_json(indent=2, exclude_none=True) + "\n")
-    sync(temporary)
-    temporary.rename(directory / MANIFEST)
+    text = manifest.model_dump_json(indent=2, exclude_none=True) + "\n"
+    replace_file(directory / MANIFEST, text.encode())
 
 
 def versions(model: Path) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from recengine.bundle import Bag, GraphTensor, Manifest
 from recengine.compile.repository import Tensors, stages
@@ -18,6 +18,38 @@ def dims(tensors: Iterable[GraphTensor]) -> dict[str, list[int]]:
         tensor.name: [-1 if isinstance(dim, str) else dim for dim in tensor.dims[1:]]
         for tensor in tensors
     }
+
+
+def require_tensors(
+    file: str,
+    kind: str,
+    expected: Sequence[GraphTensor],
+    found: Mapping[str, tuple[str, list[int]]],
+    fp32: str,
+) -> None:
+    """Refuses a graph file whose tensors are not those of the manifest, all of them fp32.
+
+    Args:
+        file: what the message calls the graph.
+        kind: "input" or "output".
+        expected: those of the manifest.
+        found: element type and dims of those of the graph, -1 where a dim is open.
+        fp32: how the graph's format calls fp32.
+
+    Raises:
+        CompileError: naming the tensor.
+    """
+    names = [tensor.name for tensor in expected]
+    if sorted(names) != sorted(found):
+        raise CompileError(f"[compile] {file}: expected {kind}s {names}, found {list(found)}")
+    for tensor in expected:
+        element, shape = found[tensor.name]
+        what = f"[compile] {file}: {kind} {tensor.name}"
+        if element != fp32:
+            raise CompileError(f"{what}: expected {fp32}, found {element}")
+        dims = [-1 if isinstance(dim, str) else dim for dim in tensor.dims]
+        if dims != shape:
+            raise CompileError(f"{what}: expected {dims}, found {shape}")
 
 
 def require_signatures(manifest: Manifest) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from recengine._files import sync
-from recengine.bundle import GraphTensor, Manifest
+from recengine.bundle import Manifest
+from recengine.compile.graph_signature import require_tensors
 from recengine.errors import CompileError
 
 if TYPE_CHECKING:
@@ -41,8 +43,8 @@ def convert(bundle: Path, manifest: Manifest, name: str, destination: Path) -> N
         raise CompileError(f"[compile] {source}: not an ONNX graph: {error}") from None
     constants = {tensor.name for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in constants]
-    _check("input", entry.inputs, inputs, entry.file)
-    _check("output", entry.outputs, graph.output, entry.file)
+    require_tensors(entry.file, "input", entry.inputs, _found(inputs), fp32="FLOAT")
+    require_tensors(entry.file, "output", entry.outputs, _found(graph.output), fp32="FLOAT")
     copies = {entry.file: _FILE}
     if entry.weights is not None:  # ONNX names them relative to the graph
         copies[entry.weights] = os.path.relpath(entry.weights, Path(entry.file).parent)
@@ -98,21 +100,13 @@ def open_session(model: Path | bytes, *, threads: int = 0, optimize: bool = True
         raise CompileError(f"[compile] {name}: ONNX Runtime: {error}") from None
 
 
-def _check(
-    kind: str, expected: list[GraphTensor], found: list[onnx.ValueInfoProto], file: str
-) -> None:
-    """Every tensor of the manifest is in the graph, fp32, with the same static dims."""
-    values = {value.name: value.type.tensor_type for value in found}
-    names = [tensor.name for tensor in expected]
-    if sorted(names) != sorted(values):
-        raise CompileError(f"[compile] {file}: expected {kind}s {names}, found {list(values)}")
-    for tensor in expected:
-        value = values[tensor.name]
-        what = f"[compile] {file}: {kind} {tensor.name}"
-        if value.elem_type != onnx.TensorProto.FLOAT:
-            element = onnx.TensorProto.DataType.Name(value.elem_type)
-            raise CompileError(f"{what}: expected FLOAT, found {element}")
-        dims = [-1 if isinstance(dim, str) else dim for dim in tensor.dims]
-        shape = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in value.shape.dim]
-        if dims != shape:
-            raise CompileError(f"{what}: expected {dims}, found {shape}")
+def _found(values: Iterable[onnx.ValueInfoProto]) -> dict[str, tuple[str, list[int]]]:
+    """Element type and dims of tensors by name; -1 where a dim is open."""
+    tensors = {value.name: value.type.tensor_type for value in values}
+    return {
+        name: (
+            onnx.TensorProto.DataType.Name(tensor.elem_type),
+            [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor.shape.dim],
+        )
+        for name, tensor in tensors.items()
+    }

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import openvino
 
-from recengine.bundle import Graph, GraphTensor
+from recengine.bundle import Graph
+from recengine.compile.graph_signature import require_tensors
 from recengine.errors import CompileError
 
 
@@ -30,30 +31,20 @@ def convert(source: Path, graph: Graph, destination: Path, name: str) -> Graph:
         model = openvino.Core().read_model(source / graph.file)
     except RuntimeError as error:
         raise CompileError(f"[compile] {source / graph.file}: {error}") from None
-    _check("input", graph.inputs, model.inputs, graph.file)
-    _check("output", graph.outputs, model.outputs, graph.file)
+    require_tensors(graph.file, "input", graph.inputs, _found(model.inputs), fp32="f32")
+    require_tensors(graph.file, "output", graph.outputs, _found(model.outputs), fp32="f32")
     openvino.save_model(model, destination / f"{name}.xml", compress_to_fp16=False)
     return graph.model_copy(
         update={"file": f"{name}.xml", "weights": f"{name}.bin", "format": "openvino"}
     )
 
 
-def _check(kind: str, expected: list[GraphTensor], ports: list[openvino.Output], file: str) -> None:
-    """Every tensor of the manifest is in the graph, fp32, with the same static dims."""
-    found = {port.get_any_name(): port for port in ports}
-    names = [tensor.name for tensor in expected]
-    if sorted(names) != sorted(found):
-        raise CompileError(f"[compile] {file}: expected {kind}s {names}, found {list(found)}")
-    for tensor in expected:
-        port = found[tensor.name]
-        element = port.get_element_type()
-        if element != openvino.Type.f32:
-            raise CompileError(
-                f"[compile] {file}: {kind} {tensor.name}: expected f32, found {element}"
-            )
-        dims = [-1 if isinstance(dim, str) else dim for dim in tensor.dims]
-        shape = [dim.get_length() if dim.is_static else -1 for dim in port.get_partial_shape()]
-        if dims != shape:
-            raise CompileError(
-                f"[compile] {file}: {kind} {tensor.name}: expected {dims}, found {shape}"
-            )
+def _found(ports: list[openvino.Output]) -> dict[str, tuple[str, list[int]]]:
+    """Element type and dims of tensors by name; -1 where a dim is open."""
+    return {
+        port.get_any_name(): (
+            port.get_element_type().get_type_name(),
+            [dim.get_length() if dim.is_static else -1 for dim in port.get_partial_shape()],
+        )
+        for port in ports
+    }

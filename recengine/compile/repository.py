@@ -5,7 +5,6 @@ The text depends on the manifest alone, never on the machine, so that it can be 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from recengine._files import replace_file
 from recengine.bundle import Manifest, Ranking, Retrieval, Vocabulary, load_tensor
 from recengine.client.schema import SCHEMA_PARAMETER, Feature, Schema
 from recengine.compile.fidelity import load_reference
@@ -222,9 +222,4 @@ def model(name: str, inputs: Tensors, outputs: Tensors) -> pb.ModelConfig:
 
 def _replace(path: Path, content: bytes) -> None:
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
+    replace_file(path, content)

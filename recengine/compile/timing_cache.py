@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import warnings
 from pathlib import Path
 
+from recengine._files import replace_file
 from recengine.gpu import Gpu
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -35,9 +35,7 @@ def read_timing_cache(path: Path) -> bytes:
 
 def write_timing_cache(path: Path, cache: bytes) -> None:
     """Replaces the file in one step; where that cannot be, a warning says so."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_bytes(hashlib.sha256(cache).digest() + cache)
-        temporary.rename(path)
+        replace_file(path, hashlib.sha256(cache).digest() + cache)
     except OSError as error:  # the plan is built all the same
         warnings.warn(f"[tensorrt] timings are not kept: {error}", stacklevel=2)
