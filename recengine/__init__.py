@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from recengine.device_engine import DeviceEngine
     from recengine.engine import Engine
 
     __version__: str
 
-__all__ = ["Engine", "__version__"]
+__all__ = ["DeviceEngine", "Engine", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,6 +19,10 @@ def __getattr__(name: str) -> Any:
         from recengine.engine import Engine
 
         return Engine
+    if name == "DeviceEngine":
+        from recengine.device_engine import DeviceEngine
+
+        return DeviceEngine
     if name == "__version__":
         from importlib.metadata import version
 

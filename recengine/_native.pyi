@@ -10,6 +10,7 @@ import typing_extensions
 
 __all__: list[str] = [
     "DeviceArray",
+    "DeviceEngine",
     "DeviceItemIndex",
     "DeviceTable",
     "DeviceVocabulary",
@@ -279,6 +280,57 @@ class Engine:
     def has_retrieval(self) -> bool: ...
     @property
     def schema(self) -> dict: ...
+
+class DeviceEngine:
+    def __init__(
+        self, directory: str, device: typing.SupportsInt | typing.SupportsIndex
+    ) -> None: ...
+    def look_up(
+        self,
+        ids: numpy.typing.NDArray[numpy.int64],
+        lengths: numpy.typing.NDArray[numpy.int32],
+        dense: numpy.typing.NDArray[numpy.float32],
+        sparse: DeviceArray,
+        stream: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def look_up_candidates(
+        self,
+        ids: numpy.typing.NDArray[numpy.int64],
+        lengths: numpy.typing.NDArray[numpy.int32],
+        dense: numpy.typing.NDArray[numpy.float32],
+        candidates: DeviceArray,
+        candidate_scores: DeviceArray,
+        sparse: DeviceArray,
+        items: DeviceArray,
+        item_scores: DeviceArray,
+        stream: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def order(
+        self,
+        ids: numpy.typing.NDArray[numpy.int64],
+        lengths: numpy.typing.NDArray[numpy.int32],
+        dense: numpy.typing.NDArray[numpy.float32],
+        candidates: DeviceArray,
+        candidate_scores: DeviceArray,
+        graph_scores: DeviceArray,
+        item_ids: DeviceArray,
+        scores: DeviceArray,
+        stream: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    def search(
+        self,
+        ids: numpy.typing.NDArray[numpy.int64],
+        lengths: numpy.typing.NDArray[numpy.int32],
+        dense: numpy.typing.NDArray[numpy.float32],
+        vectors: DeviceArray,
+        item_ids: DeviceArray,
+        scores: DeviceArray,
+        stream: typing.SupportsInt | typing.SupportsIndex,
+    ) -> None: ...
+    @property
+    def schema(self) -> dict: ...
+    @property
+    def widths(self) -> dict: ...
 
 def bag_width(
     tables: collections.abc.Sequence[DeviceTable],

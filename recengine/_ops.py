@@ -2,6 +2,7 @@
 
 from recengine._native import (
     DeviceArray,
+    DeviceEngine,
     DeviceItemIndex,
     DeviceTable,
     DeviceVocabulary,
@@ -31,6 +32,7 @@ from recengine._native import (
 
 __all__ = [
     "DeviceArray",
+    "DeviceEngine",
     "DeviceItemIndex",
     "DeviceTable",
     "DeviceVocabulary",

@@ -180,7 +180,12 @@ def _cuda() -> Finding:
         from recengine import ops
 
         if not ops.cuda_built():
-            return Finding("cuda", "not in this build; the cpu target needs none", Level.NOTE)
+            return Finding(
+                "cuda",
+                "not in this build; the target gpu needs them: install with "
+                "`-C cmake.define.RECENGINE_CUDA=ON`",
+                Level.NOTE,
+            )
         return Finding("cuda", "; ".join(ops.cuda_devices()) or "built, no GPU found")
     except (ImportError, RecengineError) as error:
         return Finding("cuda", str(error), Level.PROBLEM)

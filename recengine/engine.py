@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from recengine import _ops
 from recengine._arrays import cast_array
-from recengine.client.schema import Feature, Schema
+from recengine._engine_arguments import Arguments
+from recengine.client.schema import Schema
 from recengine.client.wire import WireUsers
-from recengine.errors import InputError
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 GraphInputs: TypeAlias = dict[str, Floats]
@@ -41,15 +41,12 @@ class Engine:
 
     def __init__(self, directory: str | os.PathLike[str], threads: int | None = None) -> None:
         self._native = _ops.Engine(os.fspath(directory), threads)
-        raw: dict[str, Any] = self._native.schema
-        features = tuple(Feature(**feature) for feature in raw.pop("features"))
-        dense_features = tuple(raw.pop("dense_features"))
-        self._schema = Schema(features=features, dense_features=dense_features, **raw)
+        self._arguments = Arguments(self._native.schema)
 
     @property
     def schema(self) -> Schema:
         """What a user must bring, and the sizes of an answer."""
-        return self._schema
+        return self._arguments.schema
 
     @property
     def has_retrieval(self) -> bool:
@@ -74,7 +71,9 @@ class Engine:
         Raises:
             InputError: naming the tensor and the position that are not as the schema says.
         """
-        return self._native.retrieve(*self._arrays(users), self._num_candidates("k", k))
+        return self._native.retrieve(
+            *self._arguments.users(users), self._arguments.num_candidates("k", k)
+        )
 
     def rank(
         self,
@@ -98,7 +97,9 @@ class Engine:
             InputError: naming the tensor and the position that are not as the schema says.
         """
         return self._native.rank(
-            *self._arrays(users), *_candidates(candidates, candidate_scores), self._k(k)
+            *self._arguments.users(users),
+            *_candidates(candidates, candidate_scores),
+            self._arguments.k(k),
         )
 
     def recommend(
@@ -119,11 +120,11 @@ class Engine:
             InputError: naming the tensor and the position that are not as the schema says.
         """
         if num_candidates is None and k is not None:
-            num_candidates = max(k, self._schema.num_candidates)
+            num_candidates = max(k, self.schema.num_candidates)
         return self._native.recommend(
-            *self._arrays(users),
-            self._k(k),
-            self._num_candidates("num_candidates", num_candidates),
+            *self._arguments.users(users),
+            self._arguments.k(k),
+            self._arguments.num_candidates("num_candidates", num_candidates),
         )
 
     def look_up(self, users: WireUsers) -> GraphInputs:
@@ -136,7 +137,7 @@ class Engine:
         Raises:
             InputError: naming the tensor and the position that are not as the schema says.
         """
-        ids, lengths, dense = self._arrays(users)
+        ids, lengths, dense = self._arguments.users(users)
         return self._graph_inputs(dense, sparse=self._native.look_up(ids, lengths, dense))
 
     def look_up_candidates(
@@ -156,7 +157,7 @@ class Engine:
         Raises:
             InputError: naming the tensor and the position that are not as the schema says.
         """
-        ids, lengths, dense = self._arrays(users)
+        ids, lengths, dense = self._arguments.users(users)
         sparse, items, scores = self._native.look_up_candidates(
             *(ids, lengths, dense), *_candidates(candidates, candidate_scores)
         )
@@ -178,7 +179,9 @@ class Engine:
             InputError: naming the tensor and the position, or the user whose vector is not finite.
         """
         given = cast_array("[retrieval] user", vectors, np.float32)
-        return self._native.search(*self._arrays(users), given, self._num_candidates("k", k))
+        return self._native.search(
+            *self._arguments.users(users), given, self._arguments.num_candidates("k", k)
+        )
 
     def order(
         self,
@@ -205,38 +208,14 @@ class Engine:
             InputError: naming the tensor and the position, or the score that is not finite.
         """
         return self._native.order(
-            *self._arrays(users),
+            *self._arguments.users(users),
             *_candidates(candidates, candidate_scores),
             cast_array("[ranking] graph_scores", graph_scores, np.float32),
-            self._k(k),
+            self._arguments.k(k),
         )
 
     def _graph_inputs(self, dense: Floats, **inputs: Floats) -> GraphInputs:
-        return inputs | ({"dense": dense} if self._schema.dense_features else {})
-
-    def _arrays(
-        self, users: WireUsers
-    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-        ids = cast_array("[engine] ids", users.ids, np.int64)
-        lengths = cast_array("[engine] lengths", users.lengths, np.int32)
-        absent = np.empty((len(ids), 0), np.float32)
-        dense = absent if users.dense is None else users.dense
-        return ids, lengths, cast_array("[engine] dense", dense, np.float32)
-
-    def _k(self, k: int | None) -> int:
-        return self._count("k", k, self._schema.k)
-
-    def _num_candidates(self, name: str, count: int | None) -> int:
-        return self._count(name, count, self._schema.num_candidates)
-
-    def _count(self, name: str, count: int | None, default: int) -> int:
-        if count is None:
-            return default
-        if not 1 <= count <= self._schema.max_candidates:
-            raise InputError(
-                f"[engine] {name}: expected 1 to {self._schema.max_candidates}, found {count}"
-            )
-        return count
+        return inputs | ({"dense": dense} if self.schema.dense_features else {})
 
 
 def _candidates(

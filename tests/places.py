@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from recengine import ops
+from recengine import DeviceEngine, ops
 
 
 def _on_gpu(values, dtype):
@@ -68,3 +68,31 @@ class Gpu:
 
     def lookup(self, vocabulary, ids):
         return ops.DeviceVocabulary(vocabulary).lookup(_on_gpu(ids, np.int64)).numpy()
+
+
+class StagesOnGpu:
+    """The stages of a directory on the first GPU, as those of `Engine`."""
+
+    def __init__(self, directory):
+        self._engine = DeviceEngine(directory)
+        self.schema = self._engine.schema
+
+    def look_up(self, users):
+        return _to_numpy(self._engine.look_up(users))
+
+    def look_up_candidates(self, users, candidates, scores):
+        given = _on_gpu(candidates, np.int64), _on_gpu(scores, np.float32)
+        return _to_numpy(self._engine.look_up_candidates(users, *given))
+
+    def search(self, users, vectors, k=None):
+        found = self._engine.search(users, _on_gpu(vectors, np.float32), k)
+        return tuple(array.numpy() for array in found)
+
+    def order(self, users, candidates, scores, graph_scores, k=None):
+        given = _on_gpu(candidates, np.int64), _on_gpu(scores, np.float32)
+        found = self._engine.order(users, *given, _on_gpu(graph_scores, np.float32), k)
+        return tuple(array.numpy() for array in found)
+
+
+def _to_numpy(inputs):
+    return {name: array.numpy() for name, array in inputs.items()}

@@ -47,7 +47,8 @@ def test_errors():
 
 
 def test_package():
-    assert set(recengine.__all__) == {"Engine", "__version__"}
+    assert set(recengine.__all__) == {"DeviceEngine", "Engine", "__version__"}
+    assert inspect.isclass(recengine.DeviceEngine)
     assert inspect.isclass(recengine.Engine)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         recengine.nothing  # noqa: B018

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs the tests that are marked `cuda` on a machine without a GPU: builds the native module with its
-# CUDA sources compiled for the CPU (tests/cuda_emulation).
+# Runs the tests that are marked `cuda` on a machine without a GPU: builds the native module and the
+# backend with their CUDA sources compiled for the CPU (tests/cuda_emulation).
 # usage: cuda_emulated.sh VENV [PYTEST ARGUMENTS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -19,7 +19,7 @@ $build/emulation_test
 "$venv/bin/cmake" -S . -B $build -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
   -DCMAKE_BUILD_TYPE=Release -DRECENGINE_CUDA=EMULATED -DRECENGINE_WERROR=ON \
   -DPython_EXECUTABLE="$venv/bin/python" >/dev/null
-"$venv/bin/ninja" -C $build --quiet -j "${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" _native
+"$venv/bin/ninja" -C $build --quiet -j "${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" _native triton_recengine
 
 # A copy of the installed layout with that module in it. The interpreter is the one under the virtual
 # environment, so that the editable install of the ordinary build does not shadow it.
@@ -27,6 +27,9 @@ rm -rf "$package" && mkdir -p "$package/recengine"
 cp -rs "$PWD"/recengine/. "$package/recengine/"
 ln -s "$site/openvino" "$package/openvino"
 cp -f $build/_native*.so "$package/recengine/"
-export PYTHONPATH=$package:$site PYTHONDONTWRITEBYTECODE=1
+mkdir -p "$package/recengine/backends/recengine"
+cp -f $build/libtriton_recengine.so "$package/recengine/backends/recengine/"
+export PYTHONPATH=$package:$PWD:$site PYTHONDONTWRITEBYTECODE=1
+export RECENGINE_BACKEND_DIRECTORY=$package/recengine/backends VIRTUAL_ENV=$venv
 (cd "$package" && "$python" -c 'from recengine import ops; print(*ops.cuda_devices())') | grep emulated
-"$python" "$venv/bin/pytest" -p no:cacheprovider -m cuda tests/ops tests/test_cuda.py tests/test_device.py "${@:2}"
+"$python" "$venv/bin/pytest" -p no:cacheprovider -m cuda tests/ops tests/engine tests/serving tests/test_cuda.py tests/test_device.py "${@:2}"

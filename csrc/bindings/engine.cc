@@ -12,6 +12,7 @@
 
 #include "bindings/arrays.h"
 #include "bindings/shared_pool.h"
+#include "bindings/wire_users.h"
 #include "engine/sha256.h"
 #include "recengine/context.h"
 
@@ -36,28 +37,11 @@ Ranked answer(int64_t batch, int64_t k, const Call& call) {
   return py::make_tuple(std::move(item_ids), std::move(scores));
 }
 
-WireUsers as_users(const Array<int64_t>& ids, const Array<int32_t>& lengths,
-                   const Array<float>& dense) {
-  return {as_matrix("[engine] ids", ids), as_matrix("[engine] lengths", lengths),
-          as_matrix("[engine] dense", dense)};
-}
-
 CandidateBatch as_candidates(const Array<int64_t>& candidates,
                              const Array<float>& candidate_scores) {
   return {as_matrix("[engine] candidates", candidates),
           as_matrix("[engine] candidate_scores", candidate_scores)};
 }
-
-// The view that the engine takes of users that passed check().
-struct Rows {
-  explicit Rows(const WireUsers& users) : wire(users) {
-    for (int64_t b = 0; b < wire.ids.rows; ++b) ids.push_back(wire.ids.row(b));
-  }
-  UserBatch batch() const { return {ids, wire.lengths, wire.dense}; }
-
-  WireUsers wire;
-  std::vector<const int64_t*> ids;
-};
 
 class PyEngine {
  public:
@@ -70,21 +54,7 @@ class PyEngine {
     engine_ = Engine::load(directory, options);
   }
 
-  py::dict schema() const {
-    const Schema& schema = engine_->schema();
-    py::list features;
-    for (const Schema::Feature& feature : schema.features) {
-      features.append(py::dict(py::arg("name") = feature.name,
-                               py::arg("max_length") = feature.max_length,
-                               py::arg("hashed") = feature.hashed));
-    }
-    return py::dict(py::arg("name") = schema.name, py::arg("features") = features,
-                    py::arg("dense_features") = schema.dense_features,
-                    py::arg("num_items") = schema.num_items,
-                    py::arg("num_candidates") = schema.num_candidates,
-                    py::arg("max_candidates") = schema.max_candidates, py::arg("k") = schema.k,
-                    py::arg("hashed_items") = schema.hashed_items);
-  }
+  py::dict schema() const { return as_dict(engine_->schema()); }
 
   bool has_retrieval() const { return engine_->has(Stage::kRetrieval); }
   bool has_ranking() const { return engine_->has(Stage::kRanking); }
@@ -125,7 +95,7 @@ class PyEngine {
     const Matrix<float> out = as_output(sparse);
     const py::gil_scoped_release release;
     check(engine_->schema(), users);
-    engine_->look_up(Rows(users).batch(), out);
+    engine_->look_up(Rows(users).batch(), out, nullptr);
     return sparse;
   }
 
@@ -145,7 +115,7 @@ class PyEngine {
     {
       const py::gil_scoped_release release;
       check(engine_->schema(), users, items);
-      engine_->look_up(Rows(users).batch(), items, out);
+      engine_->look_up(Rows(users).batch(), items, out, nullptr);
     }
     return py::make_tuple(std::move(sparse), std::move(rows), std::move(scores));
   }
@@ -156,7 +126,7 @@ class PyEngine {
     const auto given = as_matrix("[engine] user", vectors);
     return answer(users.ids.rows, k, [&](Recommendations out) {
       check(engine_->schema(), users, given, engine_->widths().user);
-      engine_->search(Rows(users).batch(), given, out);
+      engine_->search(Rows(users).batch(), given, out, nullptr);
     });
   }
 
@@ -168,7 +138,7 @@ class PyEngine {
     const auto given = as_matrix("[engine] graph_scores", graph_scores);
     return answer(users.ids.rows, k, [&](Recommendations out) {
       check(engine_->schema(), users, items, given);
-      engine_->order(Rows(users).batch(), items, given, out);
+      engine_->order(Rows(users).batch(), items, given, out, nullptr);
     });
   }
 

@@ -9,6 +9,7 @@ void bind_ops(pybind11::module_& module);
 void bind_cuda_ops(pybind11::module_& module);
 void bind_cuda_topk(pybind11::module_& module);
 void bind_engine(pybind11::module_& module);
+void bind_device_engine(pybind11::module_& module);
 
 }  // namespace recengine
 
@@ -20,4 +21,5 @@ PYBIND11_MODULE(_native, module) {
   recengine::bind_cuda_ops(module);
   recengine::bind_cuda_topk(module);
   recengine::bind_engine(module);
+  recengine::bind_device_engine(module);
 }

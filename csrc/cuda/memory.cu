@@ -51,6 +51,19 @@ namespace {
 
 cudaStream_t as_stream(CudaStream stream) { return static_cast<cudaStream_t>(stream); }
 
+// Of the device that is the current one when it is made.
+class Stream {
+ public:
+  Stream() { RECENGINE_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
 // At the end of the process the driver may be gone, and the memory with it.
 template <typename Free>
 std::shared_ptr<void> owned(void* memory, int device, Free free) {
@@ -92,12 +105,30 @@ void copy_to_host(void* to, const void* from, int64_t bytes, int device, CudaStr
   RECENGINE_CUDA_CHECK(cudaStreamSynchronize(as_stream(stream)));
 }
 
+void copy_async(void* to, const void* from, int64_t bytes, int device, CudaStream stream) {
+  if (bytes == 0) return;
+  const cuda::DeviceGuard guard(device);
+  RECENGINE_CUDA_CHECK(
+      cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, as_stream(stream)));
+}
+
+void synchronize(int device, CudaStream stream) {
+  const cuda::DeviceGuard guard(device);
+  RECENGINE_CUDA_CHECK(cudaStreamSynchronize(as_stream(stream)));
+}
+
+CudaStream thread_stream(int device) {
+  static thread_local std::map<int, Stream> streams;
+  const cuda::DeviceGuard guard(device);
+  return streams[device].get();
+}
+
 int device_of(const void* pointer) {
   cudaPointerAttributes attributes;
   RECENGINE_CUDA_CHECK(cudaPointerGetAttributes(&attributes, pointer));
   const bool on_device =
       attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
-  return on_device ? attributes.device : -1;
+  return on_device ? attributes.device : kHost;
 }
 
 void order_after(int device, CudaStream stream, CudaStream other) {

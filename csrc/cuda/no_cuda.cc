@@ -1,6 +1,7 @@
 // The twin of csrc/cuda/*.cu and csrc/ops/*_cuda.cu in a build without CUDA: the same names, which
 // throw.
 
+#include "ops/stage_values.h"
 #include "recengine/cuda.h"
 #include "recengine/device_item_index.h"
 #include "recengine/device_table.h"
@@ -25,8 +26,20 @@ std::shared_ptr<void> allocate_on_device(int64_t, int, CudaStream) { fail(); }
 std::shared_ptr<void> allocate_resident(int64_t, int) { fail(); }
 void copy_to_device(void*, const void*, int64_t, int, CudaStream) { fail(); }
 void copy_to_host(void*, const void*, int64_t, int, CudaStream) { fail(); }
+void copy_async(void*, const void*, int64_t, int, CudaStream) { fail(); }
+void synchronize(int, CudaStream) { fail(); }
+CudaStream thread_stream(int) { fail(); }
 int device_of(const void*) { fail(); }
 void order_after(int, CudaStream, CudaStream) { fail(); }
+
+void finish_topk_cuda(const CudaContext&, const TopKAnswer&) { fail(); }
+void choose_scores_cuda(const CudaContext&, Span<const uint8_t>, Matrix<const float>,
+                        Matrix<const float>, Matrix<float>) {
+  fail();
+}
+void slot_scores_cuda(const CudaContext&, Span<const int64_t>, Span<const float>, Span<float>) {
+  fail();
+}
 
 DeviceItemIndex DeviceItemIndex::copy(const ItemIndex&, int, ThreadPool*) { fail(); }
 void cosine_topk_cuda(const CudaContext&, const DeviceItemIndex&, const TopKQuery&, Matrix<int64_t>,

@@ -17,6 +17,8 @@ class CandidateLookup {
   CandidateLookup(const Manifest& manifest, const Assets& assets);
 
   int64_t dim() const { return table_->dim; }
+  const EmbeddingTable& table() const { return *table_; }
+  const Vocabulary& vocabulary() const { return *vocabulary_; }
 
   // Items [users * n, dim] and scores [users, n] of the candidates of `users`, rows of the batch.
   // An empty slot reads row 0 and score 0: the graph sees finite numbers, and order() drops it.

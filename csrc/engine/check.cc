@@ -37,7 +37,7 @@ class Checker {
                   graph_slots(candidates.item_ids.cols));
   }
 
-  void candidates(int64_t batch, const CandidateBatch& candidates) const {
+  void candidates(int64_t batch, const CandidateBatch& candidates, bool on_host) const {
     const int64_t n = candidates.item_ids.cols;
     require_shape("candidates", candidates.item_ids.rows, n, batch, n);
     if (n > schema_.max_candidates) {
@@ -45,7 +45,7 @@ class Checker {
                              " per user, found " + std::to_string(n));
     }
     require_shape("candidate_scores", candidates.scores.rows, candidates.scores.cols, batch, n);
-    for (int64_t user = 0; user < batch; ++user) {
+    for (int64_t user = 0; on_host && user < batch; ++user) {
       for (int64_t i = 0; i < n; ++i) {
         const float score = candidates.scores.row(user)[i];
         if (candidates.item_ids.row(user)[i] == kNoItem || std::isfinite(score)) continue;
@@ -114,10 +114,11 @@ void check(const Schema& schema, const WireUsers& users) {
   Checker("retrieval", schema).users(users);
 }
 
-void check(const Schema& schema, const WireUsers& users, const CandidateBatch& candidates) {
+void check(const Schema& schema, const WireUsers& users, const CandidateBatch& candidates,
+           bool on_host) {
   const Checker checker("ranking", schema);
   checker.users(users);
-  checker.candidates(users.ids.rows, candidates);
+  checker.candidates(users.ids.rows, candidates, on_host);
 }
 
 void check(const Schema& schema, const WireUsers& users, Matrix<const float> vectors, int64_t dim) {
@@ -127,10 +128,10 @@ void check(const Schema& schema, const WireUsers& users, Matrix<const float> vec
 }
 
 void check(const Schema& schema, const WireUsers& users, const CandidateBatch& candidates,
-           Matrix<const float> graph_scores) {
+           Matrix<const float> graph_scores, bool on_host) {
   const Checker checker("ranking", schema);
   checker.users(users);
-  checker.candidates(users.ids.rows, candidates);
+  checker.candidates(users.ids.rows, candidates, on_host);
   checker.graph_scores(candidates, graph_scores);
 }
 

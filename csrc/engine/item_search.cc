@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "recengine/error.h"
 #include "recengine/ops/cosine_topk.h"
@@ -15,13 +14,17 @@ void require_finite(const std::vector<int64_t>& known, Matrix<const float> vecto
   for (int64_t i = 0; i < vectors.rows; ++i) {
     const float* vector = vectors.row(i);
     if (!std::all_of(vector, vector + vectors.cols, [](float x) { return std::isfinite(x); })) {
-      throw InputError("[retrieval] user " + std::to_string(known[static_cast<size_t>(i)]) +
-                       ": expected a finite user vector from the graph, found NaN or infinity");
+      fail_vector(known[static_cast<size_t>(i)]);
     }
   }
 }
 
 }  // namespace
+
+void fail_vector(int64_t user) {
+  throw InputError("[retrieval] user " + std::to_string(user) +
+                   ": expected a finite user vector from the graph, found NaN or infinity");
+}
 
 // What a thread keeps between calls.
 struct ItemSearch::Scratch {
@@ -34,8 +37,7 @@ struct ItemSearch::Scratch {
 ItemSearch::ItemSearch(const Manifest& manifest, const Assets& assets, BundleFiles& files,
                        ThreadPool& pool)
     : items_(load_items(*manifest.retrieval, assets.vocabulary(manifest.item_vocabulary), files,
-                        pool)),
-      item_vocabulary_(&assets.vocabulary(manifest.item_vocabulary)) {}
+                        pool)) {}
 
 void ItemSearch::run(const Context& context, const UserBatch& users,
                      const std::vector<int64_t>& known, Matrix<const float> vectors,
@@ -46,21 +48,9 @@ void ItemSearch::run(const Context& context, const UserBatch& users,
     if (next != known.end() && *next == user) {
       ++next;
     } else {
-      fall_back(users, user, out);
+      const int64_t k = out.item_ids.cols;
+      items_.fall_back(users, user, {out.item_ids.row(user), k}, {out.scores.row(user), k});
     }
-  }
-}
-
-// Appends the index rows of one user's excluded items; unknown ids are no items.
-void ItemSearch::append_excluded(const UserBatch& users, int64_t user,
-                                 std::vector<int64_t>& rows) const {
-  const int32_t* lengths = users.lengths.row(user);
-  const int64_t num_features = users.lengths.cols - 1;
-  const int64_t* ids = users.ids[user];
-  for (int64_t f = 0; f < num_features; ++f) ids += lengths[f];
-  for (int32_t i = 0; i < lengths[num_features]; ++i) {
-    const int64_t row = item_vocabulary_->row(ids[i]);
-    if (row != kOovRow) rows.push_back(row - 1);
   }
 }
 
@@ -75,7 +65,7 @@ void ItemSearch::search(const Context& context, const UserBatch& users,
   scratch.exclude_lengths.clear();
   for (const int64_t user : known) {
     const size_t before = scratch.exclude_rows.size();
-    append_excluded(users, user, scratch.exclude_rows);
+    items_.append_excluded(users, user, scratch.exclude_rows);
     scratch.exclude_lengths.push_back(static_cast<int32_t>(scratch.exclude_rows.size() - before));
   }
   scratch.rows.resize(static_cast<size_t>(count * k));
@@ -90,25 +80,6 @@ void ItemSearch::search(const Context& context, const UserBatch& users,
     std::transform(rows.row(i), rows.row(i) + k, out.item_ids.row(user),
                    [&](int64_t row) { return row < 0 ? kNoItem : items_.keys[row]; });
     std::copy(scores.row(i), scores.row(i) + k, out.scores.row(user));
-  }
-}
-
-// The fallback list without the user's excluded items.
-void ItemSearch::fall_back(const UserBatch& users, int64_t user, Recommendations out) const {
-  std::vector<int64_t> excluded;
-  append_excluded(users, user, excluded);
-  std::sort(excluded.begin(), excluded.end());
-  int64_t filled = 0;
-  for (int64_t i = 0; i < items_.fallback_rows.size && filled < out.item_ids.cols; ++i) {
-    const int64_t row = items_.fallback_rows[i];
-    if (std::binary_search(excluded.begin(), excluded.end(), row)) continue;
-    out.item_ids.row(user)[filled] = items_.keys[row];
-    out.scores.row(user)[filled] = items_.fallback_scores[i];
-    ++filled;
-  }
-  for (; filled < out.item_ids.cols; ++filled) {
-    out.item_ids.row(user)[filled] = kNoItem;
-    out.scores.row(user)[filled] = -std::numeric_limits<float>::infinity();
   }
 }
 

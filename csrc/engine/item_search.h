@@ -4,11 +4,15 @@
 #include <vector>
 
 #include "engine/assets.h"
+#include "engine/item_assets.h"
 #include "engine/manifest.h"
 #include "recengine/context.h"
 #include "recengine/engine.h"
 
 namespace recengine {
+
+// What is thrown for the vector of a user that is not finite.
+[[noreturn]] void fail_vector(int64_t user);
 
 // The stage `topk`: user vectors -> nearest items.
 class ItemSearch {
@@ -25,13 +29,10 @@ class ItemSearch {
  private:
   struct Scratch;
 
-  void append_excluded(const UserBatch& users, int64_t user, std::vector<int64_t>& rows) const;
   void search(const Context& context, const UserBatch& users, const std::vector<int64_t>& known,
               Matrix<const float> vectors, Recommendations out) const;
-  void fall_back(const UserBatch& users, int64_t user, Recommendations out) const;
 
   ItemAssets items_;
-  const Vocabulary* item_vocabulary_;
 };
 
 }  // namespace recengine

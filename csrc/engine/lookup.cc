@@ -5,6 +5,17 @@
 #include "recengine/error.h"
 
 namespace recengine {
+namespace {
+
+BagInput bag_input(const UserBags& bags, int64_t users) {
+  const auto columns = static_cast<int64_t>(bags.lengths.size()) / std::max<int64_t>(users, 1);
+  BagInput input;
+  input.rows = bags.rows;
+  input.lengths = {bags.lengths.data(), users, columns};
+  return input;
+}
+
+}  // namespace
 
 Lookup::Lookup(const std::string& stage, const Manifest& manifest, const std::vector<BagSpec>& bags,
                const Assets& assets)
@@ -29,41 +40,50 @@ Lookup::Lookup(const std::string& stage, const Manifest& manifest, const std::ve
 void Lookup::run(const Context& context, const UserBatch& users, KnownUsers& known) const {
   known.users.clear();
   known.dense.clear();
-  known.bag_rows.clear();
-  known.bag_lengths.clear();
+  known.bags.rows.clear();
+  known.bags.lengths.clear();
   for (int64_t user = 0; user < users.ids.size; ++user) {
     const int32_t* lengths = users.lengths.row(user);
     if (!features_.map(users.ids[user], lengths, known.features)) continue;
-    append_bags(lengths, known);
+    append_bags(lengths, known.features, known.bags);
     known.users.push_back(user);
     const float* dense = users.dense.row(user);
     known.dense.insert(known.dense.end(), dense, dense + num_dense_);
   }
   if (known.users.empty()) return;
   known.sparse.resize(static_cast<size_t>(known.size() * width_));
-  const Matrix<const int32_t> lengths(known.bag_lengths.data(), known.size(),
-                                      static_cast<int64_t>(bags_.size()));
-  embedding_bag(context, columns_, {known.bag_rows, lengths},
+  embedding_bag(context, columns_, bag_input(known.bags, known.size()),
                 {known.sparse.data(), known.size(), width_});
 }
 
 void Lookup::run(const Context& context, const UserBatch& users, Matrix<float> sparse) const {
-  static thread_local KnownUsers known;
-  run(context, users, known);
-  std::fill(sparse.data, sparse.data + sparse.rows * sparse.cols, 0.0f);
-  for (int64_t i = 0; i < known.size(); ++i) {
-    const float* row = known.sparse.data() + i * width_;
-    std::copy(row, row + width_, sparse.row(known.users[static_cast<size_t>(i)]));
+  static thread_local UserBags bags;
+  find_bags(users, bags);
+  embedding_bag(context, columns_, bag_input(bags, users.ids.size), sparse);
+}
+
+void Lookup::find_bags(const UserBatch& users, UserBags& bags) const {
+  static thread_local FeatureRows features;
+  bags.rows.clear();
+  bags.lengths.clear();
+  for (int64_t user = 0; user < users.ids.size; ++user) {
+    const int32_t* lengths = users.lengths.row(user);
+    if (features_.map(users.ids[user], lengths, features)) {
+      append_bags(lengths, features, bags);
+    } else {
+      bags.lengths.insert(bags.lengths.end(), bags_.size(), 0);
+    }
   }
 }
 
 // Each bag takes the last rows of its feature.
-void Lookup::append_bags(const int32_t* lengths, KnownUsers& known) const {
+void Lookup::append_bags(const int32_t* lengths, const FeatureRows& features,
+                         UserBags& bags) const {
   for (const Bag& bag : bags_) {
     const int64_t count = std::min<int64_t>(lengths[bag.feature], bag.max_length);
-    const int64_t* end = known.features.rows.data() + known.features.ends[bag.feature];
-    known.bag_rows.insert(known.bag_rows.end(), end - count, end);
-    known.bag_lengths.push_back(static_cast<int32_t>(count));
+    const int64_t* end = features.rows.data() + features.ends[bag.feature];
+    bags.rows.insert(bags.rows.end(), end - count, end);
+    bags.lengths.push_back(static_cast<int32_t>(count));
   }
 }
 

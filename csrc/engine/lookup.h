@@ -14,6 +14,12 @@
 
 namespace recengine {
 
+// What a lookup pools: table rows, bag after bag.
+struct UserBags {
+  std::vector<int64_t> rows;
+  std::vector<int32_t> lengths;  // [users, bags]
+};
+
 // What a dense graph reads of the users of whom anything is known. A thread keeps one for all its
 // calls, so that a call allocates only when it is the largest yet.
 struct KnownUsers {
@@ -21,10 +27,9 @@ struct KnownUsers {
   std::vector<float> sparse;   // [users, width]
   std::vector<float> dense;    // [users, dense features]
 
-  // Between mapping and pooling: the bags of all users, and one user's features.
-  std::vector<int64_t> bag_rows;
-  std::vector<int32_t> bag_lengths;  // [users, bags]
-  FeatureRows features;
+  // Between mapping and pooling.
+  UserBags bags;
+  FeatureRows features;  // of one user
 
   int64_t size() const { return static_cast<int64_t>(users.size()); }
 };
@@ -43,6 +48,10 @@ class Lookup {
   // The graph input `sparse` of all users; zeros for one of whom nothing is known.
   void run(const Context& context, const UserBatch& users, Matrix<float> sparse) const;
 
+  // The bags of all users; those of one of whom nothing is known are empty.
+  void find_bags(const UserBatch& users, UserBags& bags) const;
+
+  const std::vector<BagColumn>& columns() const { return columns_; }
   int64_t width() const { return width_; }
 
   // The graph inputs that run() fills: sparse, and dense when the model has dense features.
@@ -55,7 +64,7 @@ class Lookup {
     int64_t max_length;
   };
 
-  void append_bags(const int32_t* lengths, KnownUsers& known) const;
+  void append_bags(const int32_t* lengths, const FeatureRows& features, UserBags& bags) const;
 
   UserFeatures features_;
   std::vector<Bag> bags_;

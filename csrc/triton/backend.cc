@@ -1,12 +1,15 @@
 // The entry points that Triton calls. Backend, model and instance state live as long as Triton's
 // objects of the same names.
+#include <map>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <string>
 #include <utility>
 
 #include "cpu/thread_pool.h"
 #include "recengine/context.h"
+#include "recengine/cuda.h"
 #include "triton/api.h"
 #include "triton/config.h"
 #include "triton/metrics.h"
@@ -28,10 +31,11 @@ class Backend {
   Scheduler& scheduler() { return scheduler_; }
   const ShedFamily& shed_family() const { return shed_family_; }
 
-  EngineOptions engine_options() {
+  EngineOptions engine_options(int device = kHost) {
     EngineOptions options;
     options.pool = &pool_;
     options.num_streams = pool_.num_workers();
+    options.device = device;
     return options;
   }
 
@@ -39,6 +43,35 @@ class Backend {
   ThreadPool pool_;
   ShedFamily shed_family_;
   Scheduler scheduler_;
+};
+
+// One version of a served model: loaded once for each device that an instance is on.
+class Version {
+ public:
+  explicit Version(TRITONBACKEND_Model* handle) : handle_(handle) {}
+
+  Model& on(int device, Backend& backend) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::unique_ptr<Model>& model = models_[device];
+    if (model == nullptr) {
+      auto loaded =
+          std::make_unique<Model>(handle_, backend.engine_options(device), backend.shed_family());
+      backend.scheduler().add(*loaded);
+      model = std::move(loaded);
+    }
+    return *model;
+  }
+
+  void unload(Scheduler& scheduler) {
+    for (const auto& [device, model] : models_) {
+      if (model != nullptr) scheduler.remove(*model);
+    }
+  }
+
+ private:
+  TRITONBACKEND_Model* handle_;
+  std::mutex mutex_;
+  std::map<int, std::unique_ptr<Model>> models_;
 };
 
 void check_api_version() {
@@ -79,6 +112,25 @@ Backend& backend_of(TRITONBACKEND_ModelInstance* instance) {
   return backend_of(model);
 }
 
+Version* state_of(TRITONBACKEND_Model* model) {
+  void* state = nullptr;
+  require(TRITONBACKEND_ModelState(model, &state));
+  return static_cast<Version*>(state);
+}
+
+// Where an instance computes. KIND_MODEL leaves the choice to us: the first GPU, if there is one.
+int device_of(TRITONBACKEND_ModelInstance* instance) {
+  TRITONSERVER_InstanceGroupKind kind = TRITONSERVER_INSTANCEGROUPKIND_CPU;
+  require(TRITONBACKEND_ModelInstanceKind(instance, &kind));
+  if (kind == TRITONSERVER_INSTANCEGROUPKIND_MODEL) {
+    return cuda_built() && !cuda_devices().empty() ? 0 : kHost;
+  }
+  if (kind != TRITONSERVER_INSTANCEGROUPKIND_GPU) return kHost;
+  int32_t device = 0;
+  require(TRITONBACKEND_ModelInstanceDeviceId(instance, &device));
+  return device;
+}
+
 Instance* state_of(TRITONBACKEND_ModelInstance* instance) {
   void* state = nullptr;
   require(TRITONBACKEND_ModelInstanceState(instance, &state));
@@ -105,8 +157,8 @@ void execute(Scheduler& scheduler, Instance& instance, TRITONBACKEND_Request* ha
 using recengine::triton::Backend;
 using recengine::triton::guarded;
 using recengine::triton::Instance;
-using recengine::triton::Model;
 using recengine::triton::require;
+using recengine::triton::Version;
 
 RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend* backend) {
   return guarded([backend] {
@@ -130,20 +182,16 @@ RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_Finalize(TRITONBACKEND_Backend
 
 RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* handle) {
   return guarded([handle] {
-    Backend& backend = recengine::triton::backend_of(handle);
-    auto model = std::make_unique<Model>(handle, backend.engine_options(), backend.shed_family());
-    require(TRITONBACKEND_ModelSetState(handle, model.get()));
-    backend.scheduler().add(*model);
-    model.release();
+    auto version = std::make_unique<Version>(handle);
+    require(TRITONBACKEND_ModelSetState(handle, version.get()));
+    version.release();
   });
 }
 
 RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelFinalize(TRITONBACKEND_Model* handle) {
   return guarded([handle] {
-    void* state = nullptr;
-    require(TRITONBACKEND_ModelState(handle, &state));
-    const std::unique_ptr<Model> model(static_cast<Model*>(state));
-    if (model != nullptr) recengine::triton::backend_of(handle).scheduler().remove(*model);
+    const std::unique_ptr<Version> version(recengine::triton::state_of(handle));
+    if (version != nullptr) version->unload(recengine::triton::backend_of(handle).scheduler());
   });
 }
 
@@ -151,12 +199,11 @@ RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(
     TRITONBACKEND_ModelInstance* handle) {
   return guarded([handle] {
     TRITONBACKEND_Model* model = nullptr;
-    void* state = nullptr;
     require(TRITONBACKEND_ModelInstanceModel(handle, &model));
-    require(TRITONBACKEND_ModelState(model, &state));
     auto instance = std::make_unique<Instance>();
     instance->handle = handle;
-    instance->model = static_cast<Model*>(state);
+    instance->model = &recengine::triton::state_of(model)->on(recengine::triton::device_of(handle),
+                                                              recengine::triton::backend_of(model));
     instance->warmups_left = instance->model->config().num_warmups;
     require(TRITONBACKEND_ModelInstanceSetState(handle, instance.get()));
     instance.release();

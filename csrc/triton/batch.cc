@@ -4,60 +4,58 @@
 #include <cstdint>
 
 #include "recengine/tensor.h"
+#include "triton/call_memory.h"
 #include "triton/status.h"
 
 namespace recengine::triton {
 namespace {
 
-template <typename T>
-void append(std::vector<T>& out, const Matrix<const T>& rows) {
-  out.insert(out.end(), rows.data, rows.data + rows.rows * rows.cols);
-}
-
 // Several requests as one engine call.
 class Call {
  public:
-  Call(Stage stage, const Engine& engine, Span<Request* const> requests)
-      : stage_(stage), engine_(engine) {
-    for (const Request* request : requests) add(*request);
+  Call(Stage stage, const Engine& engine, Span<Request* const> requests, CallMemory& memory)
+      : stage_(stage), engine_(engine), requests_(requests), memory_(memory) {
+    for (const Request* request : requests) {
+      const WireUsers users = request->users();
+      for (int64_t row = 0; row < users.ids.rows; ++row) ids_.push_back(users.ids.row(row));
+      lengths_.insert(lengths_.end(), users.lengths.data, end_of(users.lengths));
+      dense_.insert(dense_.end(), users.dense.data, end_of(users.dense));
+      k_ = std::max(k_, request->k());
+    }
+    rows_ = static_cast<int64_t>(ids_.size());
   }
 
-  // Borrows from the call.
+  // Lies in the memory.
   Answer run() {
+    const CudaStream stream = memory_.stream();
     switch (stage_) {
       case Stage::kRetrievalLookup:
-        engine_.look_up(users(), inputs(engine_.widths().retrieval_sparse).sparse);
+        engine_.look_up(users(), inputs(engine_.widths().retrieval_sparse).sparse, stream);
         break;
       case Stage::kTopK:
-        engine_.search(users(), matrix(graph_output_), top());
+        engine_.search(users(), graph_output(), top(), stream);
         break;
       case Stage::kRetrieval:
         engine_.retrieve(users(), top());
         break;
       case Stage::kRankingLookup:
-        engine_.look_up(users(), candidates(), inputs(engine_.widths().ranking_sparse));
+        engine_.look_up(users(), candidates(), inputs(engine_.widths().ranking_sparse), stream);
         break;
       case Stage::kOrder:
-        engine_.order(users(), candidates(), matrix(graph_output_), top());
+        engine_.order(users(), candidates(), graph_output(), top(), stream);
         break;
       case Stage::kRanking:
         engine_.rank(users(), candidates(), top());
         break;
     }
+    answer_.last = stage_ == Stage::kOrder;
     return answer_;
   }
 
  private:
-  void add(const Request& request) {
-    const WireUsers users = request.users();
-    for (int64_t row = 0; row < users.ids.rows; ++row) ids_.push_back(users.ids.row(row));
-    append(lengths_, users.lengths);
-    append(dense_, users.dense);
-    append(candidates_, request.candidates().item_ids);
-    append(candidate_scores_, request.candidates().scores);
-    append(graph_output_, request.graph_output());
-    rows_ += request.rows();
-    k_ = std::max(k_, request.k());
+  template <typename T>
+  static const T* end_of(const Matrix<const T>& rows) {
+    return rows.data + rows.rows * rows.cols;
   }
 
   template <typename T>
@@ -65,43 +63,60 @@ class Call {
     return {values.data(), rows_, static_cast<int64_t>(values.size()) / rows_};
   }
 
+  // The rows of all requests, of equal widths, one after another; those of a lone request as they
+  // are, where the engine can read them.
+  template <typename T, typename View>
+  Matrix<const T> gather(const View& view) {
+    const Matrix<const T> first = view(*requests_[0]);
+    if (requests_.size == 1 && memory_.device() == kHost) return first;
+    T* const rows = memory_.take<T>(rows_ * first.cols);
+    T* next = rows;
+    for (const Request* request : requests_) {
+      const Matrix<const T> own = view(*request);
+      memory_.copy(next, own.data, own.rows * own.cols * int64_t{sizeof(T)});
+      next += own.rows * own.cols;
+    }
+    return {rows, rows_, first.cols};
+  }
+
   UserBatch users() const { return {ids_, matrix(lengths_), matrix(dense_)}; }
-  CandidateBatch candidates() const { return {matrix(candidates_), matrix(candidate_scores_)}; }
+
+  CandidateBatch candidates() {
+    return {gather<int64_t>([](const Request& request) { return request.candidates().item_ids; }),
+            gather<float>([](const Request& request) { return request.candidates().scores; })};
+  }
+
+  Matrix<const float> graph_output() {
+    return gather<float>([](const Request& request) { return request.graph_output(); });
+  }
 
   // Where the items of the answer go.
   Recommendations top() {
-    item_ids_.resize(static_cast<size_t>(rows_ * k_));
-    floats_.resize(item_ids_.size());
-    answer_.top = {{item_ids_.data(), rows_, k_}, {floats_.data(), rows_, k_}};
+    answer_.top = {{memory_.take<int64_t>(rows_ * k_), rows_, k_},
+                   {memory_.take<float>(rows_ * k_), rows_, k_}};
     return answer_.top;
   }
 
   // Where a graph's inputs go; without candidates, `sparse` alone.
   RankerInputs inputs(int64_t sparse_width) {
     const bool ranking = request_of(stage_).candidates;
-    const int64_t slots = ranking ? graph_slots(matrix(candidates_).cols) : 0;
+    const int64_t slots = ranking ? graph_slots(requests_[0]->candidates().item_ids.cols) : 0;
     const int64_t item_dim = engine_.widths().item;
-    floats_.resize(static_cast<size_t>(rows_ * (sparse_width + slots * (item_dim + 1))));
-    float* const sparse = floats_.data();
-    float* const items = sparse + rows_ * sparse_width;
-    float* const scores = items + rows_ * slots * item_dim;
-    answer_.inputs = {
-        {sparse, rows_, sparse_width}, {items, rows_ * slots, item_dim}, {scores, rows_, slots}};
+    answer_.inputs = {{memory_.take<float>(rows_ * sparse_width), rows_, sparse_width},
+                      {memory_.take<float>(rows_ * slots * item_dim), rows_ * slots, item_dim},
+                      {memory_.take<float>(rows_ * slots), rows_, slots}};
     return answer_.inputs;
   }
 
   const Stage stage_;
   const Engine& engine_;
+  const Span<Request* const> requests_;
+  CallMemory& memory_;
   int64_t rows_ = 0;
   int64_t k_ = 0;  // the longest answer; a shorter one is its prefix
   std::vector<const int64_t*> ids_;
   std::vector<int32_t> lengths_;
   std::vector<float> dense_;
-  std::vector<int64_t> candidates_;
-  std::vector<float> candidate_scores_;
-  std::vector<float> graph_output_;
-  std::vector<int64_t> item_ids_;
-  std::vector<float> floats_;  // the answer's: scores, or inputs of a graph
   Answer answer_;
 };
 
@@ -111,19 +126,41 @@ void report_batch(const Instance& instance, int64_t rows, const Times& times) {
       times.compute_end_ns, now_ns()));
 }
 
+// Answers every request; those whose answer cannot be copied, with the error.
+void respond(Span<Request* const> requests, const Answer& answer, CallMemory& memory,
+             const Times& times) noexcept {
+  int64_t row = 0;
+  std::vector<Request*> copied;
+  copied.reserve(static_cast<size_t>(requests.size));
+  for (Request* request : requests) {
+    const int64_t rows = request->rows();
+    try {
+      request->answer(answer, row, memory);
+      copied.push_back(request);
+    } catch (...) {
+      request->fail(current_error(TRITONSERVER_ERROR_INTERNAL), times);
+    }
+    row += rows;
+  }
+  try {
+    memory.finish();
+    for (Request* request : copied) request->send(times);
+  } catch (...) {
+    for (Request* request : copied)
+      request->fail(current_error(TRITONSERVER_ERROR_INTERNAL), times);
+  }
+  report_batch(requests[0]->instance(), row, times);
+}
+
 void run_call(const ModelConfig& config, const Engine& engine, Span<Request* const> requests,
               Times times) {
   times.compute_start_ns = now_ns();
   try {
-    Call call(config.stage, engine, requests);
+    CallMemory memory(engine.device());
+    Call call(config.stage, engine, requests, memory);
     const Answer answer = call.run();
-    times.compute_end_ns = now_ns();
-    int64_t row = 0;
-    for (Request* request : requests) {
-      request->answer(answer, row, times);
-      row += request->rows();
-    }
-    report_batch(requests[0]->instance(), row, times);
+    times.compute_end_ns = now_ns();  // on a GPU some of the work is still under way
+    respond(requests, answer, memory, times);
     return;
   } catch (...) {
     if (requests.size == 1) {
@@ -137,8 +174,8 @@ void run_call(const ModelConfig& config, const Engine& engine, Span<Request* con
 
 // The requests that are still wanted and pass their checks; the others are answered.
 std::vector<Request*> read_all(const ModelConfig& config, const Schema& schema,
-                               const GraphWidths& widths, const Requests& requests,
-                               const Times& times) {
+                               const Engine& engine, const Requests& requests, const Times& times) {
+  const GraphWidths widths = engine.widths();
   std::vector<Request*> valid;
   valid.reserve(requests.size());
   for (const std::unique_ptr<Request>& request : requests) {
@@ -148,7 +185,7 @@ std::vector<Request*> read_all(const ModelConfig& config, const Schema& schema,
       continue;
     }
     try {
-      request->read(config, schema, widths);
+      request->read(config, schema, widths, engine.device());
       valid.push_back(request.get());
     } catch (...) {
       request->fail(current_error(TRITONSERVER_ERROR_INTERNAL), times);
@@ -165,7 +202,7 @@ void run_batch(const ModelConfig& config, const Schema& schema, const Engine& en
                Requests requests) {
   Times times;
   times.start_ns = now_ns();
-  std::vector<Request*> valid = read_all(config, schema, engine.widths(), requests, times);
+  std::vector<Request*> valid = read_all(config, schema, engine, requests, times);
   std::stable_sort(valid.begin(), valid.end(), [](const Request* a, const Request* b) {
     return candidate_width(a) < candidate_width(b);
   });

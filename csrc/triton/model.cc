@@ -35,6 +35,19 @@ std::string version_directory(TRITONBACKEND_Model* handle, const std::string& ve
   return std::string(location) + "/" + version;
 }
 
+// On a GPU the stages run, and not the dense graphs.
+void require_split(const ModelConfig& config, const Engine& engine) {
+  const bool both = engine.has(Stage::kTopK) && engine.has(Stage::kRetrievalLookup);
+  if (engine.device() == kHost ||
+      !(both || (engine.has(Stage::kOrder) && engine.has(Stage::kRankingLookup)))) {
+    return;
+  }
+  throw StatusError(TRITONSERVER_ERROR_INVALID_ARG,
+                    "[" + config.name + "] config.pbtxt: instance_group: expected KIND_CPU, for " +
+                        "this version's graphs are compiled for a CPU, found a GPU; " +
+                        "`recengine compile --target gpu` compiles for it");
+}
+
 }  // namespace
 
 Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options,
@@ -42,6 +55,7 @@ Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options,
     : config_(read_config(handle)) {
   const std::string version = model_version(handle);
   engine_ = Engine::load(version_directory(handle, version), options);
+  require_split(config_, *engine_);
   config_.stage = served_stage(config_, *engine_);
   check_config(config_, *engine_);
   schema_ = engine_->schema();
@@ -51,6 +65,10 @@ Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options,
   };
   shed_queue_full_ = counter("queue_full");
   shed_deadline_ = counter("deadline");
+  if (options.device != kHost) {
+    log_info("recengine: " + config_.name + " version " + version + " is on GPU " +
+             std::to_string(options.device));
+  }
 }
 
 void Model::run(Requests requests) const noexcept {

@@ -12,10 +12,10 @@ namespace recengine::triton {
 
 enum class ShedReason : uint8_t { kQueueFull, kDeadline };
 
-// One version of a served model: immutable, shared by its instances.
+// One version of a served model on one device: immutable, shared by its instances there.
 class Model {
  public:
-  // Loads and checks the version directory. Throws BundleError or StatusError.
+  // Loads and checks the version directory. Throws BundleError, DeviceError or StatusError.
   Model(TRITONBACKEND_Model* handle, const EngineOptions& options, const ShedFamily& shed_family);
 
   const ModelConfig& config() const { return config_; }

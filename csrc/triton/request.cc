@@ -25,13 +25,6 @@ constexpr TRITONSERVER_DataType kTypeOf<int32_t> = TRITONSERVER_TYPE_INT32;
 template <>
 constexpr TRITONSERVER_DataType kTypeOf<float> = TRITONSERVER_TYPE_FP32;
 
-struct ResponseDeleter {
-  void operator()(TRITONBACKEND_Response* response) const {
-    warn(TRITONBACKEND_ResponseDelete(response));
-  }
-};
-using ResponsePtr = std::unique_ptr<TRITONBACKEND_Response, ResponseDeleter>;
-
 struct InputInfo {
   TRITONSERVER_DataType type = TRITONSERVER_TYPE_INVALID;
   const int64_t* shape = nullptr;
@@ -83,7 +76,7 @@ void check_input(const InputInfo& info, const std::string& what) {
 struct Buffer {
   const char* data = nullptr;
   uint64_t bytes = 0;
-  bool is_gpu = false;
+  int device = kHost;
 };
 
 Buffer buffer_of(TRITONBACKEND_Input* input, uint32_t index) {
@@ -92,7 +85,8 @@ Buffer buffer_of(TRITONBACKEND_Input* input, uint32_t index) {
   TRITONSERVER_MemoryType memory = TRITONSERVER_MEMORY_CPU;
   int64_t memory_id = 0;
   require(TRITONBACKEND_InputBuffer(input, index, &data, &bytes, &memory, &memory_id));
-  return {static_cast<const char*>(data), bytes, memory == TRITONSERVER_MEMORY_GPU};
+  const bool on_gpu = memory == TRITONSERVER_MEMORY_GPU;
+  return {static_cast<const char*>(data), bytes, on_gpu ? static_cast<int>(memory_id) : kHost};
 }
 
 template <typename T>
@@ -104,7 +98,7 @@ const T* gather(TRITONBACKEND_Input* input, const InputInfo& info, const std::st
   for (uint32_t i = 0; i < info.buffers; ++i) {
     const Buffer buffer = buffer_of(input, i);
     if (buffer.bytes > info.bytes - filled) break;
-    copy_to_host(begin + filled, buffer.data, buffer.bytes, buffer.is_gpu);
+    copy_to_host(begin + filled, buffer.data, buffer.bytes, buffer.device != kHost);
     filled += buffer.bytes;
   }
   if (filled != info.bytes) {
@@ -116,7 +110,7 @@ const T* gather(TRITONBACKEND_Input* input, const InputInfo& info, const std::st
 
 template <typename T>
 InputTensor<T> read_input(TRITONBACKEND_Request* request, const std::string& model,
-                          const char* name) {
+                          const char* name, int device = kHost) {
   const std::string what = "[" + model + "] " + name;
   TRITONBACKEND_Input* input = nullptr;
   require(TRITONBACKEND_RequestInput(request, name, &input));
@@ -129,7 +123,11 @@ InputTensor<T> read_input(TRITONBACKEND_Request* request, const std::string& mod
     const Buffer buffer = buffer_of(input, 0);
     const bool aligned = reinterpret_cast<uintptr_t>(buffer.data) % alignof(T) == 0;
     const bool whole = buffer.bytes == info.bytes;
-    if (aligned && whole && !buffer.is_gpu) data = reinterpret_cast<const T*>(buffer.data);
+    const bool usable = buffer.device == kHost || buffer.device == device;
+    if (aligned && whole && usable) {
+      data = reinterpret_cast<const T*>(buffer.data);
+      tensor.on_device = buffer.device != kHost;
+    }
   }
   if (data == nullptr) data = gather(input, info, what, tensor.gathered);
   tensor.view = {data, info.shape[0], info.shape[1]};
@@ -166,29 +164,41 @@ int64_t read_int_parameter(TRITONSERVER_ParameterType type, const void* value,
   return number;
 }
 
+// Where an output should lie: a GPU's with the stage that reads it, the last one's with the
+// network.
+TRITONSERVER_MemoryType wanted_memory(int device, bool last) {
+  if (device == kHost) return TRITONSERVER_MEMORY_CPU;
+  return last ? TRITONSERVER_MEMORY_CPU_PINNED : TRITONSERVER_MEMORY_GPU;
+}
+
 // Writes `rows` rows from `first_row` on, of each the first values that dims [rows, ...] ask for.
 template <typename T>
 void put_output(TRITONBACKEND_Response* response, const char* name, const Matrix<T>& batch,
-                int64_t first_row, std::initializer_list<int64_t> dims) {
+                int64_t first_row, std::initializer_list<int64_t> dims, CallMemory& memory,
+                bool last) {
   const auto rank = static_cast<uint32_t>(dims.size());
   TRITONBACKEND_Output* output = nullptr;
   require(TRITONBACKEND_ResponseOutput(response, &output, name, kTypeOf<T>, dims.begin(), rank));
   const int64_t rows = *dims.begin();
   int64_t width = 1;
   for (const int64_t* dim = dims.begin() + 1; dim != dims.end(); ++dim) width *= *dim;
-  const auto row_bytes = static_cast<uint64_t>(width) * sizeof(T);
+  const int64_t row_bytes = width * int64_t{sizeof(T)};
   void* buffer = nullptr;
-  TRITONSERVER_MemoryType memory = TRITONSERVER_MEMORY_CPU;
-  int64_t memory_id = 0;
-  require(TRITONBACKEND_OutputBuffer(output, &buffer, static_cast<uint64_t>(rows) * row_bytes,
-                                     &memory, &memory_id));
-  if (memory == TRITONSERVER_MEMORY_GPU) {
+  TRITONSERVER_MemoryType type = wanted_memory(memory.device(), last);
+  int64_t memory_id = type == TRITONSERVER_MEMORY_GPU ? memory.device() : 0;
+  require(TRITONBACKEND_OutputBuffer(output, &buffer, static_cast<uint64_t>(rows * row_bytes),
+                                     &type, &memory_id));
+  if (type == TRITONSERVER_MEMORY_GPU && memory.device() == kHost) {
     throw StatusError(TRITONSERVER_ERROR_UNSUPPORTED,
                       std::string(name) + ": expected a CPU buffer, found GPU memory");
   }
+  if (width == batch.cols) {
+    memory.copy(buffer, batch.row(first_row), rows * row_bytes);
+    return;
+  }
   for (int64_t row = 0; row < rows; ++row) {
-    std::memcpy(static_cast<char*>(buffer) + static_cast<uint64_t>(row) * row_bytes,
-                batch.row(first_row + row), row_bytes);
+    memory.copy(static_cast<char*>(buffer) + row * row_bytes, batch.row(first_row + row),
+                row_bytes);
   }
 }
 
@@ -226,7 +236,8 @@ bool Request::is_cancelled() const noexcept {
   return cancelled;
 }
 
-void Request::read(const ModelConfig& config, const Schema& schema, const GraphWidths& widths) {
+void Request::read(const ModelConfig& config, const Schema& schema, const GraphWidths& widths,
+                   int device) {
   const StageRequest& wanted = request_of(config.stage);
   read_parameters(config, schema);
   ids_ = read_input<int64_t>(handle_, config.name, "ids");
@@ -237,17 +248,18 @@ void Request::read(const ModelConfig& config, const Schema& schema, const GraphW
     dense_ = read_input<float>(handle_, config.name, "dense");
   }
   if (wanted.candidates) {
-    candidates_ = read_input<int64_t>(handle_, config.name, "candidates");
-    candidate_scores_ = read_input<float>(handle_, config.name, "candidate_scores");
+    candidates_ = read_input<int64_t>(handle_, config.name, "candidates", device);
+    candidate_scores_ = read_input<float>(handle_, config.name, "candidate_scores", device);
   }
   if (wanted.graph_output != nullptr) {
-    graph_output_ = read_input<float>(handle_, config.name, wanted.graph_output);
+    graph_output_ = read_input<float>(handle_, config.name, wanted.graph_output, device);
   }
   check(config, schema, widths);
 }
 
 void Request::check(const ModelConfig& config, const Schema& schema,
                     const GraphWidths& widths) const {
+  const bool on_host = !candidates_.on_device && !candidate_scores_.on_device;
   switch (config.stage) {
     case Stage::kRetrievalLookup:
     case Stage::kRetrieval:
@@ -256,9 +268,9 @@ void Request::check(const ModelConfig& config, const Schema& schema,
       return recengine::check(schema, users(), graph_output(), widths.user);
     case Stage::kRankingLookup:
     case Stage::kRanking:
-      return recengine::check(schema, users(), candidates());
+      return recengine::check(schema, users(), candidates(), on_host);
     case Stage::kOrder:
-      return recengine::check(schema, users(), candidates(), graph_output());
+      return recengine::check(schema, users(), candidates(), graph_output(), on_host);
   }
 }
 
@@ -280,43 +292,40 @@ void Request::read_parameters(const ModelConfig& config, const Schema& schema) {
   }
 }
 
-void Request::answer(const Answer& batch, int64_t first_row, const Times& times) noexcept {
-  try {
-    send(batch, first_row);
-  } catch (...) {
-    fail(current_error(TRITONSERVER_ERROR_INTERNAL), times);
-    return;
-  }
-  finish(true, times);
-}
-
-void Request::send(const Answer& batch, int64_t first_row) {
-  TRITONBACKEND_Response* created = nullptr;
-  require(TRITONBACKEND_ResponseNew(&created, handle_));
-  ResponsePtr response(created);
+void Request::answer(const Answer& batch, int64_t first_row, CallMemory& memory) {
+  TRITONBACKEND_Response* response = nullptr;
+  require(TRITONBACKEND_ResponseNew(&response, handle_));
+  response_.reset(response);
   uint32_t count = 0;
   require(TRITONBACKEND_RequestOutputCount(handle_, &count));
   const int64_t slots = batch.inputs.item_scores.cols;
   for (uint32_t i = 0; i < count; ++i) {
     const char* name = nullptr;
     require(TRITONBACKEND_RequestOutputName(handle_, i, &name));
+    const auto put = [&](const auto& rows, std::initializer_list<int64_t> dims) {
+      put_output(response, name, rows, first_row, dims, memory, batch.last);
+    };
     if (std::strcmp(name, "item_ids") == 0) {
-      put_output(created, name, batch.top.item_ids, first_row, {rows_, k_});
+      put(batch.top.item_ids, {rows_, k_});
     } else if (std::strcmp(name, "scores") == 0) {
-      put_output(created, name, batch.top.scores, first_row, {rows_, k_});
+      put(batch.top.scores, {rows_, k_});
     } else if (std::strcmp(name, "sparse") == 0) {
-      put_output(created, name, batch.inputs.sparse, first_row, {rows_, batch.inputs.sparse.cols});
+      put(batch.inputs.sparse, {rows_, batch.inputs.sparse.cols});
     } else if (std::strcmp(name, "items") == 0) {
       const int64_t dim = batch.inputs.items.cols;
       const Matrix<float> items(batch.inputs.items.data, batch.inputs.item_scores.rows,
                                 slots * dim);
-      put_output(created, name, items, first_row, {rows_, slots, dim});
+      put(items, {rows_, slots, dim});
     } else {
-      put_output(created, name, batch.inputs.item_scores, first_row, {rows_, slots});
+      put(batch.inputs.item_scores, {rows_, slots});
     }
   }
-  warn(TRITONBACKEND_ResponseSend(response.release(), TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+}
+
+void Request::send(const Times& times) noexcept {
+  warn(TRITONBACKEND_ResponseSend(response_.release(), TRITONSERVER_RESPONSE_COMPLETE_FINAL,
                                   nullptr));
+  finish(true, times);
 }
 
 void Request::fail(TRITONSERVER_Error_Code code, const std::string& message,
@@ -325,6 +334,7 @@ void Request::fail(TRITONSERVER_Error_Code code, const std::string& message,
 }
 
 void Request::fail(ErrorPtr error, const Times& times) noexcept {
+  response_.reset();
   TRITONBACKEND_Response* response = nullptr;
   warn(TRITONBACKEND_ResponseNew(&response, handle_));
   if (response != nullptr) {

@@ -5,8 +5,10 @@
 #include <string>
 #include <vector>
 
+#include "recengine/cuda.h"
 #include "recengine/engine.h"
 #include "triton/api.h"
+#include "triton/call_memory.h"
 #include "triton/config.h"
 #include "triton/status.h"
 
@@ -17,7 +19,7 @@ class Model;
 // What the server runs requests on. Thin: a model computes, an instance is what statistics name.
 struct Instance {
   TRITONBACKEND_ModelInstance* handle = nullptr;
-  Model* model = nullptr;
+  Model* model = nullptr;           // on the instance's device
   int64_t warmups_left = 0;         // the first requests are the server's own
   std::atomic<int64_t> pending{0};  // requests taken and not yet released
 };
@@ -33,17 +35,26 @@ struct Times {
 struct Answer {
   Recommendations top;  // best first: a request takes its first k() columns
   RankerInputs inputs;  // of a dense graph; the retrieval graph reads `sparse` alone
+  bool last = true;     // no stage reads it
 };
 
-// One input, read where Triton holds it; copied only when it comes in pieces, unaligned or in
-// memory of a GPU.
+struct ResponseDeleter {
+  void operator()(TRITONBACKEND_Response* response) const {
+    warn(TRITONBACKEND_ResponseDelete(response));
+  }
+};
+using ResponsePtr = std::unique_ptr<TRITONBACKEND_Response, ResponseDeleter>;
+
+// One input, read where Triton holds it; copied to the host only when it comes in pieces,
+// unaligned, or in memory of a GPU that is not wanted.
 template <typename T>
 struct InputTensor {
   Matrix<const T> view;
+  bool on_device = false;
   std::vector<T> gathered;
 };
 
-// A request that the backend owns. It is answered, counted and released exactly once, by answer(),
+// A request that the backend owns. It is answered, counted and released exactly once, by send(),
 // by fail() or, should both be missed, by the destructor.
 class Request {
  public:
@@ -61,16 +72,21 @@ class Request {
   bool is_cancelled() const noexcept;
 
   // Reads and checks everything. Throws InputError or StatusError; then only fail() may follow.
-  void read(const ModelConfig& config, const Schema& schema, const GraphWidths& widths);
+  // What the stage before gave may lie on `device`, where its values are not looked at.
+  void read(const ModelConfig& config, const Schema& schema, const GraphWidths& widths, int device);
 
-  // Valid after read().
+  // Valid after read(); candidates and the graph's output are on the device or on the host.
   WireUsers users() const { return {ids_.view, lengths_.view, dense_.view}; }
   CandidateBatch candidates() const { return {candidates_.view, candidate_scores_.view}; }
   Matrix<const float> graph_output() const { return graph_output_.view; }
   int64_t k() const { return k_; }  // items of the answer; 0 when the stage answers none
 
-  // Answers with rows first_row .. first_row + rows() - 1.
-  void answer(const Answer& batch, int64_t first_row, const Times& times) noexcept;
+  // Copies rows first_row .. first_row + rows() - 1 to where the answer goes. Throws StatusError;
+  // then only fail() may follow.
+  void answer(const Answer& batch, int64_t first_row, CallMemory& memory);
+
+  // Sends what answer() copied, when the memory has finished.
+  void send(const Times& times) noexcept;
 
   void fail(ErrorPtr error, const Times& times) noexcept;
   void fail(TRITONSERVER_Error_Code code, const std::string& message, const Times& times) noexcept;
@@ -78,7 +94,6 @@ class Request {
  private:
   void read_parameters(const ModelConfig& config, const Schema& schema);
   void check(const ModelConfig& config, const Schema& schema, const GraphWidths& widths) const;
-  void send(const Answer& batch, int64_t first_row);
   void finish(bool success, const Times& times) noexcept;
 
   Instance& instance_;
@@ -94,6 +109,7 @@ class Request {
   InputTensor<int64_t> candidates_;
   InputTensor<float> candidate_scores_;
   InputTensor<float> graph_output_;
+  ResponsePtr response_;
 };
 
 }  // namespace recengine::triton

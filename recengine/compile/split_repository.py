@@ -1,8 +1,6 @@
 """config.pbtxt of a repository whose dense graphs run in a stock backend of Triton.
 
-Our backend runs no stage on a GPU yet: its models stay on the CPU for the target gpu, too. The
-TensorRT backend copies what a graph reads to the device, through pinned memory; our backend copies
-what the graph leaves there back.
+For the target gpu every step computes on the GPU, and what one gives another stays there.
 """
 
 from __future__ import annotations
@@ -51,7 +49,7 @@ def configs(
     retrieval, ranking = stages(manifest)
     tower, ranker = (manifest.graphs[name] for name in (retrieval.graph, ranking.graph))
     result = {
-        **_stages(manifest, request, tower, ranker),
+        **_stages(manifest, request, target, tower, ranker),
         retrieval.graph: _dense(retrieval.graph, tower, target, request),
         ranking.graph: _dense(ranking.graph, ranker, target, request),
     }
@@ -65,7 +63,7 @@ def configs(
 
 
 def _stages(
-    manifest: Manifest, request: Request, tower: Graph, ranker: Graph
+    manifest: Manifest, request: Request, target: Target, tower: Graph, ranker: Graph
 ) -> dict[str, pb.ModelConfig]:
     """The models that our backend runs; ids and lengths go to all of them, dense to lookups."""
     users = user_tensors(request)
@@ -82,10 +80,14 @@ def _stages(
         "ranking_lookup": ({**users, **CANDIDATES}, items),
         "ranking_order": ({**keys, **CANDIDATES, "graph_scores": [-1]}, ANSWER),
     }
-    return {
+    result = {
         name: composing(name, inputs, outputs, request)
         for name, (inputs, outputs) in tensors.items()
     }
+    if target == "gpu":
+        for config in result.values():
+            config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_GPU
+    return result
 
 
 def _dense(name: str, graph: Graph, target: Target, request: Request) -> pb.ModelConfig:

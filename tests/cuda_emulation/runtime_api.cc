@@ -8,6 +8,8 @@
 #include "cuda_runtime.h"
 #include "cuda_runtime_api.h"
 
+struct CudaEmulatedStream {};
+
 namespace {
 
 constexpr int kMultiprocessors = 4;
@@ -25,6 +27,7 @@ bool on_device(const void* pointer, size_t bytes) {
 }
 
 bool sides_fit(const void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  if (kind == cudaMemcpyDefault) return true;
   const bool to_device = kind == cudaMemcpyHostToDevice;
   return bytes == 0 || (on_device(to, bytes) == to_device && on_device(from, bytes) == !to_device);
 }
@@ -113,6 +116,14 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
   if (bytes > 0 && !on_device(to, bytes)) return cudaErrorInvalidValue;
   if (bytes > 0) std::memset(to, value, bytes);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = new CudaEmulatedStream;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete stream;
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from bundle_copy import Copy
+from places import StagesOnGpu
 from test_engine import UNKNOWN, assert_same, random_users, wire
 
 from recengine.client.wire import WireUsers, pack_users
@@ -21,14 +22,26 @@ def graphs(oracle):
     }
 
 
-def keep(copy, model, stage, **changes):
+@pytest.fixture(scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def load(request):
+    """Loads the stages of a directory, on the CPU or on a GPU."""
+    return StagesOnGpu if request.param == "cuda" else Engine
+
+
+@pytest.fixture(scope="module")
+def stages(load, golden):
+    """Those of the golden bundle."""
+    return load(golden)
+
+
+def keep(copy, model, stage, load=Engine, **changes):
     """The directory as one stage of a model: without graphs, tables only for a lookup."""
     manifest = copy.manifest() | {"stage": stage, "graphs": {}} | changes
     del manifest["ranking" if model == "retrieval" else "retrieval"]
     if stage != "lookup":
         manifest |= {"tables": {}, "dense_features": []}
     copy.write_manifest(manifest)
-    return Engine(copy.directory)
+    return load(copy.directory)
 
 
 def keys(users):
@@ -36,22 +49,22 @@ def keys(users):
 
 
 @pytest.fixture
-def stage(golden, tmp_path):
+def stage(golden, tmp_path, load):
     """Makes the engine of one stage."""
 
     def make(model, kind):
-        return keep(Copy(shutil.copytree(golden, tmp_path / f"{model}_{kind}")), model, kind)
+        return keep(Copy(shutil.copytree(golden, tmp_path / f"{model}_{kind}")), model, kind, load)
 
     return make
 
 
-def test_lookups_give_what_the_graphs_read(engine, oracle, rng):
+def test_lookups_give_what_the_graphs_read(stages, oracle, rng):
     users = random_users(rng, oracle, 40)
     candidates = rng.choice([*oracle.keys, -1, 12345], size=(40, 9))
     scores = rng.normal(size=candidates.shape).astype(np.float32)
     scores[candidates == -1] = np.nan
-    tower = engine.look_up(users)
-    ranker = engine.look_up_candidates(users, candidates, scores)
+    tower = stages.look_up(users)
+    ranker = stages.look_up_candidates(users, candidates, scores)
     assert set(tower) == {"sparse", "dense"}
     assert set(ranker) == {"sparse", "dense", "items", "candidate_scores"}
     rows = [[oracle.rows["items"].get(int(i), 0) for i in ids] for ids in candidates]
@@ -69,12 +82,12 @@ def test_lookups_give_what_the_graphs_read(engine, oracle, rng):
 
 
 @pytest.mark.parametrize("k", [1, 7, 64])
-def test_stages_around_the_graphs_answer_as_the_engine(engine, oracle, graphs, rng, k):
+def test_stages_around_the_graphs_answer_as_the_engine(stages, engine, oracle, graphs, rng, k):
     users = random_users(rng, oracle, 60)
-    candidates = engine.search(users, graphs["tower"](engine.look_up(users)), k)
+    candidates = stages.search(users, graphs["tower"](stages.look_up(users)), k)
     assert_same(candidates, engine.retrieve(users, k))
-    scores = graphs["ranker"](engine.look_up_candidates(users, *candidates))
-    assert_same(engine.order(users, *candidates, scores, 5), engine.rank(users, *candidates, 5))
+    scores = graphs["ranker"](stages.look_up_candidates(users, *candidates))
+    assert_same(stages.order(users, *candidates, scores, 5), engine.rank(users, *candidates, 5))
 
 
 def test_directories_of_one_stage_answer_as_the_whole(stage, engine, oracle, graphs, rng):
@@ -88,18 +101,18 @@ def test_directories_of_one_stage_answer_as_the_whole(stage, engine, oracle, gra
     assert_same(found, engine.rank(users, *candidates))
 
 
-def test_a_stage_needs_none_of_the_other_stages_files(stage, golden_users, tmp_path):
+def test_a_stage_needs_none_of_the_other_stages_files(stage, load, golden_users, tmp_path):
     """Of the golden bundle all tensors are in one file: what is checked is what is loaded."""
     engine = stage("retrieval", "topk")
     (tmp_path / "retrieval_topk" / "tower.onnx").unlink()
     with pytest.raises(BundleError, match=r"tower\.onnx"):
-        Engine(tmp_path / "retrieval_topk")  # the manifest still lists it
+        load(tmp_path / "retrieval_topk")  # the manifest still lists it
     copy = Copy(tmp_path / "retrieval_topk")
     files = {name: entry for name, entry in copy.manifest()["files"].items() if "onnx" not in name}
     copy.write_manifest(copy.manifest() | {"files": files})
     vectors = np.ones((len(golden_users.ids), 8), np.float32)
     assert_same(
-        Engine(copy.directory).search(keys(golden_users), vectors),
+        load(copy.directory).search(keys(golden_users), vectors),
         engine.search(keys(golden_users), vectors),
         rtol=0,
     )
@@ -116,31 +129,32 @@ def test_a_stage_needs_none_of_the_other_stages_files(stage, golden_users, tmp_p
 )
 def test_a_stage_answers_for_itself_alone(stage, model, kind, has, golden_users):
     engine = stage(model, kind)
-    assert not engine.has_retrieval
-    assert not engine.has_ranking
     users = golden_users if kind == "lookup" else keys(golden_users)
     batch = len(users.ids)
     items = np.zeros((batch, 2), np.int64), np.zeros((batch, 2), np.float32)
     calls = {
         "retrieval lookup": lambda: engine.look_up(users),
         "topk": lambda: engine.search(users, np.ones((batch, 8), np.float32)),
-        "retrieval": lambda: engine.retrieve(users),
         "ranking lookup": lambda: engine.look_up_candidates(users, *items),
         "order": lambda: engine.order(users, *items, items[1]),
-        "ranking": lambda: engine.rank(users, *items),
     }
+    if isinstance(engine, Engine):
+        assert not engine.has_retrieval
+        assert not engine.has_ranking
+        calls["retrieval"] = lambda: engine.retrieve(users)
+        calls["ranking"] = lambda: engine.rank(users, *items)
     calls.pop(has)()
     for name, call in calls.items():
         with pytest.raises(InputError, match=f"no {name} stage|user: expected shape"):
             call()
 
 
-def test_a_list_without_candidates_has_one_empty_slot(engine, golden_users):
+def test_a_list_without_candidates_has_one_empty_slot(stages, golden_users):
     none = np.empty((len(golden_users.ids), 0))
-    inputs = engine.look_up_candidates(golden_users, none.astype(np.int64), none)
+    inputs = stages.look_up_candidates(golden_users, none.astype(np.int64), none)
     assert inputs["items"].shape == (len(none), 1, 12)
     assert not inputs["candidate_scores"].any()
-    items, scores = engine.order(
+    items, scores = stages.order(
         golden_users, none.astype(np.int64), none, inputs["candidate_scores"], k=3
     )
     assert (items == -1).all()
@@ -152,44 +166,44 @@ def unknown_then_known(engine, oracle):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_vector_that_is_not_finite_is_an_error_of_a_known_user(engine, oracle, value):
-    users = unknown_then_known(engine, oracle)
+def test_a_vector_that_is_not_finite_is_an_error_of_a_known_user(stages, oracle, value):
+    users = unknown_then_known(stages, oracle)
     vectors = np.ones((2, 8), np.float32)
     vectors[0, 3] = value
-    items, _ = engine.search(users, vectors, k=3)
+    items, _ = stages.search(users, vectors, k=3)
     np.testing.assert_array_equal(items[0], oracle.keys[oracle.fallback[0][:3]])
     vectors[1, 3] = value
     with pytest.raises(InputError, match="user 1: expected a finite user vector from the graph"):
-        engine.search(users, vectors)
+        stages.search(users, vectors)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_graph_score_that_is_not_finite_is_an_error_of_a_known_users_item(engine, oracle, value):
-    users = unknown_then_known(engine, oracle)
+def test_a_graph_score_that_is_not_finite_is_an_error_of_a_known_users_item(stages, oracle, value):
+    users = unknown_then_known(stages, oracle)
     candidates = np.array([[*oracle.keys[:2], -1]] * 2)
     own = np.array([[1, 2, np.nan]] * 2, np.float32)
     scores = np.array([[value] * 3, [5, 4, value]], np.float32)
-    items, found = engine.order(users, candidates, own, scores, k=2)
+    items, found = stages.order(users, candidates, own, scores, k=2)
     np.testing.assert_array_equal(items, [oracle.keys[[1, 0]], oracle.keys[[0, 1]]])
     np.testing.assert_array_equal(found, [[2, 1], [5, 4]])
     scores[1, 1] = value
     with pytest.raises(InputError, match="expected a finite score"):
-        engine.order(users, candidates, own, scores)
+        stages.order(users, candidates, own, scores)
 
 
 @pytest.mark.parametrize("shape", [(2, 7), (2, 9), (1, 8), (3, 8), (2, 0)])
-def test_vectors_of_another_shape_are_refused_by_name(engine, oracle, shape):
-    users = unknown_then_known(engine, oracle)
+def test_vectors_of_another_shape_are_refused_by_name(stages, oracle, shape):
+    users = unknown_then_known(stages, oracle)
     with pytest.raises(InputError, match=r"user: expected shape \[2, 8\], found"):
-        engine.search(users, np.ones(shape, np.float32))
+        stages.search(users, np.ones(shape, np.float32))
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (2, 4), (1, 3), (2, 0)])
-def test_graph_scores_of_another_shape_are_refused_by_name(engine, oracle, shape):
-    users = unknown_then_known(engine, oracle)
+def test_graph_scores_of_another_shape_are_refused_by_name(stages, oracle, shape):
+    users = unknown_then_known(stages, oracle)
     candidates = np.tile(oracle.keys[:3], (2, 1))
     with pytest.raises(InputError, match=r"graph_scores: expected shape \[2, 3\], found"):
-        engine.order(users, candidates, np.zeros((2, 3)), np.ones(shape, np.float32))
+        stages.order(users, candidates, np.zeros((2, 3)), np.ones(shape, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -217,10 +231,10 @@ def test_a_lookup_without_its_table_is_refused(copy):
         keep(copy, "retrieval", "lookup", tables=manifest["tables"])
 
 
-def test_users_alone_and_together_look_up_the_same(engine, oracle, rng):
+def test_users_alone_and_together_look_up_the_same(stages, oracle, rng):
     users = random_users(rng, oracle, 20)
-    together = engine.look_up(users)["sparse"]
+    together = stages.look_up(users)["sparse"]
     for i in range(20):
         one = WireUsers(users.ids[i : i + 1], users.lengths[i : i + 1], users.dense[i : i + 1])
-        np.testing.assert_array_equal(engine.look_up(one)["sparse"][0], together[i])
-    assert not engine.look_up(wire([([], [], [], [])]))["sparse"].any()
+        np.testing.assert_array_equal(stages.look_up(one)["sparse"][0], together[i])
+    assert not stages.look_up(wire([([], [], [], [])]))["sparse"].any()

@@ -1,11 +1,13 @@
 """Serves a split repository with a tritonserver that has no ONNX Runtime backend."""
 
+import os
 import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 from bench.serving.peer.repository import copy_backend, environment
+from recengine.compile.split import STAGES
 from recengine.serving.server import TritonServer, find_backends
 
 MODEL = Path(__file__).with_name("onnx_model.py")
@@ -21,13 +23,26 @@ def replace_backend(repository):
     return repository
 
 
+def place_on_gpu(repository):
+    """Our stages run on the first GPU: KIND_GPU is only for a server that has one itself.
+
+    Requests get more time than by default: an emulated GPU is slow.
+    """
+    more_time = 'parameters { key: "recengine.default_timeout_us" value { string_value: "%d" } }\n'
+    for model in STAGES:
+        config = repository / model / "config.pbtxt"
+        text = config.read_text().replace("kind: KIND_CPU", "kind: KIND_MODEL")
+        config.write_text(text + more_time % 100_000_000)
+    return repository
+
+
 @contextmanager
 def serve_split(repository, folder, **options):
     """A server of a repository that `replace_backend` changed; `folder` is its own."""
     backends = copy_backend(folder / "backends")
     (backends / "recengine").symlink_to(find_backends() / "recengine")
     with (
-        environment(Path(sys.prefix)),
+        environment(Path(os.environ.get("VIRTUAL_ENV", sys.prefix))),
         TritonServer(
             repository, backend_directory=backends, log=folder / "tritonserver.log", **options
         ) as server,

@@ -335,7 +335,9 @@ def test_what_was_accepted_is_answered_before_a_terminated_server_ends(serve, us
     asked = tensors(users.batch(np.random.default_rng(14), 16))
     server = serve().start()
     with RawClient(server.endpoints.grpc) as client:
-        futures = [client.send(make_request("recommend", asked)) for _ in range(200)]
+        futures = [
+            client.send(make_request("recommend", asked, timeout=60_000_000)) for _ in range(200)
+        ]
         futures[0].result()
         assert server.stop() == 0
         codes = [future.code() for future in futures]

@@ -6,7 +6,7 @@ import grpc
 import numpy as np
 import pytest
 from raw_client import RawClient, make_request, read_response
-from split_server import replace_backend, serve_split
+from split_server import place_on_gpu, replace_backend, serve_split
 
 from recengine.bundle import read_manifest
 from recengine.client import RecommenderClient
@@ -19,12 +19,14 @@ MODELS = ("retrieval", "ranking", "recommend")
 UNKNOWN_ID = 4242424242
 
 
-@pytest.fixture(scope="session")
-def split_repository(golden, tmp_path_factory):
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def split_repository(request, golden, tmp_path_factory):
+    """With our stages on the CPU, or on a GPU."""
     folder = tmp_path_factory.mktemp("split")
-    return replace_backend(
+    repository = replace_backend(
         compile_bundle(golden, folder / "model_repository", target="onnxruntime")
     )
+    return repository if request.param == "cpu" else place_on_gpu(repository)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,9 @@ import grpc
 import numpy as np
 import pytest
 from malformed import CLEAR, EXTREME_DIMS, Flood, Mutator, replaced
+from places import StagesOnGpu
 from raw_client import RawClient, make_request, read_response
+from split_server import place_on_gpu
 
 from recengine.bundle import load_tensor, read_manifest
 from recengine.compile import compile_bundle
@@ -31,15 +33,15 @@ INPUTS = {
 EACH_TENSOR = [(model, name) for model, names in INPUTS.items() for name in names]
 
 
-@pytest.fixture(scope="session")
-def split_repository(golden, tmp_path_factory):
-    """The stages alone: what has no backend here is left out."""
+@pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def split_repository(request, golden, tmp_path_factory):
+    """The stages alone, on the CPU or on a GPU: what has no backend here is left out."""
     repository = tmp_path_factory.mktemp("stages") / "model_repository"
     compile_bundle(golden, repository, target="onnxruntime")
     for model in repository.iterdir():
         if model.name not in STAGES:
             shutil.rmtree(model)
-    return repository
+    return repository if request.param == "cpu" else place_on_gpu(repository)
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +56,10 @@ def stages(split_repository, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def engines(split_repository):
-    return {model: Engine(split_repository / model / "1") for model in STAGES}
+    """The same stages in process, on the same device."""
+    on_gpu = "KIND_MODEL" in (split_repository / "retrieval_topk" / "config.pbtxt").read_text()
+    load = StagesOnGpu if on_gpu else Engine
+    return {model: load(split_repository / model / "1") for model in STAGES}
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -65,11 +66,19 @@ def write_repository(folder: Path, bundle: Path, tuning: Tuning) -> Path:
 
 def copy_backend(folder: Path) -> Path:
     """Puts the wheel's Python backend and this Python's stub side by side in `folder`/python."""
-    server = Path(sysconfig.get_path("platlib")) / "pytriton" / "tritonserver"
+    server = _wheels() / "pytriton" / "tritonserver"
     stub = server / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}"
     shutil.copytree(server / "backends" / "python", folder / "python", dirs_exist_ok=True)
     shutil.copy(stub / "triton_python_backend_stub", folder / "python")
     return folder
+
+
+def _wheels() -> Path:
+    """Where the wheel nvidia-pytriton is installed."""
+    spec = importlib.util.find_spec("pytriton")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parents[1]
 
 
 def make_environment(folder: Path) -> Path:
@@ -90,7 +99,7 @@ def make_environment(folder: Path) -> Path:
 @contextmanager
 def environment(venv_folder: Path) -> Iterator[None]:
     """Inside, a server that is started finds the stub's libraries and, by PATH, the packages."""
-    carried = Path(sysconfig.get_path("platlib")) / "nvidia_pytriton.libs"
+    carried = _wheels() / "nvidia_pytriton.libs"
     changed = {
         "LD_LIBRARY_PATH": f"{carried}:{sysconfig.get_config_var('LIBDIR')}",
         "PATH": f"{venv_folder.resolve() / 'bin'}:{os.environ.get('PATH', '')}",

@@ -14,6 +14,8 @@ struct CudaDevice {
   int64_t memory_bytes = 0;
 };
 
+constexpr int kHost = -1;  // in the place of a device
+
 // A cudaStream_t; null is the legacy default stream.
 using CudaStream = void*;
 
@@ -45,7 +47,17 @@ std::shared_ptr<void> allocate_resident(int64_t bytes, int device);
 void copy_to_device(void* to, const void* from, int64_t bytes, int device, CudaStream stream);
 void copy_to_host(void* to, const void* from, int64_t bytes, int device, CudaStream stream);
 
-// The device whose memory this is, -1 when it is the host's.
+// Copies between any two memories, in the order of the stream. Of the host's memory, only what is
+// pinned must stay as it is until the stream has come this far.
+void copy_async(void* to, const void* from, int64_t bytes, int device, CudaStream stream);
+
+// Returns when all that the stream has got is done. Throws DeviceError when some of it failed.
+void synchronize(int device, CudaStream stream);
+
+// The calling thread's own stream of a device, which the legacy default stream does not wait for.
+CudaStream thread_stream(int device);
+
+// The device whose memory this is, or kHost.
 int device_of(const void* pointer);
 
 // What `stream` gets from now on begins after what `other` has got until now.

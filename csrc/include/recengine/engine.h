@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "recengine/context.h"
+#include "recengine/cuda.h"
 #include "recengine/tensor.h"
 
 namespace recengine {
@@ -85,6 +86,7 @@ struct EngineOptions {
   ThreadPool* pool = nullptr;  // shared with other engines; null: the calling thread alone
   Isa isa = default_isa();
   int num_streams = 1;  // threads that compute dense graphs at once
+  int device = kHost;   // a GPU for the stages beside the dense graphs
 };
 
 // Users as they stand on the wire: ids [batch, width], lengths [batch, features + 1], dense
@@ -98,14 +100,18 @@ struct WireUsers {
 // Check what a caller sent against the schema: shapes, lengths (>= 0, sum within the row), finite
 // dense values and scores. Throw InputError naming the tensor, the position, what was expected and
 // what was found. A batch that passes cannot make the engine read outside it.
+//
+// Arrays other than the users' may lie on a GPU; their values are then not looked at (`on_host`
+// false). NaN in candidate scores becomes NaN in graph scores, which order() refuses.
 void check(const Schema& schema, const WireUsers& users);
-void check(const Schema& schema, const WireUsers& users, const CandidateBatch& candidates);
+void check(const Schema& schema, const WireUsers& users, const CandidateBatch& candidates,
+           bool on_host = true);
 
 // The same, and the shape of what a graph outside the engine gave: user vectors [batch, dim], or
 // scores [batch, graph_slots(n)]. Their values are looked at by search() and order().
 void check(const Schema& schema, const WireUsers& users, Matrix<const float> vectors, int64_t dim);
 void check(const Schema& schema, const WireUsers& users, const CandidateBatch& candidates,
-           Matrix<const float> graph_scores);
+           Matrix<const float> graph_scores, bool on_host = true);
 
 // One version directory, verified against its manifest, memory-mapped, immutable. All members are
 // safe to call from many threads at once; what a call needs lives on its stack.
@@ -118,6 +124,7 @@ class Engine {
   virtual ~Engine() = default;
 
   virtual const Schema& schema() const = 0;
+  virtual int device() const = 0;
   virtual bool has(Stage stage) const = 0;
   virtual GraphWidths widths() const = 0;
 
@@ -128,24 +135,27 @@ class Engine {
   virtual void rank(const UserBatch& users, const CandidateBatch& candidates,
                     Recommendations out) const = 0;
 
-  // The stages of both alone, for graphs that run elsewhere.
+  // The stages of both alone, for graphs that run elsewhere; an engine on a GPU has no others.
+  // There, users come from the host and all other arrays are memory of the device; the work is put
+  // on `stream`, and waited for where values decide whether it fails.
 
   // What the retrieval graph reads, [batch, width]; zeros for a user with nothing known.
-  virtual void look_up(const UserBatch& users, Matrix<float> sparse) const = 0;
+  virtual void look_up(const UserBatch& users, Matrix<float> sparse, CudaStream stream) const = 0;
 
   // What the ranking graph reads.
   virtual void look_up(const UserBatch& users, const CandidateBatch& candidates,
-                       const RankerInputs& out) const = 0;
+                       const RankerInputs& out, CudaStream stream) const = 0;
 
   // retrieve() after its graph. Throws InputError naming the user whose vector is not finite; the
   // vector of a user with nothing known is not read.
-  virtual void search(const UserBatch& users, Matrix<const float> vectors,
-                      Recommendations out) const = 0;
+  virtual void search(const UserBatch& users, Matrix<const float> vectors, Recommendations out,
+                      CudaStream stream) const = 0;
 
   // rank() after its graph. Throws InputError naming the score that is not finite; the scores of a
   // user with nothing known are not read.
   virtual void order(const UserBatch& users, const CandidateBatch& candidates,
-                     Matrix<const float> graph_scores, Recommendations out) const = 0;
+                     Matrix<const float> graph_scores, Recommendations out,
+                     CudaStream stream) const = 0;
 
   // retrieve() of num_candidates, then rank().
   void recommend(const UserBatch& users, int64_t num_candidates, Recommendations out) const;

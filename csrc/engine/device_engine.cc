@@ -1,0 +1,147 @@
+#include "engine/device_engine.h"
+
+#include <algorithm>
+#include <optional>
+#include <vector>
+
+#include "engine/device_item_search.h"
+#include "engine/device_lookup.h"
+#include "engine/device_values.h"
+#include "engine/user_features.h"
+#include "engine/version.h"
+#include "ops/stage_values.h"
+#include "recengine/error.h"
+#include "recengine/ops/order.h"
+
+namespace recengine {
+namespace {
+
+class DeviceEngine : public Engine {
+ public:
+  DeviceEngine(const std::string& directory, int device, ThreadPool& pool)
+      : version_(directory, pool), device_(device) {
+    const Manifest& manifest = version_.manifest;
+    const Assets& assets = version_.assets;
+    for (const auto& [name, spec] : manifest.tables) {
+      tables_.emplace(name, DeviceTable::copy(assets.table(name), device));
+    }
+    if (manifest.retrieval) load_retrieval(pool);
+    if (manifest.ranking) load_ranking();
+  }
+
+  const Schema& schema() const override { return version_.schema; }
+  int device() const override { return device_; }
+
+  bool has(Stage stage) const override {
+    const bool has_graph = stage == Stage::kRetrieval || stage == Stage::kRanking;
+    return !has_graph && version_.has(stage);
+  }
+
+  GraphWidths widths() const override {
+    GraphWidths widths;
+    if (user_lookup_) widths.retrieval_sparse = user_lookup_->width();
+    if (search_) widths.user = search_->dim();
+    if (ranking_lookup_) widths.ranking_sparse = ranking_lookup_->width();
+    if (candidate_lookup_) widths.item = candidate_lookup_->dim();
+    return widths;
+  }
+
+  void retrieve(const UserBatch&, Recommendations) const override {
+    require_stage(*this, Stage::kRetrieval);
+  }
+  void rank(const UserBatch&, const CandidateBatch&, Recommendations) const override {
+    require_stage(*this, Stage::kRanking);
+  }
+
+  void look_up(const UserBatch& users, Matrix<float> sparse, CudaStream stream) const override {
+    require_stage(*this, Stage::kRetrievalLookup);
+    user_lookup_->run(unchecked(stream), users, sparse);
+  }
+
+  void look_up(const UserBatch& users, const CandidateBatch& candidates, const RankerInputs& out,
+               CudaStream stream) const override {
+    require_stage(*this, Stage::kRankingLookup);
+    const CudaContext context = unchecked(stream);
+    ranking_lookup_->run(context, users, out.sparse);
+    if (candidates.item_ids.cols > 0) {
+      candidate_lookup_->run(context, candidates, out.items, out.item_scores);
+      return;
+    }
+    const std::vector<int64_t> no_ids(static_cast<size_t>(users.ids.size), kNoItem);
+    const DeviceValues<int64_t> ids(context, Span<const int64_t>(no_ids));
+    const DeviceValues<float> scores(context, users.ids.size);
+    const CandidateBatch empty_slots = {ids.matrix(users.ids.size), scores.matrix(users.ids.size)};
+    candidate_lookup_->run(context, empty_slots, out.items, out.item_scores);
+  }
+
+  void search(const UserBatch& users, Matrix<const float> vectors, Recommendations out,
+              CudaStream stream) const override {
+    require_stage(*this, Stage::kTopK);
+    static thread_local std::vector<int64_t> known;
+    retrieval_features_->find_known(users, known);
+    search_->run(unchecked(stream), users, known, vectors, out);
+  }
+
+  void order(const UserBatch& users, const CandidateBatch& candidates,
+             Matrix<const float> graph_scores, Recommendations out,
+             CudaStream stream) const override {
+    require_stage(*this, Stage::kOrder);
+    static thread_local std::vector<int64_t> known;
+    ranking_features_->find_known(users, known);
+    const CudaContext context{device_, stream, true};
+    const auto batch = users.ids.size;
+    const int64_t n = candidates.item_ids.cols;
+    if (static_cast<int64_t>(known.size()) == batch && n > 0) {
+      order_cuda(context, candidates.item_ids, graph_scores, out.item_ids, out.scores);
+      return;
+    }
+    std::vector<uint8_t> is_known(static_cast<size_t>(batch));
+    for (const int64_t user : known) is_known[static_cast<size_t>(user)] = 1;
+    const DeviceValues<uint8_t> flags(context, Span<const uint8_t>(is_known));
+    const DeviceValues<float> scores(context, batch * n);
+    const Matrix<float> chosen(scores.data(), batch, n);
+    choose_scores_cuda(context, flags.span(), graph_scores, candidates.scores, chosen);
+    order_cuda(context, candidates.item_ids, chosen, out.item_ids, out.scores);
+  }
+
+ private:
+  // What the stages hand to the operations is in range.
+  CudaContext unchecked(CudaStream stream) const { return {device_, stream, false}; }
+
+  void load_retrieval(ThreadPool& pool) {
+    const Manifest& manifest = version_.manifest;
+    const Assets& assets = version_.assets;
+    retrieval_features_.emplace(manifest, manifest.retrieval->bags, assets);
+    if (has(Stage::kRetrievalLookup)) {
+      user_lookup_.emplace("retrieval", manifest, manifest.retrieval->bags, assets, tables_);
+    }
+    if (has(Stage::kTopK)) search_.emplace(manifest, assets, version_.files, pool, device_);
+  }
+
+  void load_ranking() {
+    const Manifest& manifest = version_.manifest;
+    const Assets& assets = version_.assets;
+    ranking_features_.emplace(manifest, manifest.ranking->bags, assets);
+    if (!has(Stage::kRankingLookup)) return;
+    ranking_lookup_.emplace("ranking", manifest, manifest.ranking->bags, assets, tables_);
+    candidate_lookup_.emplace(manifest, assets, tables_, device_);
+  }
+
+  Version version_;
+  int device_;
+  DeviceTables tables_;
+  std::optional<UserFeatures> retrieval_features_;
+  std::optional<DeviceLookup> user_lookup_;
+  std::optional<DeviceItemSearch> search_;
+  std::optional<UserFeatures> ranking_features_;
+  std::optional<DeviceLookup> ranking_lookup_;
+  std::optional<DeviceCandidateLookup> candidate_lookup_;
+};
+
+}  // namespace
+
+std::unique_ptr<Engine> load_on_device(const std::string& directory, int device, ThreadPool& pool) {
+  return std::make_unique<DeviceEngine>(directory, device, pool);
+}
+
+}  // namespace recengine

@@ -1,0 +1,110 @@
+#include "engine/device_item_search.h"
+
+#include <utility>
+
+#include "engine/device_values.h"
+#include "engine/item_search.h"
+#include "ops/stage_values.h"
+#include "recengine/ops/cosine_topk.h"
+
+namespace recengine {
+namespace {
+
+// What goes to the device for the users of a batch.
+struct UserLists {
+  std::vector<int64_t> exclude_rows;
+  std::vector<int32_t> exclude_lengths;  // [users]
+  std::vector<int32_t> fallback;         // [users], row in the lists below; -1: none
+  std::vector<int64_t> fallback_ids;     // [users with nothing known, k]
+  std::vector<float> fallback_scores;
+};
+
+void append_fallback(const ItemAssets& items, const UserBatch& users, int64_t user, int64_t k,
+                     UserLists& lists) {
+  const size_t begin = lists.fallback_ids.size();
+  lists.fallback.push_back(static_cast<int32_t>(static_cast<int64_t>(begin) / k));
+  lists.exclude_lengths.push_back(0);
+  lists.fallback_ids.resize(begin + static_cast<size_t>(k));
+  lists.fallback_scores.resize(lists.fallback_ids.size());
+  items.fall_back(users, user, {lists.fallback_ids.data() + begin, k},
+                  {lists.fallback_scores.data() + begin, k});
+}
+
+UserLists make_lists(const ItemAssets& items, const UserBatch& users,
+                     const std::vector<int64_t>& known, int64_t k) {
+  UserLists lists;
+  auto next = known.begin();
+  for (int64_t user = 0; user < users.ids.size; ++user) {
+    if (next == known.end() || *next != user) {
+      append_fallback(items, users, user, k, lists);
+      continue;
+    }
+    ++next;
+    const size_t before = lists.exclude_rows.size();
+    items.append_excluded(users, user, lists.exclude_rows);
+    lists.exclude_lengths.push_back(static_cast<int32_t>(lists.exclude_rows.size() - before));
+    lists.fallback.push_back(-1);
+  }
+  return lists;
+}
+
+// Waits for the search.
+void require_finite(const CudaContext& context, const std::vector<int64_t>& known,
+                    const DeviceValues<TopKCertificate>& certificates) {
+  std::vector<TopKCertificate> found(static_cast<size_t>(certificates.span().size));
+  copy_to_host(found.data(), certificates.data(),
+               static_cast<int64_t>(found.size() * sizeof(TopKCertificate)), context.device,
+               context.stream);
+  for (const int64_t user : known) {
+    if (found[static_cast<size_t>(user)].scored < 0) fail_vector(user);
+  }
+}
+
+// The index goes to the device, and of the host only its mapped vectors remain.
+DeviceItemIndex take_index(ItemAssets& items, int device, ThreadPool& pool) {
+  return DeviceItemIndex::copy(std::exchange(items.index, ItemIndex()), device, &pool);
+}
+
+std::shared_ptr<void> copy_keys(Span<const int64_t> keys, int device) {
+  const int64_t bytes = keys.size * int64_t{sizeof(int64_t)};
+  std::shared_ptr<void> copy = allocate_resident(bytes, device);
+  if (bytes > 0) copy_to_device(copy.get(), keys.data, bytes, device, nullptr);
+  return copy;
+}
+
+}  // namespace
+
+DeviceItemSearch::DeviceItemSearch(const Manifest& manifest, const Assets& assets,
+                                   BundleFiles& files, ThreadPool& pool, int device)
+    : items_(load_items(*manifest.retrieval, assets.vocabulary(manifest.item_vocabulary), files,
+                        pool)),
+      index_(take_index(items_, device, pool)),
+      keys_(copy_keys(items_.keys, device)) {}
+
+void DeviceItemSearch::run(const CudaContext& context, const UserBatch& users,
+                           const std::vector<int64_t>& known, Matrix<const float> vectors,
+                           Recommendations out) const {
+  const int64_t batch = users.ids.size;
+  const int64_t k = out.item_ids.cols;
+  const UserLists lists = make_lists(items_, users, known, k);
+  const DeviceValues<int64_t> exclude_rows(context, Span<const int64_t>(lists.exclude_rows));
+  const DeviceValues<int32_t> exclude_lengths(context, Span<const int32_t>(lists.exclude_lengths));
+  const DeviceValues<int32_t> fallback(context, Span<const int32_t>(lists.fallback));
+  const DeviceValues<int64_t> fallback_ids(context, Span<const int64_t>(lists.fallback_ids));
+  const DeviceValues<float> fallback_scores(context, Span<const float>(lists.fallback_scores));
+  const DeviceValues<int64_t> rows(context, batch * k);
+  const DeviceValues<TopKCertificate> certificates(context, batch);
+
+  cosine_topk_cuda(context, index_, {vectors, exclude_rows.span(), exclude_lengths.span()},
+                   rows.matrix(batch), out.scores, certificates.data());
+  finish_topk_cuda(context, {rows.matrix(batch),
+                             {static_cast<const int64_t*>(keys_.get()), items_.keys.size},
+                             fallback.span(),
+                             {fallback_ids.data(), fallback_ids.span().size / k, k},
+                             {fallback_scores.data(), fallback_ids.span().size / k, k},
+                             out.item_ids,
+                             out.scores});
+  require_finite(context, known, certificates);
+}
+
+}  // namespace recengine

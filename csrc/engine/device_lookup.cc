@@ -1,0 +1,52 @@
+#include "engine/device_lookup.h"
+
+#include <cstdint>
+
+#include "engine/device_values.h"
+#include "ops/stage_values.h"
+#include "recengine/ops/embedding_bag.h"
+
+namespace recengine {
+
+DeviceLookup::DeviceLookup(const std::string& stage, const Manifest& manifest,
+                           const std::vector<BagSpec>& bags, const Assets& assets,
+                           const DeviceTables& tables)
+    : lookup_(stage, manifest, bags, assets), columns_(lookup_.columns()) {
+  for (size_t i = 0; i < bags.size(); ++i) {
+    columns_[i].table = &tables.at(bags[i].table).view();
+    const FeatureSpec& feature = manifest.features[find_feature(manifest, bags[i].feature)];
+    columns_[i].max_length = static_cast<int32_t>(ids_read(bags[i], feature));
+  }
+}
+
+void DeviceLookup::run(const CudaContext& context, const UserBatch& users,
+                       Matrix<float> sparse) const {
+  static thread_local UserBags bags;
+  lookup_.find_bags(users, bags);
+  const DeviceValues<int64_t> rows(context, Span<const int64_t>(bags.rows));
+  const DeviceValues<int32_t> lengths(context, Span<const int32_t>(bags.lengths));
+  embedding_bag_cuda(context, columns_, {rows.span(), lengths.matrix(users.ids.size)}, sparse);
+}
+
+DeviceCandidateLookup::DeviceCandidateLookup(const Manifest& manifest, const Assets& assets,
+                                             const DeviceTables& tables, int device)
+    : table_(&tables.at(manifest.ranking->item_table).view()),
+      vocabulary_(CandidateLookup(manifest, assets).vocabulary(), device) {}
+
+void DeviceCandidateLookup::run(const CudaContext& context, const CandidateBatch& candidates,
+                                Matrix<float> items, Matrix<float> scores) const {
+  const int64_t count = scores.rows * scores.cols;
+  const Span<const int64_t> ids(candidates.item_ids.data, count);
+  const DeviceValues<int64_t> rows(context, count);
+  vocabulary_.lookup(context.stream, ids, rows.span());
+  // Of each user a sequence of n rows.
+  const auto n = static_cast<int32_t>(scores.cols);
+  const std::vector<int32_t> same(static_cast<size_t>(scores.rows), n);
+  const DeviceValues<int32_t> lengths(context, Span<const int32_t>(same));
+  const BagColumn column = {table_, Pooling::kNone, n, 0};
+  embedding_bag_cuda(context, {&column, 1}, {rows.span(), lengths.matrix(scores.rows)},
+                     {items.data, scores.rows, scores.cols * items.cols});
+  slot_scores_cuda(context, ids, {candidates.scores.data, count}, {scores.data, count});
+}
+
+}  // namespace recengine

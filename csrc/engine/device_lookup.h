@@ -1,0 +1,55 @@
+#pragma once
+
+#include <map>
+#include <string>
+#include <vector>
+
+#include "engine/candidate_lookup.h"
+#include "engine/lookup.h"
+#include "recengine/cuda.h"
+#include "recengine/device_table.h"
+#include "recengine/device_vocabulary.h"
+
+namespace recengine {
+
+// The tables of a version directory in the memory of a GPU, by name.
+using DeviceTables = std::map<std::string, DeviceTable>;
+
+// The stage `lookup` of users on a GPU. Ids come from the host and are mapped there, for what is
+// known of a user decides there, too; rows are read and pooled on the device.
+class DeviceLookup {
+ public:
+  // Throws as Lookup does. `tables` must outlive it.
+  DeviceLookup(const std::string& stage, const Manifest& manifest, const std::vector<BagSpec>& bags,
+               const Assets& assets, const DeviceTables& tables);
+
+  int64_t width() const { return lookup_.width(); }
+
+  // [users, width]; zeros for one of whom nothing is known.
+  void run(const CudaContext& context, const UserBatch& users, Matrix<float> sparse) const;
+
+ private:
+  Lookup lookup_;
+  std::vector<BagColumn> columns_;
+};
+
+// The stage `lookup` of candidates on a GPU, ids included: they come from a search there.
+class DeviceCandidateLookup {
+ public:
+  // Throws as CandidateLookup does. `tables` must outlive it.
+  DeviceCandidateLookup(const Manifest& manifest, const Assets& assets, const DeviceTables& tables,
+                        int device);
+
+  int64_t dim() const { return table_->dim; }
+
+  // Items [users * n, dim] and scores [users, n], n at least 1. An empty slot reads row 0 and
+  // score 0.
+  void run(const CudaContext& context, const CandidateBatch& candidates, Matrix<float> items,
+           Matrix<float> scores) const;
+
+ private:
+  const EmbeddingTable* table_;  // on the device
+  DeviceVocabulary vocabulary_;
+};
+
+}  // namespace recengine

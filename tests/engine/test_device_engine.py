@@ -1,0 +1,70 @@
+"""What an engine on a GPU has beside the answers that test_stages.py compares."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from places import StagesOnGpu
+from test_engine import assert_same, random_users
+
+from recengine import DeviceEngine, ops
+from recengine.errors import DeviceError, InputError
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.fixture(scope="module")
+def on_gpu(golden):
+    return DeviceEngine(golden)
+
+
+def test_arrays_of_the_host_are_refused_by_name(on_gpu, golden_users):
+    batch = len(golden_users.ids)
+    items, scores = np.zeros((batch, 2), np.int64), np.zeros((batch, 2), np.float32)
+    with pytest.raises(InputError, match="user: expected an array on cuda:0, found one on the CPU"):
+        on_gpu.search(golden_users, np.ones((batch, 8), np.float32))
+    with pytest.raises(InputError, match=r"candidates: expected an array on cuda:0"):
+        on_gpu.look_up_candidates(golden_users, items, scores)
+    with pytest.raises(InputError, match="graph_scores: expected an array on cuda:0"):
+        on_gpu.order(golden_users, ops.to_device(items), ops.to_device(scores), scores)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32])
+def test_arrays_of_another_type_are_refused_by_name(on_gpu, golden_users, dtype):
+    vectors = ops.to_device(np.ones((len(golden_users.ids), 8), dtype))
+    with pytest.raises(InputError, match="user: expected <f4"):
+        on_gpu.search(golden_users, vectors)
+
+
+def test_sizes_and_devices_that_are_not_there_are_refused(on_gpu, golden, golden_users):
+    vectors = ops.to_device(np.ones((len(golden_users.ids), 8), np.float32))
+    with pytest.raises(InputError, match="k: expected 1 to 64, found 65"):
+        on_gpu.search(golden_users, vectors, 65)
+    with pytest.raises(InputError, match="device: expected at least 0, found -1"):
+        DeviceEngine(golden, -1)
+    with pytest.raises(DeviceError, match="cuda"):
+        DeviceEngine(golden, 63)
+
+
+def test_searches_are_the_cpus_to_the_bit(engine, golden, oracle, rng):
+    users = random_users(rng, oracle, 64)
+    vectors = rng.normal(size=(64, 8)).astype(np.float32)
+    assert_same(StagesOnGpu(golden).search(users, vectors), engine.search(users, vectors), rtol=0)
+
+
+def test_calls_from_many_threads_answer_as_each_alone(golden, oracle, rng):
+    stages = StagesOnGpu(golden)
+    users = [random_users(rng, oracle, 7) for _ in range(12)]
+    vectors = rng.normal(size=(12, 7, 8)).astype(np.float32)
+
+    def call(i):
+        candidates = stages.search(users[i], vectors[i], 5)
+        inputs = stages.look_up_candidates(users[i], *candidates)
+        return [*candidates, *inputs.values(), stages.look_up(users[i])["sparse"]]
+
+    alone = [call(i) for i in range(12)]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(call, range(12)))
+    for expected, found in zip(alone, together, strict=True):
+        for one, other in zip(expected, found, strict=True):
+            np.testing.assert_array_equal(one, other)

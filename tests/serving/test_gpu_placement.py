@@ -1,0 +1,50 @@
+"""Where our backend places a model, as its instance groups say."""
+
+import re
+import shutil
+
+import pytest
+from split_server import place_on_gpu
+
+from recengine.compile import compile_bundle
+from recengine.compile.split import STAGES
+from recengine.errors import ServerError
+from recengine.serving.server import TritonServer
+
+pytestmark = pytest.mark.cuda
+
+
+@pytest.fixture
+def stages(golden, tmp_path):
+    """The models that our backend runs, alone."""
+    repository = compile_bundle(golden, tmp_path / "model_repository", target="onnxruntime")
+    for model in repository.iterdir():
+        if model.name not in STAGES:
+            shutil.rmtree(model)
+    return repository
+
+
+def test_every_stage_is_loaded_once_on_the_gpu(stages, tmp_path):
+    place_on_gpu(stages)
+    for model in STAGES:
+        config = stages / model / "config.pbtxt"
+        config.write_text(config.read_text().replace("count: 1", "count: 3"))
+    with TritonServer(stages, log=tmp_path / "log"):
+        pass
+    placed = re.findall(r"recengine: (\w+) version 1 is on GPU 0", (tmp_path / "log").read_text())
+    assert sorted(placed) == sorted(STAGES)
+
+
+def test_models_of_the_cpu_stay_there(stages, tmp_path):
+    with TritonServer(stages, log=tmp_path / "log"):
+        pass
+    assert "is on GPU" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("model", ["retrieval", "ranking"])
+def test_a_model_with_its_graphs_is_refused_on_a_gpu(golden_repository, tmp_path, model):
+    repository = shutil.copytree(golden_repository, tmp_path / "repository")
+    config = repository / model / "config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_CPU", "KIND_MODEL"))
+    with pytest.raises(ServerError, match="instance_group: expected KIND_CPU"):
+        TritonServer(repository, log=tmp_path / "log").start()
