@@ -87,21 +87,23 @@ void DeviceItemSearch::run(const CudaContext& context, const UserBatch& users,
   const int64_t batch = users.ids.size;
   const int64_t k = out.item_ids.cols;
   const UserLists lists = make_lists(items_, users, known, k);
-  const DeviceValues<int64_t> exclude_rows(context, Span<const int64_t>(lists.exclude_rows));
-  const DeviceValues<int32_t> exclude_lengths(context, Span<const int32_t>(lists.exclude_lengths));
-  const DeviceValues<int32_t> fallback(context, Span<const int32_t>(lists.fallback));
-  const DeviceValues<int64_t> fallback_ids(context, Span<const int64_t>(lists.fallback_ids));
-  const DeviceValues<float> fallback_scores(context, Span<const float>(lists.fallback_scores));
+  DeviceUpload upload;
+  const auto exclude_rows = upload.add(lists.exclude_rows);
+  const auto exclude_lengths = upload.add(lists.exclude_lengths);
+  const auto fallback = upload.add(lists.fallback);
+  const auto fallback_ids = upload.add(lists.fallback_ids);
+  const auto fallback_scores = upload.add(lists.fallback_scores);
+  upload.copy(context);
   const DeviceValues<int64_t> rows(context, batch * k);
   const DeviceValues<TopKCertificate> certificates(context, batch);
 
-  cosine_topk_cuda(context, index_, {vectors, exclude_rows.span(), exclude_lengths.span()},
+  cosine_topk_cuda(context, index_, {vectors, upload[exclude_rows], upload[exclude_lengths]},
                    rows.matrix(batch), out.scores, certificates.data());
   finish_topk_cuda(context, {rows.matrix(batch),
                              {static_cast<const int64_t*>(keys_.get()), items_.keys.size},
-                             fallback.span(),
-                             {fallback_ids.data(), fallback_ids.span().size / k, k},
-                             {fallback_scores.data(), fallback_ids.span().size / k, k},
+                             upload[fallback],
+                             {upload[fallback_ids].data, fallback_ids.size / k, k},
+                             {upload[fallback_scores].data, fallback_scores.size / k, k},
                              out.item_ids,
                              out.scores});
   require_finite(context, known, certificates);

@@ -23,9 +23,13 @@ void DeviceLookup::run(const CudaContext& context, const UserBatch& users,
                        Matrix<float> sparse) const {
   static thread_local UserBags bags;
   lookup_.find_bags(users, bags);
-  const DeviceValues<int64_t> rows(context, Span<const int64_t>(bags.rows));
-  const DeviceValues<int32_t> lengths(context, Span<const int32_t>(bags.lengths));
-  embedding_bag_cuda(context, columns_, {rows.span(), lengths.matrix(users.ids.size)}, sparse);
+  DeviceUpload upload;
+  const auto rows = upload.add(bags.rows);
+  const auto lengths = upload.add(bags.lengths);
+  upload.copy(context);
+  const auto columns = static_cast<int64_t>(columns_.size());
+  embedding_bag_cuda(context, columns_,
+                     {upload[rows], {upload[lengths].data, users.ids.size, columns}}, sparse);
 }
 
 DeviceCandidateLookup::DeviceCandidateLookup(const Manifest& manifest, const Assets& assets,

@@ -1,7 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <memory>
+#include <optional>
+#include <vector>
 
 #include "recengine/cuda.h"
 #include "recengine/tensor.h"
@@ -33,6 +36,39 @@ class DeviceValues {
  private:
   std::shared_ptr<void> memory_;
   int64_t size_;
+};
+
+// Arrays of the host that go to a GPU in one copy.
+class DeviceUpload {
+ public:
+  template <typename T>
+  struct Part {
+    int64_t at;  // in bytes
+    int64_t size;
+  };
+
+  template <typename T>
+  Part<T> add(const std::vector<T>& values) {
+    const int64_t at = (static_cast<int64_t>(host_.size()) + kAlignment - 1) & -kAlignment;
+    const auto size = static_cast<int64_t>(values.size());
+    host_.resize(static_cast<size_t>(at + size * int64_t{sizeof(T)}));
+    if (size > 0) std::memcpy(host_.data() + at, values.data(), values.size() * sizeof(T));
+    return {at, size};
+  }
+
+  void copy(const CudaContext& context) { device_.emplace(context, Span<const char>(host_)); }
+
+  // Valid after copy().
+  template <typename T>
+  Span<const T> operator[](const Part<T>& part) const {
+    return {reinterpret_cast<const T*>(device_->data() + part.at), part.size};
+  }
+
+ private:
+  static constexpr int64_t kAlignment = 16;
+
+  std::vector<char> host_;
+  std::optional<DeviceValues<char>> device_;
 };
 
 }  // namespace recengine
