@@ -63,6 +63,13 @@ class Device:
         except (BufferError, InputError, RuntimeError, TypeError) as error:
             raise InputError(f"{name}: {error}") from None
 
+    def upload(self, values: npt.NDArray[Any]) -> Any:
+        """A copy of an array of the host, in the framework of the arguments."""
+        array = DeviceArray.from_numpy(values, self.index, self.stream)
+        if self.framework in ("torch", "cupy"):
+            return sys.modules[self.framework].from_dlpack(array)
+        return array
+
     def empty(self, shape: tuple[int, ...], dtype: type[np.generic]) -> Any:
         """An array for a result, made by the framework of the arguments."""
         name = np.dtype(dtype).name

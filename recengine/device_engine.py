@@ -13,7 +13,6 @@ from recengine._engine_arguments import Arguments
 from recengine.client.schema import Schema
 from recengine.client.wire import WireUsers
 from recengine.errors import InputError
-from recengine.ops import to_device
 
 
 class DeviceEngine:
@@ -64,7 +63,7 @@ class DeviceEngine:
         device = Device(self._device, stream, "recengine")
         sparse = device.empty((len(ids), self._widths["retrieval_sparse"]), np.float32)
         self._native.look_up(ids, lengths, dense, sparse, stream)
-        return self._graph_inputs(dense, sparse=sparse)
+        return self._graph_inputs(device, dense, sparse=sparse)
 
     def look_up_candidates(
         self, users: WireUsers, candidates: Any, candidate_scores: Any
@@ -95,7 +94,9 @@ class DeviceEngine:
             device.read("[ranking] item_scores", scores),
             device.stream,
         )
-        return self._graph_inputs(dense, sparse=sparse, items=items, candidate_scores=scores)
+        return self._graph_inputs(
+            device, dense, sparse=sparse, items=items, candidate_scores=scores
+        )
 
     def search(self, users: WireUsers, vectors: Any, k: int | None = None) -> tuple[Any, Any]:
         """`Engine.search`, the same answer to the bit for the same vectors.
@@ -130,7 +131,7 @@ class DeviceEngine:
         graph_scores: Any,
         k: int | None = None,
     ) -> tuple[Any, Any]:
-        """`Engine.order`, the same answer.
+        """`Engine.order`, the same answer; of more than 8192 candidates k is at most 4096.
 
         Args:
             users: the batch.
@@ -176,7 +177,5 @@ class DeviceEngine:
     def _answer(device: Device, batch: int, k: int) -> tuple[Any, Any]:
         return device.empty((batch, k), np.int64), device.empty((batch, k), np.float32)
 
-    def _graph_inputs(self, dense: Any, **inputs: Any) -> dict[str, Any]:
-        if not self.schema.dense_features:
-            return inputs
-        return inputs | {"dense": to_device(dense, self._device)}
+    def _graph_inputs(self, device: Device, dense: Any, **inputs: Any) -> dict[str, Any]:
+        return inputs | ({"dense": device.upload(dense)} if self.schema.dense_features else {})

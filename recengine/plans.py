@@ -23,6 +23,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"]
 
 _AMPERE = 8
+_GPU_POOL_BYTES = 512 << 20  # several batches of the widest tensor, the candidates' rows
 
 
 class SizeRange(BaseModel):
@@ -150,16 +151,20 @@ def check_repository(repository: Path) -> None:
 
 
 def server_arguments(repository: Path) -> list[str]:
-    """What a tritonserver must be told to load the plans of a repository.
+    """What a tritonserver must be told to serve the plans of a repository.
 
-    A version-compatible plan brings code of its own, which TensorRT runs only where it is told to.
+    What steps of an ensemble give each other stays on the GPU as long as the server's pool there
+    has room; by default that is 64 MiB. A version-compatible plan brings code of its own, which
+    TensorRT runs only where it is told to.
 
     Raises:
         BundleError: a record is damaged.
     """
-    if any(plan.version_compatible for _, plan in plans(repository)):
-        return ["--backend-config=tensorrt,version-compatible=true"]
-    return []
+    found = [plan for _, plan in plans(repository)]
+    arguments = [f"--cuda-memory-pool-byte-size=0:{_GPU_POOL_BYTES}"] if found else []
+    if any(plan.version_compatible for plan in found):
+        arguments.append("--backend-config=tensorrt,version-compatible=true")
+    return arguments
 
 
 def _tensorrt_here(plan: Plan) -> str:

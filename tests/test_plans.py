@@ -155,7 +155,10 @@ def test_sizes_are_in_order(sizes):
 
 
 def test_a_server_is_told_of_plans_that_bring_code(repository):
-    assert server_arguments(repository) == []
+    assert server_arguments(repository) == ["--cuda-memory-pool-byte-size=0:536870912"]
     record = repository / "ranker" / "2" / "plan.json"
     record.write_text(make_plan(version_compatible=True).model_dump_json())
-    assert server_arguments(repository) == ["--backend-config=tensorrt,version-compatible=true"]
+    assert server_arguments(repository) == [
+        "--cuda-memory-pool-byte-size=0:536870912",
+        "--backend-config=tensorrt,version-compatible=true",
+    ]

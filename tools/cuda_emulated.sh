@@ -30,6 +30,6 @@ cp -f $build/_native*.so "$package/recengine/"
 mkdir -p "$package/recengine/backends/recengine"
 cp -f $build/libtriton_recengine.so "$package/recengine/backends/recengine/"
 export PYTHONPATH=$package:$PWD:$site PYTHONDONTWRITEBYTECODE=1
-export RECENGINE_BACKEND_DIRECTORY=$package/recengine/backends VIRTUAL_ENV=$venv
+export RECENGINE_BACKEND_DIRECTORY=$package/recengine/backends RECENGINE_VENV=$venv
 (cd "$package" && "$python" -c 'from recengine import ops; print(*ops.cuda_devices())') | grep emulated
 "$python" "$venv/bin/pytest" -p no:cacheprovider -m cuda tests/ops tests/engine tests/serving tests/test_cuda.py tests/test_device.py "${@:2}"

@@ -11,7 +11,9 @@ namespace recengine::cuda {
 // Throws DeviceError naming the call that failed.
 inline void check(cudaError_t status, const char* call) {
   if (status == cudaSuccess) return;
-  throw DeviceError(std::string("[cuda] ") + call + ": " + cudaGetErrorString(status));
+  const std::string message = std::string("[cuda] ") + call + ": " + cudaGetErrorString(status);
+  if (status == cudaErrorMemoryAllocation) throw DeviceMemoryError(message);
+  throw DeviceError(message);
 }
 
 }  // namespace recengine::cuda

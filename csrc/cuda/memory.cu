@@ -10,7 +10,7 @@ namespace recengine {
 namespace cuda {
 namespace {
 
-constexpr uint64_t kKeptBytes = 256u << 20;
+constexpr uint64_t kKeptBytes = uint64_t{2} << 30;
 
 cudaMemPool_t make_pool(int device) {
   cudaMemPoolProps properties{};
@@ -110,6 +110,16 @@ void copy_async(void* to, const void* from, int64_t bytes, int device, CudaStrea
   const cuda::DeviceGuard guard(device);
   RECENGINE_CUDA_CHECK(
       cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDefault, as_stream(stream)));
+}
+
+void copy_rows_async(void* to, int64_t row_bytes, const void* from, int64_t from_bytes,
+                     int64_t rows, int device, CudaStream stream) {
+  if (row_bytes == 0 || rows == 0) return;
+  const cuda::DeviceGuard guard(device);
+  const auto width = static_cast<size_t>(row_bytes);
+  RECENGINE_CUDA_CHECK(cudaMemcpy2DAsync(to, width, from, static_cast<size_t>(from_bytes), width,
+                                         static_cast<size_t>(rows), cudaMemcpyDefault,
+                                         as_stream(stream)));
 }
 
 void synchronize(int device, CudaStream stream) {

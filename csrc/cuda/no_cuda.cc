@@ -27,6 +27,7 @@ std::shared_ptr<void> allocate_resident(int64_t, int) { fail(); }
 void copy_to_device(void*, const void*, int64_t, int, CudaStream) { fail(); }
 void copy_to_host(void*, const void*, int64_t, int, CudaStream) { fail(); }
 void copy_async(void*, const void*, int64_t, int, CudaStream) { fail(); }
+void copy_rows_async(void*, int64_t, const void*, int64_t, int64_t, int, CudaStream) { fail(); }
 void synchronize(int, CudaStream) { fail(); }
 CudaStream thread_stream(int) { fail(); }
 int device_of(const void*) { fail(); }
@@ -35,6 +36,9 @@ void order_after(int, CudaStream, CudaStream) { fail(); }
 void finish_topk_cuda(const CudaContext&, const TopKAnswer&) { fail(); }
 void choose_scores_cuda(const CudaContext&, Span<const uint8_t>, Matrix<const float>,
                         Matrix<const float>, Matrix<float>) {
+  fail();
+}
+void find_not_finite_cuda(const CudaContext&, Span<const int64_t>, Span<const float>, int32_t*) {
   fail();
 }
 void slot_scores_cuda(const CudaContext&, Span<const int64_t>, Span<const float>, Span<float>) {

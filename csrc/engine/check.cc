@@ -45,8 +45,12 @@ class Checker {
                              " per user, found " + std::to_string(n));
     }
     require_shape("candidate_scores", candidates.scores.rows, candidates.scores.cols, batch, n);
-    for (int64_t user = 0; on_host && user < batch; ++user) {
-      for (int64_t i = 0; i < n; ++i) {
+    if (on_host) candidate_scores(candidates);
+  }
+
+  void candidate_scores(const CandidateBatch& candidates) const {
+    for (int64_t user = 0; user < candidates.scores.rows; ++user) {
+      for (int64_t i = 0; i < candidates.scores.cols; ++i) {
         const float score = candidates.scores.row(user)[i];
         if (candidates.item_ids.row(user)[i] == kNoItem || std::isfinite(score)) continue;
         fail(at("candidate_scores", user, i),
@@ -119,6 +123,10 @@ void check(const Schema& schema, const WireUsers& users, const CandidateBatch& c
   const Checker checker("ranking", schema);
   checker.users(users);
   checker.candidates(users.ids.rows, candidates, on_host);
+}
+
+void check_scores(const Schema& schema, const CandidateBatch& candidates) {
+  Checker("ranking", schema).candidate_scores(candidates);
 }
 
 void check(const Schema& schema, const WireUsers& users, Matrix<const float> vectors, int64_t dim) {

@@ -16,6 +16,12 @@
 namespace recengine {
 namespace {
 
+int32_t value_of(const CudaContext& context, const DeviceValues<int32_t>& flag) {
+  int32_t value = 0;
+  copy_to_host(&value, flag.data(), sizeof value, context.device, context.stream);
+  return value;
+}
+
 class DeviceEngine : public Engine {
  public:
   DeviceEngine(const std::string& directory, int device, ThreadPool& pool)
@@ -91,22 +97,42 @@ class DeviceEngine : public Engine {
     const CudaContext context{device_, stream, true};
     const auto batch = users.ids.size;
     const int64_t n = candidates.item_ids.cols;
-    if (static_cast<int64_t>(known.size()) == batch && n > 0) {
-      order_cuda(context, candidates.item_ids, graph_scores, out.item_ids, out.scores);
-      return;
+    const DeviceValues<int32_t> bad_score(context, std::vector<int32_t>{0});
+    find_not_finite_cuda(context, {candidates.item_ids.data, batch * n},
+                         {candidates.scores.data, batch * n}, bad_score.data());
+    Matrix<const float> scores = graph_scores;
+    std::optional<DeviceValues<float>> chosen;
+    if (static_cast<int64_t>(known.size()) < batch || n == 0) {
+      std::vector<uint8_t> is_known(static_cast<size_t>(batch));
+      for (const int64_t user : known) is_known[static_cast<size_t>(user)] = 1;
+      const DeviceValues<uint8_t> flags(context, is_known);
+      chosen.emplace(context, batch * n);
+      const Matrix<float> out_scores(chosen->data(), batch, n);
+      choose_scores_cuda(context, flags.span(), graph_scores, candidates.scores, out_scores);
+      scores = out_scores;
     }
-    std::vector<uint8_t> is_known(static_cast<size_t>(batch));
-    for (const int64_t user : known) is_known[static_cast<size_t>(user)] = 1;
-    const DeviceValues<uint8_t> flags(context, Span<const uint8_t>(is_known));
-    const DeviceValues<float> scores(context, batch * n);
-    const Matrix<float> chosen(scores.data(), batch, n);
-    choose_scores_cuda(context, flags.span(), graph_scores, candidates.scores, chosen);
-    order_cuda(context, candidates.item_ids, chosen, out.item_ids, out.scores);
+    order_cuda(context, candidates.item_ids, scores, out.item_ids, out.scores);
+    if (value_of(context, bad_score) != 0) fail_candidate_scores(context, candidates);
   }
 
  private:
   // What the stages hand to the operations is in range.
   CudaContext unchecked(CudaStream stream) const { return {device_, stream, false}; }
+
+  // On the host, where the message is made.
+  [[noreturn]] void fail_candidate_scores(const CudaContext& context,
+                                          const CandidateBatch& candidates) const {
+    const int64_t rows = candidates.scores.rows;
+    const int64_t cols = candidates.scores.cols;
+    std::vector<int64_t> ids(static_cast<size_t>(rows * cols));
+    std::vector<float> scores(ids.size());
+    copy_to_host(ids.data(), candidates.item_ids.data, rows * cols * int64_t{sizeof(int64_t)},
+                 context.device, context.stream);
+    copy_to_host(scores.data(), candidates.scores.data, rows * cols * int64_t{sizeof(float)},
+                 context.device, context.stream);
+    check_scores(version_.schema, {{ids.data(), rows, cols}, {scores.data(), rows, cols}});
+    throw DeviceError("[ranking] candidate_scores: changed while they were read");
+  }
 
   void load_retrieval(ThreadPool& pool) {
     const Manifest& manifest = version_.manifest;

@@ -17,6 +17,14 @@ struct UserLists {
   std::vector<int32_t> fallback;         // [users], row in the lists below; -1: none
   std::vector<int64_t> fallback_ids;     // [users with nothing known, k]
   std::vector<float> fallback_scores;
+
+  void clear() {
+    exclude_rows.clear();
+    exclude_lengths.clear();
+    fallback.clear();
+    fallback_ids.clear();
+    fallback_scores.clear();
+  }
 };
 
 void append_fallback(const ItemAssets& items, const UserBatch& users, int64_t user, int64_t k,
@@ -30,9 +38,9 @@ void append_fallback(const ItemAssets& items, const UserBatch& users, int64_t us
                   {lists.fallback_scores.data() + begin, k});
 }
 
-UserLists make_lists(const ItemAssets& items, const UserBatch& users,
-                     const std::vector<int64_t>& known, int64_t k) {
-  UserLists lists;
+void make_lists(const ItemAssets& items, const UserBatch& users, const std::vector<int64_t>& known,
+                int64_t k, UserLists& lists) {
+  lists.clear();
   auto next = known.begin();
   for (int64_t user = 0; user < users.ids.size; ++user) {
     if (next == known.end() || *next != user) {
@@ -45,7 +53,6 @@ UserLists make_lists(const ItemAssets& items, const UserBatch& users,
     lists.exclude_lengths.push_back(static_cast<int32_t>(lists.exclude_rows.size() - before));
     lists.fallback.push_back(-1);
   }
-  return lists;
 }
 
 // Waits for the search.
@@ -68,7 +75,7 @@ DeviceItemIndex take_index(ItemAssets& items, int device, ThreadPool& pool) {
 std::shared_ptr<void> copy_keys(Span<const int64_t> keys, int device) {
   const int64_t bytes = keys.size * int64_t{sizeof(int64_t)};
   std::shared_ptr<void> copy = allocate_resident(bytes, device);
-  if (bytes > 0) copy_to_device(copy.get(), keys.data, bytes, device, nullptr);
+  if (bytes > 0) copy_to_device(copy.get(), keys.data, bytes, device, thread_stream(device));
   return copy;
 }
 
@@ -86,7 +93,8 @@ void DeviceItemSearch::run(const CudaContext& context, const UserBatch& users,
                            Recommendations out) const {
   const int64_t batch = users.ids.size;
   const int64_t k = out.item_ids.cols;
-  const UserLists lists = make_lists(items_, users, known, k);
+  static thread_local UserLists lists;
+  make_lists(items_, users, known, k, lists);
   DeviceUpload upload;
   const auto exclude_rows = upload.add(lists.exclude_rows);
   const auto exclude_lengths = upload.add(lists.exclude_lengths);

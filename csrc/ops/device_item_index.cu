@@ -51,7 +51,7 @@ template <typename T>
 std::shared_ptr<void> copy_values(const T* values, int64_t count, int device) {
   const int64_t bytes = count * int64_t{sizeof(T)};
   std::shared_ptr<void> copy = allocate_resident(bytes, device);
-  if (bytes > 0) copy_to_device(copy.get(), values, bytes, device, nullptr);
+  if (bytes > 0) copy_to_device(copy.get(), values, bytes, device, thread_stream(device));
   return copy;
 }
 
@@ -63,7 +63,7 @@ std::shared_ptr<void> copy_units(const ItemVectors& vectors, int device) {
     const int64_t count = std::min(kRowsAtOnce, vectors.rows() - first);
     copy_to_device(static_cast<char*>(copy.get()) + first * row_bytes,
                    load_rows(vectors, first, count, default_isa()).data, count * row_bytes, device,
-                   nullptr);
+                   thread_stream(device));
   }
   return copy;
 }
@@ -80,7 +80,7 @@ std::shared_ptr<void> copy_codes(const ItemCodes& codes, int64_t steps, int devi
     for_each(pool, count,
              [&](int64_t i) { pack_block(codes, first + i, steps, packed.data() + i * of_block); });
     copy_to_device(static_cast<char*>(copy.get()) + first * block_bytes, packed.data(),
-                   count * block_bytes, device, nullptr);
+                   count * block_bytes, device, thread_stream(device));
   }
   return copy;
 }

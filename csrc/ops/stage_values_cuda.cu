@@ -68,6 +68,13 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+__global__ void __launch_bounds__(kThreads)
+    find_not_finite_kernel(const int64_t* ids, const float* scores, int64_t size, int32_t* found) {
+  for (int64_t i = first_value(); i < size; i += value_step()) {
+    if (ids[i] != kNoItem && !isfinite(scores[i])) *found = 1;
+  }
+}
+
 }  // namespace
 
 void finish_topk_cuda(const CudaContext& context, const TopKAnswer& answer) {
@@ -89,6 +96,11 @@ void choose_scores_cuda(const CudaContext& context, Span<const uint8_t> known,
   const int64_t size = out.rows * out.cols;
   launch_over(choose_scores_kernel, context, size, known.data, graph.data, own.data, out.data,
               out.cols, size);
+}
+
+void find_not_finite_cuda(const CudaContext& context, Span<const int64_t> ids,
+                          Span<const float> scores, int32_t* found) {
+  launch_over(find_not_finite_kernel, context, ids.size, ids.data, scores.data, ids.size, found);
 }
 
 void slot_scores_cuda(const CudaContext& context, Span<const int64_t> ids, Span<const float> scores,

@@ -25,7 +25,7 @@ template <typename T>
 std::shared_ptr<void> copy_slots(Span<const T> slots, int device) {
   const int64_t bytes = slots.size * static_cast<int64_t>(sizeof(T));
   std::shared_ptr<void> copy = allocate_resident(bytes, device);
-  if (bytes > 0) copy_to_device(copy.get(), slots.data, bytes, device, nullptr);
+  if (bytes > 0) copy_to_device(copy.get(), slots.data, bytes, device, thread_stream(device));
   return copy;
 }
 

@@ -1,5 +1,7 @@
 // The entry points that Triton calls. Backend, model and instance state live as long as Triton's
 // objects of the same names.
+#include <cstdint>
+#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -45,33 +47,58 @@ class Backend {
   Scheduler scheduler_;
 };
 
-// One version of a served model: loaded once for each device that an instance is on.
-class Version {
+// One version of a served model: loaded once for each device, for as long as instances are there.
+class Placements {
  public:
-  explicit Version(TRITONBACKEND_Model* handle) : handle_(handle) {}
+  explicit Placements(TRITONBACKEND_Model* handle) : handle_(handle) {}
 
-  Model& on(int device, Backend& backend) {
+  // Throws what Model does, for every instance on the device.
+  Model& join(int device, Backend& backend) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    std::unique_ptr<Model>& model = models_[device];
-    if (model == nullptr) {
-      auto loaded =
-          std::make_unique<Model>(handle_, backend.engine_options(device), backend.shed_family());
-      backend.scheduler().add(*loaded);
-      model = std::move(loaded);
+    Placement& placement = placements_[device];
+    if (placement.failure) std::rethrow_exception(placement.failure);
+    if (placement.model == nullptr) load(placement, device, backend);
+    ++placement.instances;
+    return *placement.model;
+  }
+
+  void leave(const Model& model, Scheduler& scheduler) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& [device, placement] : placements_) {
+      if (placement.model.get() != &model || --placement.instances > 0) continue;
+      scheduler.remove(model);
+      placement.model.reset();
     }
-    return *model;
   }
 
   void unload(Scheduler& scheduler) {
-    for (const auto& [device, model] : models_) {
-      if (model != nullptr) scheduler.remove(*model);
+    for (const auto& [device, placement] : placements_) {
+      if (placement.model != nullptr) scheduler.remove(*placement.model);
     }
   }
 
  private:
+  struct Placement {
+    std::unique_ptr<Model> model;
+    int64_t instances = 0;
+    std::exception_ptr failure;
+  };
+
+  void load(Placement& placement, int device, Backend& backend) {
+    try {
+      auto model =
+          std::make_unique<Model>(handle_, backend.engine_options(device), backend.shed_family());
+      backend.scheduler().add(*model);
+      placement.model = std::move(model);
+    } catch (...) {
+      placement.failure = std::current_exception();
+      throw;
+    }
+  }
+
   TRITONBACKEND_Model* handle_;
   std::mutex mutex_;
-  std::map<int, std::unique_ptr<Model>> models_;
+  std::map<int, Placement> placements_;
 };
 
 void check_api_version() {
@@ -112,10 +139,10 @@ Backend& backend_of(TRITONBACKEND_ModelInstance* instance) {
   return backend_of(model);
 }
 
-Version* state_of(TRITONBACKEND_Model* model) {
+Placements* state_of(TRITONBACKEND_Model* model) {
   void* state = nullptr;
   require(TRITONBACKEND_ModelState(model, &state));
-  return static_cast<Version*>(state);
+  return static_cast<Placements*>(state);
 }
 
 // Where an instance computes. KIND_MODEL leaves the choice to us: the first GPU, if there is one.
@@ -157,8 +184,8 @@ void execute(Scheduler& scheduler, Instance& instance, TRITONBACKEND_Request* ha
 using recengine::triton::Backend;
 using recengine::triton::guarded;
 using recengine::triton::Instance;
+using recengine::triton::Placements;
 using recengine::triton::require;
-using recengine::triton::Version;
 
 RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend* backend) {
   return guarded([backend] {
@@ -172,6 +199,15 @@ RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backe
   });
 }
 
+// A config that does not say where to run is for the CPU: on a GPU there are single stages alone.
+RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_GetBackendAttribute(
+    TRITONBACKEND_Backend*, TRITONBACKEND_BackendAttribute* attributes) {
+  return guarded([attributes] {
+    require(TRITONBACKEND_BackendAttributeAddPreferredInstanceGroup(
+        attributes, TRITONSERVER_INSTANCEGROUPKIND_CPU, /*count=*/1, nullptr, 0));
+  });
+}
+
 RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_Finalize(TRITONBACKEND_Backend* backend) {
   return guarded([backend] {
     void* state = nullptr;
@@ -182,16 +218,18 @@ RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_Finalize(TRITONBACKEND_Backend
 
 RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model* handle) {
   return guarded([handle] {
-    auto version = std::make_unique<Version>(handle);
-    require(TRITONBACKEND_ModelSetState(handle, version.get()));
-    version.release();
+    auto placements = std::make_unique<Placements>(handle);
+    require(TRITONBACKEND_ModelSetState(handle, placements.get()));
+    placements.release();
   });
 }
 
 RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelFinalize(TRITONBACKEND_Model* handle) {
   return guarded([handle] {
-    const std::unique_ptr<Version> version(recengine::triton::state_of(handle));
-    if (version != nullptr) version->unload(recengine::triton::backend_of(handle).scheduler());
+    const std::unique_ptr<Placements> placements(recengine::triton::state_of(handle));
+    if (placements != nullptr) {
+      placements->unload(recengine::triton::backend_of(handle).scheduler());
+    }
   });
 }
 
@@ -202,8 +240,8 @@ RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInstanceInitialize(
     require(TRITONBACKEND_ModelInstanceModel(handle, &model));
     auto instance = std::make_unique<Instance>();
     instance->handle = handle;
-    instance->model = &recengine::triton::state_of(model)->on(recengine::triton::device_of(handle),
-                                                              recengine::triton::backend_of(model));
+    instance->model = &recengine::triton::state_of(model)->join(
+        recengine::triton::device_of(handle), recengine::triton::backend_of(model));
     instance->warmups_left = instance->model->config().num_warmups;
     require(TRITONBACKEND_ModelInstanceSetState(handle, instance.get()));
     instance.release();
@@ -214,7 +252,12 @@ RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_ModelInstanceFinalize(
     TRITONBACKEND_ModelInstance* handle) {
   return guarded([handle] {
     const std::unique_ptr<Instance> instance(recengine::triton::state_of(handle));
-    if (instance != nullptr) recengine::triton::backend_of(handle).scheduler().drain(*instance);
+    if (instance == nullptr) return;  // it was never initialised
+    TRITONBACKEND_Model* model = nullptr;
+    require(TRITONBACKEND_ModelInstanceModel(handle, &model));
+    recengine::triton::Scheduler& scheduler = recengine::triton::backend_of(model).scheduler();
+    scheduler.drain(*instance);
+    recengine::triton::state_of(model)->leave(*instance->model, scheduler);
   });
 }
 

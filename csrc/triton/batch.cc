@@ -48,7 +48,7 @@ class Call {
         engine_.rank(users(), candidates(), top());
         break;
     }
-    answer_.last = stage_ == Stage::kOrder;
+    answer_.last = stage_ == Stage::kOrder || stage_ == Stage::kRanking;
     return answer_;
   }
 
@@ -64,31 +64,28 @@ class Call {
   }
 
   // The rows of all requests, of equal widths, one after another; those of a lone request as they
-  // are, where the engine can read them.
-  template <typename T, typename View>
-  Matrix<const T> gather(const View& view) {
-    const Matrix<const T> first = view(*requests_[0]);
-    if (requests_.size == 1 && memory_.device() == kHost) return first;
-    T* const rows = memory_.take<T>(rows_ * first.cols);
+  // are, where they lie with the engine.
+  template <typename T>
+  Matrix<const T> gather(const InputTensor<T>& (Request::*input)() const) {
+    const InputTensor<T>& first = (requests_[0]->*input)();
+    if (requests_.size == 1 && first.device == memory_.device()) return first.view;
+    T* const rows = memory_.take<T>(rows_ * first.view.cols);
     T* next = rows;
     for (const Request* request : requests_) {
-      const Matrix<const T> own = view(*request);
+      const Matrix<const T> own = (request->*input)().view;
       memory_.copy(next, own.data, own.rows * own.cols * int64_t{sizeof(T)});
       next += own.rows * own.cols;
     }
-    return {rows, rows_, first.cols};
+    return {rows, rows_, first.view.cols};
   }
 
   UserBatch users() const { return {ids_, matrix(lengths_), matrix(dense_)}; }
 
   CandidateBatch candidates() {
-    return {gather<int64_t>([](const Request& request) { return request.candidates().item_ids; }),
-            gather<float>([](const Request& request) { return request.candidates().scores; })};
+    return {gather(&Request::candidates), gather(&Request::candidate_scores)};
   }
 
-  Matrix<const float> graph_output() {
-    return gather<float>([](const Request& request) { return request.graph_output(); });
-  }
+  Matrix<const float> graph_output() { return gather(&Request::graph_output); }
 
   // Where the items of the answer go.
   Recommendations top() {
@@ -100,7 +97,7 @@ class Call {
   // Where a graph's inputs go; without candidates, `sparse` alone.
   RankerInputs inputs(int64_t sparse_width) {
     const bool ranking = request_of(stage_).candidates;
-    const int64_t slots = ranking ? graph_slots(requests_[0]->candidates().item_ids.cols) : 0;
+    const int64_t slots = ranking ? graph_slots(requests_[0]->candidates().view.cols) : 0;
     const int64_t item_dim = engine_.widths().item;
     answer_.inputs = {{memory_.take<float>(rows_ * sparse_width), rows_, sparse_width},
                       {memory_.take<float>(rows_ * slots * item_dim), rows_ * slots, item_dim},
@@ -126,30 +123,27 @@ void report_batch(const Instance& instance, int64_t rows, const Times& times) {
       times.compute_end_ns, now_ns()));
 }
 
-// Answers every request; those whose answer cannot be copied, with the error.
+// Answers every request. On a GPU nothing is sent or released before all copies are done.
 void respond(Span<Request* const> requests, const Answer& answer, CallMemory& memory,
              const Times& times) noexcept {
+  const bool at_once = memory.device() == kHost;
   int64_t row = 0;
-  std::vector<Request*> copied;
-  copied.reserve(static_cast<size_t>(requests.size));
   for (Request* request : requests) {
     const int64_t rows = request->rows();
-    try {
-      request->answer(answer, row, memory);
-      copied.push_back(request);
-    } catch (...) {
-      request->fail(current_error(TRITONSERVER_ERROR_INTERNAL), times);
-    }
+    request->answer(answer, row, memory);
+    if (at_once) request->send(times);
     row += rows;
   }
+  report_batch(requests[0]->instance(), row, times);
+  if (at_once) return;
   try {
     memory.finish();
-    for (Request* request : copied) request->send(times);
+    for (Request* request : requests) request->send(times);
   } catch (...) {
-    for (Request* request : copied)
+    for (Request* request : requests) {
       request->fail(current_error(TRITONSERVER_ERROR_INTERNAL), times);
+    }
   }
-  report_batch(requests[0]->instance(), row, times);
 }
 
 void run_call(const ModelConfig& config, const Engine& engine, Span<Request* const> requests,
@@ -194,7 +188,7 @@ std::vector<Request*> read_all(const ModelConfig& config, const Schema& schema,
   return valid;
 }
 
-int64_t candidate_width(const Request* request) { return request->candidates().item_ids.cols; }
+int64_t candidate_width(const Request* request) { return request->candidates().view.cols; }
 
 }  // namespace
 

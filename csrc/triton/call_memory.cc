@@ -24,6 +24,20 @@ void CallMemory::copy(void* to, const void* from, int64_t bytes) {
   }
 }
 
+void CallMemory::copy_rows(void* to, int64_t row_bytes, const void* from, int64_t from_bytes,
+                           int64_t rows) {
+  if (row_bytes == from_bytes) {
+    copy(to, from, rows * row_bytes);
+  } else if (device_ != kHost) {
+    copy_rows_async(to, row_bytes, from, from_bytes, rows, device_, stream_);
+  } else {
+    for (int64_t row = 0; row < rows; ++row) {
+      copy(static_cast<char*>(to) + row * row_bytes,
+           static_cast<const char*>(from) + row * from_bytes, row_bytes);
+    }
+  }
+}
+
 void CallMemory::finish() {
   if (device_ != kHost) synchronize(device_, stream_);
 }

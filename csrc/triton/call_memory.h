@@ -31,6 +31,9 @@ class CallMemory {
   // Both ends may be anywhere; `from` must stay as it is until finish().
   void copy(void* to, const void* from, int64_t bytes);
 
+  // Of each of some rows the first row_bytes, which go one after another.
+  void copy_rows(void* to, int64_t row_bytes, const void* from, int64_t from_bytes, int64_t rows);
+
   // Returns when everything is done. Throws DeviceError when some of it failed.
   void finish();
 

@@ -123,10 +123,10 @@ InputTensor<T> read_input(TRITONBACKEND_Request* request, const std::string& mod
     const Buffer buffer = buffer_of(input, 0);
     const bool aligned = reinterpret_cast<uintptr_t>(buffer.data) % alignof(T) == 0;
     const bool whole = buffer.bytes == info.bytes;
-    const bool usable = buffer.device == kHost || buffer.device == device;
+    const bool usable = buffer.device == kHost || device != kHost;
     if (aligned && whole && usable) {
       data = reinterpret_cast<const T*>(buffer.data);
-      tensor.on_device = buffer.device != kHost;
+      tensor.device = buffer.device;
     }
   }
   if (data == nullptr) data = gather(input, info, what, tensor.gathered);
@@ -192,14 +192,7 @@ void put_output(TRITONBACKEND_Response* response, const char* name, const Matrix
     throw StatusError(TRITONSERVER_ERROR_UNSUPPORTED,
                       std::string(name) + ": expected a CPU buffer, found GPU memory");
   }
-  if (width == batch.cols) {
-    memory.copy(buffer, batch.row(first_row), rows * row_bytes);
-    return;
-  }
-  for (int64_t row = 0; row < rows; ++row) {
-    memory.copy(static_cast<char*>(buffer) + row * row_bytes, batch.row(first_row + row),
-                row_bytes);
-  }
+  memory.copy_rows(buffer, row_bytes, batch.row(first_row), batch.cols * int64_t{sizeof(T)}, rows);
 }
 
 uint64_t timeout_ns(TRITONBACKEND_Request* request, const ModelConfig& config) noexcept {
@@ -259,18 +252,19 @@ void Request::read(const ModelConfig& config, const Schema& schema, const GraphW
 
 void Request::check(const ModelConfig& config, const Schema& schema,
                     const GraphWidths& widths) const {
-  const bool on_host = !candidates_.on_device && !candidate_scores_.on_device;
+  const bool on_host = candidates_.device == kHost && candidate_scores_.device == kHost;
+  const CandidateBatch candidates = {candidates_.view, candidate_scores_.view};
   switch (config.stage) {
     case Stage::kRetrievalLookup:
     case Stage::kRetrieval:
       return recengine::check(schema, users());
     case Stage::kTopK:
-      return recengine::check(schema, users(), graph_output(), widths.user);
+      return recengine::check(schema, users(), graph_output_.view, widths.user);
     case Stage::kRankingLookup:
     case Stage::kRanking:
-      return recengine::check(schema, users(), candidates(), on_host);
+      return recengine::check(schema, users(), candidates, on_host);
     case Stage::kOrder:
-      return recengine::check(schema, users(), candidates(), graph_output(), on_host);
+      return recengine::check(schema, users(), candidates, graph_output_.view, on_host);
   }
 }
 
@@ -292,7 +286,15 @@ void Request::read_parameters(const ModelConfig& config, const Schema& schema) {
   }
 }
 
-void Request::answer(const Answer& batch, int64_t first_row, CallMemory& memory) {
+void Request::answer(const Answer& batch, int64_t first_row, CallMemory& memory) noexcept {
+  try {
+    copy_outputs(batch, first_row, memory);
+  } catch (...) {
+    error_ = current_error(TRITONSERVER_ERROR_INTERNAL);
+  }
+}
+
+void Request::copy_outputs(const Answer& batch, int64_t first_row, CallMemory& memory) {
   TRITONBACKEND_Response* response = nullptr;
   require(TRITONBACKEND_ResponseNew(&response, handle_));
   response_.reset(response);
@@ -323,6 +325,10 @@ void Request::answer(const Answer& batch, int64_t first_row, CallMemory& memory)
 }
 
 void Request::send(const Times& times) noexcept {
+  if (error_ != nullptr) {
+    fail(std::move(error_), times);
+    return;
+  }
   warn(TRITONBACKEND_ResponseSend(response_.release(), TRITONSERVER_RESPONSE_COMPLETE_FINAL,
                                   nullptr));
   finish(true, times);

@@ -35,7 +35,7 @@ struct Times {
 struct Answer {
   Recommendations top;  // best first: a request takes its first k() columns
   RankerInputs inputs;  // of a dense graph; the retrieval graph reads `sparse` alone
-  bool last = true;     // no stage reads it
+  bool last = false;    // it goes to the network, and not to another stage
 };
 
 struct ResponseDeleter {
@@ -46,11 +46,11 @@ struct ResponseDeleter {
 using ResponsePtr = std::unique_ptr<TRITONBACKEND_Response, ResponseDeleter>;
 
 // One input, read where Triton holds it; copied to the host only when it comes in pieces,
-// unaligned, or in memory of a GPU that is not wanted.
+// unaligned, or in memory of a GPU where the engine is on none.
 template <typename T>
 struct InputTensor {
   Matrix<const T> view;
-  bool on_device = false;
+  int device = kHost;  // where it lies
   std::vector<T> gathered;
 };
 
@@ -72,20 +72,21 @@ class Request {
   bool is_cancelled() const noexcept;
 
   // Reads and checks everything. Throws InputError or StatusError; then only fail() may follow.
-  // What the stage before gave may lie on `device`, where its values are not looked at.
+  // For an engine on a device, what the stage before gave may lie on a GPU: its values are not
+  // looked at.
   void read(const ModelConfig& config, const Schema& schema, const GraphWidths& widths, int device);
 
   // Valid after read(); candidates and the graph's output are on the device or on the host.
   WireUsers users() const { return {ids_.view, lengths_.view, dense_.view}; }
-  CandidateBatch candidates() const { return {candidates_.view, candidate_scores_.view}; }
-  Matrix<const float> graph_output() const { return graph_output_.view; }
+  const InputTensor<int64_t>& candidates() const { return candidates_; }
+  const InputTensor<float>& candidate_scores() const { return candidate_scores_; }
+  const InputTensor<float>& graph_output() const { return graph_output_; }
   int64_t k() const { return k_; }  // items of the answer; 0 when the stage answers none
 
-  // Copies rows first_row .. first_row + rows() - 1 to where the answer goes. Throws StatusError;
-  // then only fail() may follow.
-  void answer(const Answer& batch, int64_t first_row, CallMemory& memory);
+  // Copies rows first_row .. first_row + rows() - 1 to where the answer goes.
+  void answer(const Answer& batch, int64_t first_row, CallMemory& memory) noexcept;
 
-  // Sends what answer() copied, when the memory has finished.
+  // Sends what answer() copied, or why it could not, when the memory has finished.
   void send(const Times& times) noexcept;
 
   void fail(ErrorPtr error, const Times& times) noexcept;
@@ -94,6 +95,7 @@ class Request {
  private:
   void read_parameters(const ModelConfig& config, const Schema& schema);
   void check(const ModelConfig& config, const Schema& schema, const GraphWidths& widths) const;
+  void copy_outputs(const Answer& batch, int64_t first_row, CallMemory& memory);
   void finish(bool success, const Times& times) noexcept;
 
   Instance& instance_;
@@ -110,6 +112,7 @@ class Request {
   InputTensor<float> candidate_scores_;
   InputTensor<float> graph_output_;
   ResponsePtr response_;
+  ErrorPtr error_;  // instead of a response
 };
 
 }  // namespace recengine::triton

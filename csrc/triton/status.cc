@@ -30,6 +30,8 @@ ErrorPtr current_error(TRITONSERVER_Error_Code otherwise) noexcept {
     return ErrorPtr(TRITONSERVER_ErrorNew(error.code(), error.what()));
   } catch (const InputError& error) {
     return ErrorPtr(TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_INVALID_ARG, error.what()));
+  } catch (const DeviceMemoryError& error) {
+    return ErrorPtr(TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_UNAVAILABLE, error.what()));
   } catch (const std::bad_alloc&) {
     return ErrorPtr(TRITONSERVER_ErrorNew(TRITONSERVER_ERROR_UNAVAILABLE, "out of memory"));
   } catch (const std::exception& error) {

@@ -34,7 +34,8 @@ void warn(TRITONSERVER_Error* error) noexcept;
 
 void log_info(const std::string& message) noexcept;
 
-// The error of what is being caught: StatusError keeps its code, InputError is INVALID_ARG.
+// The error of what is being caught: StatusError keeps its code, InputError is INVALID_ARG, and
+// without memory the server is UNAVAILABLE.
 // Call inside a catch block.
 ErrorPtr current_error(TRITONSERVER_Error_Code otherwise) noexcept;
 

@@ -131,10 +131,11 @@ def test_a_stage_answers_for_itself_alone(stage, model, kind, has, golden_users)
     engine = stage(model, kind)
     users = golden_users if kind == "lookup" else keys(golden_users)
     batch = len(users.ids)
+    dim = 8 if kind == "topk" else 0
     items = np.zeros((batch, 2), np.int64), np.zeros((batch, 2), np.float32)
     calls = {
         "retrieval lookup": lambda: engine.look_up(users),
-        "topk": lambda: engine.search(users, np.ones((batch, 8), np.float32)),
+        "topk": lambda: engine.search(users, np.ones((batch, dim), np.float32)),
         "ranking lookup": lambda: engine.look_up_candidates(users, *items),
         "order": lambda: engine.order(users, *items, items[1]),
     }
@@ -145,7 +146,7 @@ def test_a_stage_answers_for_itself_alone(stage, model, kind, has, golden_users)
         calls["ranking"] = lambda: engine.rank(users, *items)
     calls.pop(has)()
     for name, call in calls.items():
-        with pytest.raises(InputError, match=f"no {name} stage|user: expected shape"):
+        with pytest.raises(InputError, match=f"no {name} stage"):
             call()
 
 
@@ -189,6 +190,18 @@ def test_a_graph_score_that_is_not_finite_is_an_error_of_a_known_users_item(stag
     scores[1, 1] = value
     with pytest.raises(InputError, match="expected a finite score"):
         stages.order(users, candidates, own, scores)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_candidates_own_score_that_is_not_finite_is_refused_by_its_place(stages, oracle, value):
+    users = unknown_then_known(stages, oracle)
+    candidates = np.array([[*oracle.keys[:2], -1]] * 2)
+    own = np.array([[1, 2, value]] * 2, np.float32)
+    graph_scores = np.ones((2, 3), np.float32)
+    stages.order(users, candidates, own, graph_scores)
+    own[1, 1] = value
+    with pytest.raises(InputError, match=r"candidate_scores\[1, 1\]: expected a finite score"):
+        stages.order(users, candidates, own, graph_scores)
 
 
 @pytest.mark.parametrize("shape", [(2, 7), (2, 9), (1, 8), (3, 8), (2, 0)])

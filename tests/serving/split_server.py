@@ -42,7 +42,7 @@ def serve_split(repository, folder, **options):
     backends = copy_backend(folder / "backends")
     (backends / "recengine").symlink_to(find_backends() / "recengine")
     with (
-        environment(Path(os.environ.get("VIRTUAL_ENV", sys.prefix))),
+        environment(Path(os.environ.get("RECENGINE_VENV", sys.prefix))),
         TritonServer(
             repository, backend_directory=backends, log=folder / "tritonserver.log", **options
         ) as server,

@@ -43,13 +43,18 @@ std::shared_ptr<void> allocate_on_device(int64_t bytes, int device, CudaStream s
 // Memory for what is loaded once; the last owner waits for all work of the device to end.
 std::shared_ptr<void> allocate_resident(int64_t bytes, int device);
 
-// Return when the host's memory may change, or holds the copy.
+// Return when the host's memory may change, or holds the copy. What is loaded while others compute
+// goes by thread_stream(): the legacy default stream waits for them, and they for it.
 void copy_to_device(void* to, const void* from, int64_t bytes, int device, CudaStream stream);
 void copy_to_host(void* to, const void* from, int64_t bytes, int device, CudaStream stream);
 
-// Copies between any two memories, in the order of the stream. Of the host's memory, only what is
-// pinned must stay as it is until the stream has come this far.
+// Copies between any two memories, in the order of the stream. Pinned memory of the host must stay
+// as it is until the stream has come this far; of other memory CUDA makes a copy before it returns.
 void copy_async(void* to, const void* from, int64_t bytes, int device, CudaStream stream);
+
+// Of each of some rows, from_bytes apart, the first row_bytes, which go one after another.
+void copy_rows_async(void* to, int64_t row_bytes, const void* from, int64_t from_bytes,
+                     int64_t rows, int device, CudaStream stream);
 
 // Returns when all that the stream has got is done. Throws DeviceError when some of it failed.
 void synchronize(int device, CudaStream stream);

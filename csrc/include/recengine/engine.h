@@ -102,7 +102,7 @@ struct WireUsers {
 // what was found. A batch that passes cannot make the engine read outside it.
 //
 // Arrays other than the users' may lie on a GPU; their values are then not looked at (`on_host`
-// false). NaN in candidate scores becomes NaN in graph scores, which order() refuses.
+// false): order() refuses candidate scores that are not finite.
 void check(const Schema& schema, const WireUsers& users);
 void check(const Schema& schema, const WireUsers& users, const CandidateBatch& candidates,
            bool on_host = true);
@@ -112,6 +112,9 @@ void check(const Schema& schema, const WireUsers& users, const CandidateBatch& c
 void check(const Schema& schema, const WireUsers& users, Matrix<const float> vectors, int64_t dim);
 void check(const Schema& schema, const WireUsers& users, const CandidateBatch& candidates,
            Matrix<const float> graph_scores, bool on_host = true);
+
+// The scores of candidates alone, which are on the host.
+void check_scores(const Schema& schema, const CandidateBatch& candidates);
 
 // One version directory, verified against its manifest, memory-mapped, immutable. All members are
 // safe to call from many threads at once; what a call needs lives on its stack.

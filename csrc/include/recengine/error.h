@@ -35,4 +35,10 @@ class DeviceError : public RecengineError {
   using RecengineError::RecengineError;
 };
 
+// It has no memory left: later there may be some.
+class DeviceMemoryError : public DeviceError {
+ public:
+  using DeviceError::DeviceError;
+};
+
 }  // namespace recengine
