@@ -2,19 +2,10 @@
 
 #include <algorithm>
 
+#include "ops/gather_rows.h"
 #include "recengine/error.h"
-#include "recengine/ops/embedding_bag.h"
 
 namespace recengine {
-namespace {
-
-// What a thread keeps between calls.
-struct Scratch {
-  std::vector<int64_t> rows;     // [users, n]
-  std::vector<int32_t> lengths;  // [users * n], all 1
-};
-
-}  // namespace
 
 CandidateLookup::CandidateLookup(const Manifest& manifest, const Assets& assets)
     : table_(&assets.table(manifest.ranking->item_table)),
@@ -29,20 +20,17 @@ CandidateLookup::CandidateLookup(const Manifest& manifest, const Assets& assets)
 void CandidateLookup::run(const Context& context, const CandidateBatch& candidates,
                           const std::vector<int64_t>& users, Matrix<float> items,
                           Matrix<float> scores) const {
-  static thread_local Scratch scratch;
+  static thread_local std::vector<int64_t> rows;  // [users, n]
   const int64_t n = scores.cols;
-  const int64_t count = scores.rows * n;
-  scratch.rows.resize(static_cast<size_t>(count));
+  rows.resize(static_cast<size_t>(scores.rows * n));
   for (int64_t i = 0; i < scores.rows; ++i) {
     const int64_t user = users[static_cast<size_t>(i)];
     const int64_t* ids = candidates.item_ids.row(user);
-    vocabulary_->lookup({ids, n}, {scratch.rows.data() + i * n, n});
+    vocabulary_->lookup({ids, n}, {rows.data() + i * n, n});
     std::transform(ids, ids + n, candidates.scores.row(user), scores.row(i),
                    [](int64_t id, float score) { return id == kNoItem ? 0.0f : score; });
   }
-  scratch.lengths.assign(static_cast<size_t>(count), 1);
-  const BagColumn column = {table_, Pooling::kSum, 0, 0};
-  embedding_bag(context, {&column, 1}, {scratch.rows, {scratch.lengths.data(), count, 1}}, items);
+  gather_rows(context, *table_, rows, items);
 }
 
 }  // namespace recengine

@@ -6,30 +6,27 @@
 
 #include "cpu/isa.h"
 #include "ops/cosine_topk_kernel.h"
-#include "recengine/ops/embedding_bag.h"
+#include "ops/gather_rows.h"
+#include "recengine/table.h"
 
 namespace recengine {
 namespace {
 
 constexpr int64_t kConvertedTogether = 64;  // stay in the caches until they are scored
 
-// Rows of fp16 in fp32, in memory of this thread: bags of one row each, which prefetches them and
-// has the instructions that convert.
+// Rows of fp16 in fp32, in memory of this thread.
 Matrix<const float> convert(Matrix<const uint16_t> halves, const std::vector<int64_t>& rows,
                             Isa isa) {
-  static thread_local std::vector<int32_t> lengths;
   static thread_local std::vector<float> values;
   const auto count = static_cast<int64_t>(rows.size());
   const auto dim = static_cast<int32_t>(halves.cols);
   const EmbeddingTable table =
       plain_table("item vectors", halves.data, halves.rows, dim, RowType::kFloat16);
-  const BagColumn column = {&table, Pooling::kSum, 0, 0};
-  lengths.assign(rows.size(), 1);
   values.resize(static_cast<size_t>(count * halves.cols));
   const Matrix<float> out(values.data(), count, halves.cols);
   Context alone;
   alone.isa = isa;
-  embedding_bag(alone, {&column, 1}, {rows, {lengths.data(), count, 1}}, out);
+  gather_rows(alone, table, rows, out);
   return out;
 }
 
