@@ -26,7 +26,7 @@ import numpy.typing as npt
 from recengine import _cuda_ops, _cuda_topk, _ops
 from recengine._arrays import as_numpy, cast_array, expect_output
 from recengine._device import CudaArray, call_device, to_device
-from recengine._device_table import DeviceTable
+from recengine._device_table import CacheStats, DeviceTable
 from recengine._embedding_table import EmbeddingTable, RowType, fuse_rows, quantize_rows
 from recengine._item_index import DeviceItemIndex, ItemIndex, LiveItemIndex
 from recengine._ops import DeviceArray
@@ -35,6 +35,7 @@ from recengine._vocabulary import DeviceVocabulary, Vocabulary, build_slots
 from recengine.errors import InputError
 
 __all__ = [
+    "CacheStats",
     "DeviceArray",
     "DeviceItemIndex",
     "DeviceTable",

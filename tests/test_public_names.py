@@ -75,6 +75,7 @@ def test_both_clients_have_the_same_methods_and_arguments():
 
 def test_ops():
     assert set(recengine.ops.__all__) == {
+        "CacheStats",
         "DeviceArray",
         "DeviceItemIndex",
         "DeviceTable",

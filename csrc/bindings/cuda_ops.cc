@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/arrays.h"
 #include "bindings/bound.h"
 #include "bindings/device_array.h"
 #include "recengine/cuda.h"
@@ -53,6 +54,11 @@ BoundDeviceTable copy_table(const BoundTable& table, int device) {
   return {DeviceTable::copy(table.view, device), std::nullopt, std::nullopt};
 }
 
+BoundDeviceTable spill_table(const BoundTable& table, int device, int64_t cache_bytes) {
+  const py::gil_scoped_release release;
+  return {DeviceTable::spill(table.view, device, cache_bytes), std::nullopt, std::nullopt};
+}
+
 BoundDeviceTable borrow_table(std::string name, const DeviceArray& data,
                               const std::optional<DeviceArray>& scales) {
   expect_rows(data);
@@ -83,6 +89,27 @@ BoundDeviceTable borrow_fused_table(std::string name, const DeviceArray& data, i
                   int4 ? RowType::kFusedInt4 : RowType::kFusedInt8,
                   rowwise ? FusedLayout::kRowwise : FusedLayout::kTbe, data.shape[1]);
   return {DeviceTable::borrow(table), data, std::nullopt};
+}
+
+int64_t refresh_table(const BoundDeviceTable& self) {
+  const py::gil_scoped_release release;
+  return self.table.refresh();
+}
+
+int64_t warm_table(const BoundDeviceTable& self, const Array<int64_t>& rows) {
+  const Span<const int64_t> given = as_span("[device_table] rows", rows);
+  const py::gil_scoped_release release;
+  return self.table.warm(given);
+}
+
+// As the fields of recengine.ops.CacheStats.
+py::tuple table_stats(const BoundDeviceTable& self) {
+  CacheStats stats;
+  {
+    const py::gil_scoped_release release;
+    stats = self.table.stats();
+  }
+  return py::make_tuple(stats.held, stats.refreshes, stats.samples, stats.sampled_hits);
 }
 
 int64_t bag_width(const std::vector<const BoundDeviceTable*>& tables,
@@ -157,9 +184,13 @@ void call_lookup(const DeviceVocabulary& self, const DeviceArray& ids, const Dev
 void bind_cuda_ops(py::module_& module) {
   py::class_<BoundDeviceTable>(module, "DeviceTable")
       .def_static("copy", &copy_table, "table"_a, "device"_a)
+      .def_static("spill", &spill_table, "table"_a, "device"_a, "cache_bytes"_a)
       .def_static("borrow", &borrow_table, "name"_a, "data"_a, "scales"_a)
       .def_static("borrow_fused", &borrow_fused_table, "name"_a, "data"_a, "dim"_a, "int4"_a,
                   "rowwise"_a)
+      .def("refresh", &refresh_table)
+      .def("warm", &warm_table, py::arg("rows").noconvert())
+      .def("stats", &table_stats)
       .def_property_readonly("name",
                              [](const BoundDeviceTable& self) { return self.table.view().name; })
       .def_property_readonly("rows",

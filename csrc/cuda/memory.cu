@@ -91,6 +91,19 @@ std::shared_ptr<void> allocate_resident(int64_t bytes, int device) {
   return owned(data, device, [](void* memory) { cudaFree(memory); });
 }
 
+std::shared_ptr<void> allocate_mapped(int64_t bytes, int device) {
+  const cuda::DeviceGuard guard(device);
+  void* data = nullptr;
+  if (bytes > 0) {
+    RECENGINE_CUDA_CHECK(cudaHostAlloc(&data, static_cast<size_t>(bytes),
+                                       cudaHostAllocMapped | cudaHostAllocPortable));
+  }
+  return owned(data, device, [](void* memory) {
+    cudaDeviceSynchronize();
+    cudaFreeHost(memory);
+  });
+}
+
 void copy_to_device(void* to, const void* from, int64_t bytes, int device, CudaStream stream) {
   const cuda::DeviceGuard guard(device);
   RECENGINE_CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,

@@ -24,6 +24,7 @@ bool cuda_built() { return false; }
 std::vector<CudaDevice> cuda_devices() { fail(); }
 std::shared_ptr<void> allocate_on_device(int64_t, int, CudaStream) { fail(); }
 std::shared_ptr<void> allocate_resident(int64_t, int) { fail(); }
+std::shared_ptr<void> allocate_mapped(int64_t, int) { fail(); }
 void copy_to_device(void*, const void*, int64_t, int, CudaStream) { fail(); }
 void copy_to_host(void*, const void*, int64_t, int, CudaStream) { fail(); }
 void copy_async(void*, const void*, int64_t, int, CudaStream) { fail(); }
@@ -52,7 +53,11 @@ void cosine_topk_cuda(const CudaContext&, const DeviceItemIndex&, const TopKQuer
 }
 void pack_bitmap_cuda(const CudaContext&, Span<const uint8_t>, Span<uint64_t>) { fail(); }
 DeviceTable DeviceTable::copy(const EmbeddingTable&, int) { fail(); }
+DeviceTable DeviceTable::spill(const EmbeddingTable&, int, int64_t) { fail(); }
 DeviceTable DeviceTable::borrow(EmbeddingTable) { fail(); }
+int64_t DeviceTable::refresh() const { fail(); }
+int64_t DeviceTable::warm(Span<const int64_t>) const { fail(); }
+CacheStats DeviceTable::stats() const { fail(); }
 DeviceVocabulary::DeviceVocabulary(const Vocabulary&, int) { fail(); }
 void DeviceVocabulary::lookup(CudaStream, Span<const int64_t>, Span<int64_t>) const { fail(); }
 void embedding_bag_cuda(const CudaContext&, Span<const BagColumn>, const BagInput&, Matrix<float>) {

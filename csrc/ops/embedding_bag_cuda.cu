@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -9,6 +10,7 @@
 #include "cuda/value_check.h"
 #include "ops/embedding_bag_check.h"
 #include "ops/embedding_bag_cuda_kernel.h"
+#include "ops/row_cache.h"
 #include "recengine/error.h"
 
 namespace recengine {
@@ -113,8 +115,20 @@ int choose_log_warps(const std::vector<Column>& columns, int64_t batch, int64_t 
   return log_warps;
 }
 
+// `caches` are those of the columns.
+void launch_part(BagCall call, const Columns& columns, const std::vector<RowCacheState*>& caches,
+                 int64_t blocks, cudaStream_t stream) {
+  std::optional<CacheReaders> readers;
+  const bool cached = std::any_of(caches.begin(), caches.end(),
+                                  [](const RowCacheState* cache) { return cache != nullptr; });
+  if (cached) readers.emplace(caches, stream);
+  call.caches = readers ? readers->views() : nullptr;
+  launch_embedding_bag(call, columns, blocks, stream);
+}
+
 // Launches the kernel over up to kMaxColumns columns at a time.
-void launch_columns(BagCall call, const std::vector<Column>& columns, cudaStream_t stream) {
+void launch_columns(BagCall call, const std::vector<Column>& columns,
+                    const std::vector<RowCacheState*>& caches, cudaStream_t stream) {
   for (size_t begin = 0; begin < columns.size(); begin += kMaxColumns) {
     const size_t end = std::min(columns.size(), begin + kMaxColumns);
     Columns part{};
@@ -129,7 +143,8 @@ void launch_columns(BagCall call, const std::vector<Column>& columns, cudaStream
                        std::to_string(call.batch) + " users");
     }
     call.num_columns = static_cast<int32_t>(end - begin);
-    launch_embedding_bag(call, part, blocks, stream);
+    const auto first = caches.begin() + static_cast<std::ptrdiff_t>(begin);
+    launch_part(call, part, {first, first + call.num_columns}, blocks, stream);
   }
 }
 
@@ -161,8 +176,10 @@ void embedding_bag_cuda(const CudaContext& context, Span<const BagColumn> column
 
   const int64_t mean_length = (input.rows.size + bags - 1) / bags;
   std::vector<Column> described;
+  std::vector<RowCacheState*> caches;
   for (int64_t c = 0; c < columns.size; ++c) {
     described.push_back(describe(columns[c], c, mean_length));
+    caches.push_back(columns[c].table->cache);
   }
   BagCall call{};
   call.rows = input.rows.data;
@@ -178,7 +195,7 @@ void embedding_bag_cuda(const CudaContext& context, Span<const BagColumn> column
   std::optional<cuda::DeviceBuffer<int64_t>> starts;
   if (bags > kMaxOwnStarts) starts.emplace(cuda::prefix_sums(call.lengths, bags, stream));
   call.starts = starts ? starts->data() : nullptr;
-  launch_columns(call, described, stream);
+  launch_columns(call, described, caches, stream);
   if (values.failed()) fail_values(context, columns, input);
 }
 

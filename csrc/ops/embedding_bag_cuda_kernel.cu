@@ -8,6 +8,7 @@
 #include "cuda/launch.h"
 #include "ops/embedding_bag_cuda_kernel.h"
 #include "ops/embedding_bag_cuda_rows.h"
+#include "ops/embedding_bag_cuda_source.h"
 #include "ops/embedding_bag_cuda_units.h"
 
 namespace recengine {
@@ -40,13 +41,16 @@ struct Row {
   float bias;
 
   // Rows outside the table, kNoRow among them, are zeros and are not read.
-  __device__ __forceinline__ void load(const BagCall& call, const Column& column, int64_t id,
+  template <bool kCached>
+  __device__ __forceinline__ void load(const BagCall& call, const Column& column,
+                                       const Source<kCached>& source,
+                                       typename Source<kCached>::Found found, int64_t id,
                                        int64_t position, const Reach& reach) {
     part.clear();
     factor = 1;
     bias = 0;
     if (!in_table(column, id)) return;
-    const char* const row = column.data + id * column.row_bytes;
+    const char* const row = source.row(column, id, found);
     if (reach.inside) part.load(row + reach.byte);
     if constexpr (kHasBias<kType>) {
       const ScaleAndBias found =
@@ -74,10 +78,10 @@ template <RowType kType, bool kWide>
 constexpr int kSums = RowPart<kType, kWide>::kValues + (kHasBias<kType> ? 1 : 0);
 
 // Adds this sub-warp's rows of a bag.
-template <RowType kType, bool kWide>
+template <RowType kType, bool kWide, bool kCached>
 __device__ __forceinline__ void add_rows(const BagCall& call, const Column& column,
-                                         const Place& place, const Bag& bag, const Reach& reach,
-                                         float* sums) {
+                                         const Source<kCached>& source, const Place& place,
+                                         const Bag& bag, const Reach& reach, float* sums) {
   const int64_t step = place.members;
   int64_t ids[kRowsAtOnce];
 #pragma unroll
@@ -85,10 +89,19 @@ __device__ __forceinline__ void add_rows(const BagCall& call, const Column& colu
     ids[r] = row_id(call, column, bag, place.member + r * step);
   }
   for (int64_t first = place.member; first < bag.length; first += kRowsAtOnce * step) {
+    const int64_t position = bag.begin + first;
+    typename Source<kCached>::Probe probes[kRowsAtOnce];
+    typename Source<kCached>::Found found[kRowsAtOnce];
     Row<kType, kWide> rows[kRowsAtOnce];
 #pragma unroll
+    for (int r = 0; r < kRowsAtOnce; ++r) probes[r] = source.probe(column, ids[r]);
+#pragma unroll
     for (int r = 0; r < kRowsAtOnce; ++r) {
-      rows[r].load(call, column, ids[r], bag.begin + first + r * step, reach);
+      found[r] = source.find(column, ids[r], probes[r], position + r * step, reach.part == 0);
+    }
+#pragma unroll
+    for (int r = 0; r < kRowsAtOnce; ++r) {
+      rows[r].load(call, column, source, found[r], ids[r], position + r * step, reach);
     }
 #pragma unroll
     for (int r = 0; r < kRowsAtOnce; ++r) {
@@ -164,28 +177,39 @@ __device__ __forceinline__ void store(const Column& column, const Bag& bag, cons
   }
 }
 
-template <RowType kType, bool kWide>
-__device__ __forceinline__ void pool(const BagCall& call, const Column& column, const Place& place,
+template <RowType kType, bool kWide, bool kCached>
+__device__ __forceinline__ void pool(const BagCall& call, const Column& column,
+                                     const Source<kCached>& source, const Place& place,
                                      const Bag& bag) {
   const Reach reach = find_reach<kType, kWide>(column, bag.slice, place.lane);
   float sums[kSums<kType, kWide>] = {};
-  add_rows<kType, kWide>(call, column, place, bag, reach, sums);
+  add_rows<kType, kWide>(call, column, source, place, bag, reach, sums);
   fold<kSums<kType, kWide>>(call, column, sums);
   if (place.member == 0 && bag.out != nullptr) store<kType, kWide>(column, bag, reach, sums);
 }
 
 // Bags of about one row: the first rows of several are on their way at once.
-template <RowType kType, bool kWide>
+template <RowType kType, bool kWide, bool kCached>
 __device__ __forceinline__ void gather(const BagCall& call, const Column& column,
-                                       const Place& place, const Bag (&bags)[kRowsAtOnce]) {
+                                       const Source<kCached>& source, const Place& place,
+                                       const Bag (&bags)[kRowsAtOnce]) {
   int64_t ids[kRowsAtOnce];
+  typename Source<kCached>::Probe probes[kRowsAtOnce];
+  typename Source<kCached>::Found found[kRowsAtOnce];
   Row<kType, kWide> rows[kRowsAtOnce];
 #pragma unroll
   for (int r = 0; r < kRowsAtOnce; ++r) ids[r] = row_id(call, column, bags[r], 0);
 #pragma unroll
+  for (int r = 0; r < kRowsAtOnce; ++r) probes[r] = source.probe(column, ids[r]);
+#pragma unroll
+  for (int r = 0; r < kRowsAtOnce; ++r) {
+    const bool first = bags[r].slice == 0 && place.lane == 0;
+    found[r] = source.find(column, ids[r], probes[r], bags[r].begin, first);
+  }
+#pragma unroll
   for (int r = 0; r < kRowsAtOnce; ++r) {
     const Reach reach = find_reach<kType, kWide>(column, bags[r].slice, place.lane);
-    rows[r].load(call, column, ids[r], bags[r].begin, reach);
+    rows[r].load(call, column, source, found[r], ids[r], bags[r].begin, reach);
   }
 #pragma unroll
   for (int r = 0; r < kRowsAtOnce; ++r) {
@@ -193,30 +217,35 @@ __device__ __forceinline__ void gather(const BagCall& call, const Column& column
     float sums[kSums<kType, kWide>] = {};
     rows[r].add_to(sums);
     for (int64_t i = 1; i < bags[r].length; ++i) {
-      rows[r].load(call, column, row_id(call, column, bags[r], i), bags[r].begin + i, reach);
+      const int64_t id = row_id(call, column, bags[r], i);
+      const int64_t position = bags[r].begin + i;
+      const auto at = source.find(column, id, source.probe(column, id), position, reach.part == 0);
+      rows[r].load(call, column, source, at, id, position, reach);
       rows[r].add_to(sums);
     }
     if (bags[r].out != nullptr) store<kType, kWide>(column, bags[r], reach, sums);
   }
 }
 
-template <RowType kType, bool kWide>
-__device__ __forceinline__ void run(const BagCall& call, const Column& column, const Place& place,
+template <RowType kType, bool kWide, bool kCached>
+__device__ __forceinline__ void run(const BagCall& call, const Column& column,
+                                    const Source<kCached>& source, const Place& place,
                                     const Bag (&bags)[kRowsAtOnce]) {
   if (column.gather) {
-    gather<kType, kWide>(call, column, place, bags);
+    gather<kType, kWide>(call, column, source, place, bags);
   } else {
-    pool<kType, kWide>(call, column, place, bags[0]);
+    pool<kType, kWide>(call, column, source, place, bags[0]);
   }
 }
 
-template <RowType kType>
-__device__ __forceinline__ void run(const BagCall& call, const Column& column, const Place& place,
-                                    const Bag (&bags)[kRowsAtOnce]) {
+template <RowType kType, bool kCached>
+__device__ __forceinline__ void run_type(const BagCall& call, const Column& column,
+                                         const Source<kCached>& source, const Place& place,
+                                         const Bag (&bags)[kRowsAtOnce]) {
   if (column.wide) {
-    run<kType, true>(call, column, place, bags);
+    run<kType, true>(call, column, source, place, bags);
   } else {
-    run<kType, false>(call, column, place, bags);
+    run<kType, false>(call, column, source, place, bags);
   }
 }
 
@@ -234,10 +263,13 @@ __device__ __forceinline__ int find_column(const BagCall& call, const Columns& c
   return column;
 }
 
+// Columns without a cache get a kernel of their own, so that they pay nothing for one.
+template <bool kCached>
 __global__ void __launch_bounds__(kThreads)
     embedding_bag_kernel(const BagCall call, const __grid_constant__ Columns columns) {
   const int c = find_column(call, columns);
   const Column& column = columns.column[c];
+  const Source<kCached> source(call, c);
   const Place place = find_place(call, column, blockIdx.x - columns.first_block[c]);
   Bag bags[kRowsAtOnce];
 #pragma unroll
@@ -247,17 +279,17 @@ __global__ void __launch_bounds__(kThreads)
   }
   switch (column.row_type) {
     case RowType::kFloat32:
-      return run<RowType::kFloat32>(call, column, place, bags);
+      return run_type<RowType::kFloat32>(call, column, source, place, bags);
     case RowType::kFloat16:
-      return run<RowType::kFloat16>(call, column, place, bags);
+      return run_type<RowType::kFloat16>(call, column, source, place, bags);
     case RowType::kBfloat16:
-      return run<RowType::kBfloat16>(call, column, place, bags);
+      return run_type<RowType::kBfloat16>(call, column, source, place, bags);
     case RowType::kInt8:
-      return run<RowType::kInt8>(call, column, place, bags);
+      return run_type<RowType::kInt8>(call, column, source, place, bags);
     case RowType::kFusedInt8:
-      return run<RowType::kFusedInt8>(call, column, place, bags);
+      return run_type<RowType::kFusedInt8>(call, column, source, place, bags);
     case RowType::kFusedInt4:
-      return run<RowType::kFusedInt4>(call, column, place, bags);
+      return run_type<RowType::kFusedInt4>(call, column, source, place, bags);
   }
 }
 
@@ -266,8 +298,10 @@ __global__ void __launch_bounds__(kThreads)
 void launch_embedding_bag(const BagCall& call, const Columns& columns, int64_t blocks,
                           cudaStream_t stream) {
   const size_t shared = call.log_warps == 0 ? 0 : sizeof(float) * kThreads * kMaxSums;
-  cuda::launch(embedding_bag_kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared,
-               stream, call, columns);
+  const auto kernel =
+      call.caches == nullptr ? embedding_bag_kernel<false> : embedding_bag_kernel<true>;
+  cuda::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, stream, call,
+               columns);
 }
 
 }  // namespace recengine

@@ -40,6 +40,8 @@ struct Column {
   bool gather;        // bags of about one row
 };
 
+struct RowCacheView;
+
 struct BagCall {
   const int64_t* rows;
   const int32_t* lengths;
@@ -49,10 +51,11 @@ struct BagCall {
   int64_t batch;
   float* out;
   int64_t out_cols;
-  int* bad_value;       // set when a length or a row is out of range, or null
-  int32_t all_columns;  // of the call
-  int32_t num_columns;  // of this launch
-  int32_t log_warps;    // warps of a block that share a bag
+  const RowCacheView* caches;  // of the launch's columns, or null
+  int* bad_value;              // set when a length or a row is out of range, or null
+  int32_t all_columns;         // of the call
+  int32_t num_columns;         // of this launch
+  int32_t log_warps;           // warps of a block that share a bag
 };
 
 struct Columns {

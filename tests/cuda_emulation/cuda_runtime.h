@@ -131,7 +131,8 @@ template <typename T>
 T __ldcg(const T* pointer) {
   return cuda_emulation::aligned(pointer);
 }
-// Fibers are not interrupted, so that plain reads and writes are atomic.
+// Fibers are not interrupted, so that plain reads and writes are atomic and in order.
+inline void __threadfence() {}
 template <typename T, typename F>
 T cuda_emulated_atomic(T* at, F change) {
   const T old = cuda_emulation::aligned(at);
@@ -143,6 +144,10 @@ using CudaEmulatedSame = std::common_type_t<T>;  // no deduction from this argum
 template <typename T>
 T atomicAdd(T* at, CudaEmulatedSame<T> value) {
   return cuda_emulated_atomic(at, [&](T old) { return static_cast<T>(old + value); });
+}
+template <typename T>
+T atomicExch(T* at, CudaEmulatedSame<T> value) {
+  return cuda_emulated_atomic(at, [&](T) { return value; });
 }
 template <typename T>
 T atomicCAS(T* at, CudaEmulatedSame<T> expected, CudaEmulatedSame<T> value) {

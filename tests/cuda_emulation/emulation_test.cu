@@ -81,6 +81,7 @@ int main() {
   expect(run(64, 0, nothing) == cudaSuccess, "a launch after failures");
 
   expect(cudaMemcpy(&found, &found, 4, cudaMemcpyHostToDevice) != cudaSuccess, "host for device");
+  expect(cudaMemcpy(sum, &found, 4, cudaMemcpyDeviceToDevice) != cudaSuccess, "host on the device");
   expect(cudaMemcpy(&found, sum, 65, cudaMemcpyDeviceToHost) != cudaSuccess, "a copy too long");
   expect(cudaFree(sum) == cudaSuccess && cudaFree(sum) != cudaSuccess, "a second cudaFree");
   return failed ? 1 : 0;

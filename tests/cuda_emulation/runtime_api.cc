@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <utility>
 
 #include "cuda_runtime.h"
 #include "cuda_runtime_api.h"
@@ -28,8 +29,8 @@ bool on_device(const void* pointer, size_t bytes) {
 
 bool sides_fit(const void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   if (kind == cudaMemcpyDefault) return true;
-  const bool to_device = kind == cudaMemcpyHostToDevice;
-  return bytes == 0 || (on_device(to, bytes) == to_device && on_device(from, bytes) == !to_device);
+  return bytes == 0 || (on_device(to, bytes) == (kind != cudaMemcpyDeviceToHost) &&
+                        on_device(from, bytes) == (kind != cudaMemcpyHostToDevice));
 }
 
 }  // namespace
@@ -70,6 +71,7 @@ cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
+cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
@@ -87,6 +89,13 @@ cudaError_t cudaFree(void* pointer) {
     const std::lock_guard<std::mutex> lock(memory_mutex);
     if (allocations.erase(static_cast<const char*>(pointer)) == 0) return cudaErrorInvalidValue;
   }
+  std::free(pointer);
+  return cudaSuccess;
+}
+cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
+  return posix_memalign(pointer, 4096, bytes) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+cudaError_t cudaFreeHost(void* pointer) {
   std::free(pointer);
   return cudaSuccess;
 }
@@ -140,6 +149,11 @@ cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
   *status = cudaStreamCaptureStatusNone;
+  return cudaSuccess;
+}
+cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
+  static thread_local cudaStreamCaptureMode current = cudaStreamCaptureModeGlobal;
+  std::swap(current, *mode);
   return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {

@@ -43,6 +43,10 @@ std::shared_ptr<void> allocate_on_device(int64_t bytes, int device, CudaStream s
 // Memory for what is loaded once; the last owner waits for all work of the device to end.
 std::shared_ptr<void> allocate_resident(int64_t bytes, int device);
 
+// Memory of the host that is pinned and that devices read in place, by the same address; the last
+// owner waits for all work of the device to end.
+std::shared_ptr<void> allocate_mapped(int64_t bytes, int device);
+
 // Return when the host's memory may change, or holds the copy. What is loaded while others compute
 // goes by thread_stream(): the legacy default stream waits for them, and they for it.
 void copy_to_device(void* to, const void* from, int64_t bytes, int device, CudaStream stream);

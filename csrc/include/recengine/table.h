@@ -14,6 +14,8 @@ enum class RowType : uint8_t { kFloat32, kFloat16, kBfloat16, kInt8, kFusedInt8,
 // 8-bit and fp16 with 4-bit codes, as torch's and FBGEMM's rowwise quantisation writes them.
 enum class FusedLayout : uint8_t { kTbe, kRowwise };
 
+struct RowCacheState;
+
 // A borrowed view of embedding rows [rows, dim]: value = scale * code + bias where rows are
 // quantised. Whoever owns the memory outlives the view. Made by the functions below.
 struct EmbeddingTable {
@@ -27,7 +29,8 @@ struct EmbeddingTable {
   // Byte offsets within a fused row; the bias follows the scale.
   int32_t codes_at = 0;
   int32_t scale_at = 0;
-  bool half_scale = false;  // fp16 scale and bias, else fp32
+  bool half_scale = false;         // fp16 scale and bias, else fp32
+  RowCacheState* cache = nullptr;  // of a DeviceTable: copies of some rows in device memory
 };
 
 // Bytes of a row of `dim` values without padding.
