@@ -119,10 +119,10 @@ def publish(
     page = [f"# {title}", *text, bars_table(bars), provenance_lines(result)]
     path = arguments.out / f"{name}-{machine_name()}"
     write_result(path, result, "\n\n".join(page))
-    _plot_ratios(path.with_suffix(".png"), ratios, title)
+    plot_ratios(path.with_suffix(".png"), ratios, title)
 
 
-def _plot_ratios(path: Path, ratios: Mapping[str, float], title: str) -> None:
+def plot_ratios(path: Path, ratios: Mapping[str, float], title: str) -> None:
     """One bar a case."""
     import matplotlib
 

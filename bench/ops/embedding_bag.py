@@ -7,7 +7,7 @@ recengine: its fused int8 and int4 rows are taken as they are.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -227,32 +227,43 @@ class Contest:
             found["torch"] = torch_bags
         return found
 
-    def check(self, contenders: dict[str, Contender], ids: Rows) -> None:
-        """Every contender's first answer against fp64.
 
-        Raises:
-            RecengineError: a sum is off by more than rounding to the output's type allows.
-        """
-        import torch
+def check(
+    tables: Tables,
+    stored: Sequence[npt.NDArray[Any]],
+    answers: Mapping[str, Callable[[], npt.NDArray[Any]]],
+    ids: Rows,
+) -> None:
+    """Every contender's sums [batch, width] against fp64, for users all over the batch.
 
-        users = ids[:CHECKED_USERS]
-        columns = [
-            our_tables(self.tables, [rows[table_ids.reshape(-1)]])[0]
-            .to_array()
-            .astype(np.float64)
-            .reshape(len(users), ids.shape[2], -1)
-            .sum(axis=1)
-            for rows, table_ids in zip(self.stored, users.transpose(1, 0, 2), strict=True)
-        ]
-        expected = np.concatenate(columns, axis=1)
-        for name, run in contenders.items():
-            found = run(0)
-            if isinstance(found, (list, tuple)):
-                found = torch.cat(list(found), dim=1)
-            sums = np.asarray(found)[: len(users)]
-            error = np.abs(sums - expected).max()
-            if error > 32 * np.finfo(sums.dtype).eps * np.abs(expected).max():
-                raise RecengineError(f"[bench] {name} is off by {error:.2g} from fp64")
+    Raises:
+        RecengineError: a sum is off by more than rounding to the output's type allows.
+    """
+    places = np.unique(np.linspace(0, len(ids) - 1, CHECKED_USERS, dtype=np.int64))
+    users = ids[places]
+    columns = [
+        our_tables(tables, [rows[table_ids.reshape(-1)]])[0]
+        .to_array()
+        .astype(np.float64)
+        .reshape(len(users), ids.shape[2], -1)
+        .sum(axis=1)
+        for rows, table_ids in zip(stored, users.transpose(1, 0, 2), strict=True)
+    ]
+    expected = np.concatenate(columns, axis=1)
+    for name, answer in answers.items():
+        sums = answer()[places]
+        error = np.abs(sums - expected).max()
+        if error > 32 * np.finfo(sums.dtype).eps * np.abs(expected).max():
+            raise RecengineError(f"[bench] {name} is off by {error:.2g} from fp64")
+
+
+def as_sums(found: Any) -> npt.NDArray[Any]:
+    """What a contender on the CPU returned: one array, or columns of them."""
+    import torch
+
+    if isinstance(found, (list, tuple)):
+        found = torch.cat(list(found), dim=1)
+    return np.asarray(found)
 
 
 def measure(
@@ -263,7 +274,8 @@ def measure(
     rows = case.batch * case.tables.count * case.length
     ids = make_ids(case, zipf, max(8, min(64, IDS_IN_POOL // rows)), rng)
     contenders = contest.contenders(ids)
-    contest.check(contenders, ids[0])
+    answers = {name: lambda run=run: as_sums(run(0)) for name, run in contenders.items()}
+    check(case.tables, contest.stored, answers, ids[0])
     times = race(contenders, len(ids), rounds, seconds)
     best, ours = best_peer(times), times["recengine"].median
     least = limits.lookup_ms(rows, case.tables.lines)
