@@ -1,0 +1,1 @@
+"""The kernels on a GPU beside torch, faiss and jax."""
