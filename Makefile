@@ -14,7 +14,7 @@ BUNDLE := artifacts/bundle
 REPOSITORY := model_repository
 CXX_FILES = $(shell find csrc bench tests -name '*.h' -o -name '*.cc' -o -name '*.cu')
 
-.PHONY: setup demo test test-cuda-emulated check sanitize stubs format bench-serving bench-overload bench-coalescing bench-ops bench-catalog bench-scale clean
+.PHONY: setup demo test test-cuda-emulated check sanitize stubs format bench-serving bench-overload bench-coalescing bench-ops bench-catalog bench-scale bench-gpu clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -101,6 +101,12 @@ bench-catalog: $(VENV)/installed
 
 bench-scale: $(VENV)/perf_analyzer/perf_analyzer
 	$(BIN)/python -m bench.scale
+
+# On a GPU host with nvcc: builds the CUDA parts, checks them on the GPU, measures them beside torch.
+bench-gpu: $(VENV)/installed
+	bash tools/gpu_checks.sh $(VENV)
+	$(BIN)/python -m bench.gpu.embedding_bag $(BENCH_ARGS)
+	$(BIN)/python -m bench.gpu.cosine_topk $(BENCH_ARGS)
 
 clean:
 	rm -rf build $(VENV) artifacts $(DATA) $(REPOSITORY)/.compiled $(REPOSITORY)/*/[0-9]* $(REPOSITORY)/*/warmup
