@@ -292,7 +292,10 @@ class Engine:
 
 class DeviceEngine:
     def __init__(
-        self, directory: str, device: typing.SupportsInt | typing.SupportsIndex
+        self,
+        directory: str,
+        device: typing.SupportsInt | typing.SupportsIndex,
+        table_bytes: typing.SupportsInt | typing.SupportsIndex,
     ) -> None: ...
     def look_up(
         self,

@@ -25,16 +25,26 @@ class DeviceEngine:
     Args:
         directory: a bundle, or a version directory of a split repository.
         device: number of the GPU.
+        table_bytes: of its memory for tables; None for all that they need. The rows of tables that
+            do not fit stay in pinned memory of the host, and a cache on the device holds those that
+            are read most.
 
     Raises:
         BundleError: a file is missing, damaged or of another format version.
         DeviceError: the device is not there or lacks the memory, or this build has no CUDA parts.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], device: int = 0) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        device: int = 0,
+        table_bytes: int | None = None,
+    ) -> None:
         if device < 0:
             raise InputError(f"[engine] device: expected at least 0, found {device}")
-        self._native = _ops.DeviceEngine(os.fspath(directory), device)
+        if table_bytes is not None and table_bytes < 1:
+            raise InputError(f"[engine] table_bytes: expected at least 1, found {table_bytes}")
+        self._native = _ops.DeviceEngine(os.fspath(directory), device, table_bytes or 0)
         self._device = device
         self._arguments = Arguments(self._native.schema)
         self._widths: dict[str, int] = self._native.widths

@@ -73,8 +73,8 @@ class Gpu:
 class StagesOnGpu:
     """The stages of a directory on the first GPU, as those of `Engine`."""
 
-    def __init__(self, directory):
-        self._engine = DeviceEngine(directory)
+    def __init__(self, directory, **options):
+        self._engine = DeviceEngine(directory, **options)
         self.schema = self._engine.schema
 
     def look_up(self, users):

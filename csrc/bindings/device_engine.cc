@@ -31,10 +31,11 @@ Recommendations as_answer(const DeviceArray& item_ids, const DeviceArray& scores
 // Results are arrays of the caller, in the shapes of widths().
 class PyDeviceEngine {
  public:
-  PyDeviceEngine(const std::string& directory, int device) {
+  PyDeviceEngine(const std::string& directory, int device, int64_t table_bytes) {
     EngineOptions options;
     options.pool = shared_pool(usable_cores());
     options.device = device;
+    options.device_table_bytes = table_bytes;
     const py::gil_scoped_release release;
     engine_ = Engine::load(directory, options);
   }
@@ -108,7 +109,7 @@ void bind_device_engine(py::module_& module) {
   const auto lengths = "lengths"_a.noconvert();
   const auto dense = "dense"_a.noconvert();
   py::class_<PyDeviceEngine>(module, "DeviceEngine")
-      .def(py::init<const std::string&, int>(), "directory"_a, "device"_a)
+      .def(py::init<const std::string&, int, int64_t>(), "directory"_a, "device"_a, "table_bytes"_a)
       .def_property_readonly("schema", &PyDeviceEngine::schema)
       .def_property_readonly("widths", &PyDeviceEngine::widths)
       .def("look_up", &PyDeviceEngine::look_up, ids, lengths, dense, "sparse"_a, "stream"_a)

@@ -24,15 +24,12 @@ int32_t value_of(const CudaContext& context, const DeviceValues<int32_t>& flag) 
 
 class DeviceEngine : public Engine {
  public:
-  DeviceEngine(const std::string& directory, int device, ThreadPool& pool)
-      : version_(directory, pool), device_(device) {
-    const Manifest& manifest = version_.manifest;
-    const Assets& assets = version_.assets;
-    for (const auto& [name, spec] : manifest.tables) {
-      tables_.emplace(name, DeviceTable::copy(assets.table(name), device));
-    }
-    if (manifest.retrieval) load_retrieval(pool);
-    if (manifest.ranking) load_ranking();
+  DeviceEngine(const std::string& directory, const EngineOptions& options, ThreadPool& pool)
+      : version_(directory, pool),
+        device_(options.device),
+        tables_(version_.manifest, version_.assets, device_, options.device_table_bytes) {
+    if (version_.manifest.retrieval) load_retrieval(pool);
+    if (version_.manifest.ranking) load_ranking();
   }
 
   const Schema& schema() const override { return version_.schema; }
@@ -166,8 +163,9 @@ class DeviceEngine : public Engine {
 
 }  // namespace
 
-std::unique_ptr<Engine> load_on_device(const std::string& directory, int device, ThreadPool& pool) {
-  return std::make_unique<DeviceEngine>(directory, device, pool);
+std::unique_ptr<Engine> load_on_device(const std::string& directory, const EngineOptions& options,
+                                       ThreadPool& pool) {
+  return std::make_unique<DeviceEngine>(directory, options, pool);
 }
 
 }  // namespace recengine

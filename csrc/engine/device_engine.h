@@ -9,7 +9,9 @@
 namespace recengine {
 
 // The engine of a version directory on a GPU: single stages, without dense graphs. Tables, index
-// and item vocabulary are copied to the device; of the host it keeps the mapped files.
-std::unique_ptr<Engine> load_on_device(const std::string& directory, int device, ThreadPool& pool);
+// and item vocabulary are copied to the device; of the host it keeps the mapped files, and the rows
+// of tables that the device has no room for.
+std::unique_ptr<Engine> load_on_device(const std::string& directory, const EngineOptions& options,
+                                       ThreadPool& pool);
 
 }  // namespace recengine

@@ -13,7 +13,7 @@ DeviceLookup::DeviceLookup(const std::string& stage, const Manifest& manifest,
                            const DeviceTables& tables)
     : lookup_(stage, manifest, bags, assets), columns_(lookup_.columns()) {
   for (size_t i = 0; i < bags.size(); ++i) {
-    columns_[i].table = &tables.at(bags[i].table).view();
+    columns_[i].table = &tables.view(bags[i].table);
     const FeatureSpec& feature = manifest.features[find_feature(manifest, bags[i].feature)];
     columns_[i].max_length = static_cast<int32_t>(ids_read(bags[i], feature));
   }
@@ -34,7 +34,7 @@ void DeviceLookup::run(const CudaContext& context, const UserBatch& users,
 
 DeviceCandidateLookup::DeviceCandidateLookup(const Manifest& manifest, const Assets& assets,
                                              const DeviceTables& tables, int device)
-    : table_(&tables.at(manifest.ranking->item_table).view()),
+    : table_(&tables.view(manifest.ranking->item_table)),
       vocabulary_(CandidateLookup(manifest, assets).vocabulary(), device) {}
 
 void DeviceCandidateLookup::run(const CudaContext& context, const CandidateBatch& candidates,

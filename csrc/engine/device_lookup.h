@@ -1,19 +1,15 @@
 #pragma once
 
-#include <map>
 #include <string>
 #include <vector>
 
 #include "engine/candidate_lookup.h"
+#include "engine/device_tables.h"
 #include "engine/lookup.h"
 #include "recengine/cuda.h"
-#include "recengine/device_table.h"
 #include "recengine/device_vocabulary.h"
 
 namespace recengine {
-
-// The tables of a version directory in the memory of a GPU, by name.
-using DeviceTables = std::map<std::string, DeviceTable>;
 
 // The stage `lookup` of users on a GPU. Ids come from the host and are mapped there, for what is
 // known of a user decides there, too; rows are read and pooled on the device.

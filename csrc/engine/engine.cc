@@ -81,7 +81,7 @@ class CpuEngine : public Engine {
 std::unique_ptr<Engine> load_with(const std::string& directory, const EngineOptions& options,
                                   ThreadPool& pool) {
   try {
-    if (options.device != kHost) return load_on_device(directory, options.device, pool);
+    if (options.device != kHost) return load_on_device(directory, options, pool);
     return std::make_unique<CpuEngine>(directory, options, pool);
   } catch (const InputError& error) {
     throw BundleError(directory + ": " + error.what());  // what an op or a vocabulary refused

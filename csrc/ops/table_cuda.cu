@@ -25,7 +25,7 @@ int64_t padded_row_bytes(int64_t bytes) {
 std::shared_ptr<void> copy_scales(const EmbeddingTable& table, int device) {
   const int64_t bytes = table.rows * static_cast<int64_t>(sizeof(float));
   std::shared_ptr<void> scales = allocate_resident(bytes, device);
-  if (bytes > 0) copy_to_device(scales.get(), table.scales, bytes, device, nullptr);
+  if (bytes > 0) copy_to_device(scales.get(), table.scales, bytes, device, thread_stream(device));
   return scales;
 }
 
@@ -47,7 +47,7 @@ void copy_padded(const EmbeddingTable& table, int64_t row_bytes, void* to, int d
     const int64_t count = std::min(block, table.rows - begin);
     lay_out(table, begin, count, row_bytes, padded.data());
     copy_to_device(static_cast<char*>(to) + begin * row_bytes, padded.data(), count * row_bytes,
-                   device, nullptr);
+                   device, thread_stream(device));
   }
 }
 
@@ -86,7 +86,7 @@ DeviceTable DeviceTable::copy(const EmbeddingTable& table, int device) {
   const int64_t bytes = copy.view_.row_bytes * table.rows;
   copy.data_ = allocate_resident(bytes, device);
   if (bytes > 0 && copy.view_.row_bytes == table.row_bytes) {
-    copy_to_device(copy.data_.get(), table.data, bytes, device, nullptr);
+    copy_to_device(copy.data_.get(), table.data, bytes, device, thread_stream(device));
   } else if (bytes > 0) {
     copy_padded(table, copy.view_.row_bytes, copy.data_.get(), device);
   }

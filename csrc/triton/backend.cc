@@ -28,7 +28,10 @@ namespace {
 // What all models share: as many threads as the process has cores.
 class Backend {
  public:
-  explicit Backend(int num_threads) : pool_(num_threads), scheduler_(pool_) {}
+  explicit Backend(const BackendConfig& config)
+      : config_(config),
+        pool_(config.threads > 0 ? config.threads : usable_cores()),
+        scheduler_(pool_) {}
 
   Scheduler& scheduler() { return scheduler_; }
   const ShedFamily& shed_family() const { return shed_family_; }
@@ -38,10 +41,12 @@ class Backend {
     options.pool = &pool_;
     options.num_streams = pool_.num_workers();
     options.device = device;
+    options.device_table_bytes = config_.gpu_table_bytes;
     return options;
   }
 
  private:
+  BackendConfig config_;
   ThreadPool pool_;
   ShedFamily shed_family_;
   Scheduler scheduler_;
@@ -115,14 +120,13 @@ void check_api_version() {
   }
 }
 
-int num_threads(TRITONBACKEND_Backend* backend) {
+BackendConfig backend_config(TRITONBACKEND_Backend* backend) {
   TRITONSERVER_Message* message = nullptr;  // stays the server's
   require(TRITONBACKEND_BackendConfig(backend, &message));
   const char* base = nullptr;
   size_t bytes = 0;
   require(TRITONSERVER_MessageSerializeToJson(message, &base, &bytes));
-  const int configured = configured_threads(std::string(base, bytes));
-  return configured > 0 ? configured : usable_cores();
+  return parse_backend_config(std::string(base, bytes));
 }
 
 Backend& backend_of(TRITONBACKEND_Model* model) {
@@ -190,7 +194,7 @@ using recengine::triton::require;
 RECENGINE_ENTRY TRITONSERVER_Error* TRITONBACKEND_Initialize(TRITONBACKEND_Backend* backend) {
   return guarded([backend] {
     recengine::triton::check_api_version();
-    auto state = std::make_unique<Backend>(recengine::triton::num_threads(backend));
+    auto state = std::make_unique<Backend>(recengine::triton::backend_config(backend));
     recengine::triton::log_info("recengine: " + recengine::isa_name(recengine::default_isa()) +
                                 ", " + std::to_string(state->engine_options().num_streams) +
                                 " threads");

@@ -212,12 +212,14 @@ void check_config(const ModelConfig& config, const Engine& engine) {
   check_tensors(config, "output", config.outputs, expected_outputs(config.stage, engine.widths()));
 }
 
-int configured_threads(const std::string& text) {
+BackendConfig parse_backend_config(const std::string& text) {
   const json cmdline = parse(text, "backend configuration").value("cmdline", json::object());
-  if (!cmdline.contains("threads")) return 0;
-  const std::string threads = cmdline.at("threads").get<std::string>();
-  const int64_t wanted = parse_int(threads, 1, "--backend-config=recengine,threads");
-  return static_cast<int>(std::min(wanted, kMostThreads));
+  const auto number = [&cmdline](const char* key) -> int64_t {
+    if (!cmdline.contains(key)) return 0;
+    return parse_int(cmdline.at(key).get<std::string>(), 1,
+                     std::string("--backend-config=recengine,") + key);
+  };
+  return {static_cast<int>(std::min(number("threads"), kMostThreads)), number("gpu-table-bytes")};
 }
 
 }  // namespace recengine::triton

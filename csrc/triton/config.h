@@ -46,7 +46,12 @@ Stage served_stage(const ModelConfig& config, const Engine& engine);
 // Throws StatusError naming the tensor when the config does not fit the engine that was loaded.
 void check_config(const ModelConfig& config, const Engine& engine);
 
-// Threads that `--backend-config=recengine,threads=N` asks for; 0 when it does not say.
-int configured_threads(const std::string& backend_config_json);
+// What `--backend-config=recengine,<key>=<value>` asks for; 0 where it does not say.
+struct BackendConfig {
+  int threads = 0;              // threads
+  int64_t gpu_table_bytes = 0;  // gpu-table-bytes, of each model
+};
+
+BackendConfig parse_backend_config(const std::string& json);
 
 }  // namespace recengine::triton

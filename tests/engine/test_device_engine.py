@@ -1,5 +1,6 @@
 """What an engine on a GPU has beside the answers that test_stages.py compares."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -68,3 +69,23 @@ def test_calls_from_many_threads_answer_as_each_alone(golden, oracle, rng):
     for expected, found in zip(alone, together, strict=True):
         for one, other in zip(expected, found, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("table_bytes", [1, 700, 4_000, 1 << 30])
+def test_tables_that_do_not_fit_are_looked_up_to_the_same_bits(golden, oracle, rng, table_bytes):
+    whole, part = StagesOnGpu(golden), StagesOnGpu(golden, table_bytes=table_bytes)
+    users = random_users(rng, oracle, 30)
+    candidates = rng.choice([*oracle.keys, -1, 12345], size=(30, 9))
+    scores = rng.normal(size=candidates.shape).astype(np.float32)
+    expected = [whole.look_up(users), whole.look_up_candidates(users, candidates, scores)]
+    for _ in range(3):
+        found = [part.look_up(users), part.look_up_candidates(users, candidates, scores)]
+        for one, other in zip(expected, found, strict=True):
+            for name in one:
+                np.testing.assert_array_equal(other[name], one[name])
+        time.sleep(0.6)  # the rows that are held may become others in between
+
+
+def test_a_budget_of_nothing_is_refused(golden):
+    with pytest.raises(InputError, match="table_bytes: expected at least 1, found 0"):
+        DeviceEngine(golden, table_bytes=0)

@@ -3,7 +3,9 @@
 import re
 import shutil
 
+import numpy as np
 import pytest
+from raw_client import RawClient, make_request, read_response
 from split_server import place_on_gpu
 
 from recengine.compile import compile_bundle
@@ -48,3 +50,24 @@ def test_a_model_with_its_graphs_is_refused_on_a_gpu(golden_repository, tmp_path
     config.write_text(config.read_text().replace("KIND_CPU", "KIND_MODEL"))
     with pytest.raises(ServerError, match="instance_group: expected KIND_CPU"):
         TritonServer(repository, log=tmp_path / "log").start()
+
+
+def test_a_server_answers_the_same_with_tables_larger_than_its_budget(
+    stages, tmp_path, users, tensors
+):
+    place_on_gpu(stages)
+    asked = make_request("retrieval_lookup", tensors(users.batch(np.random.default_rng(0), 7)))
+    answers = []
+    for arguments in ([], ["--backend-config=recengine,gpu-table-bytes=700"]):
+        with (
+            TritonServer(stages, arguments=arguments, log=tmp_path / "log") as server,
+            RawClient(server.endpoints.grpc) as client,
+        ):
+            answers.append(read_response(client.send(asked).result())["sparse"])
+    np.testing.assert_array_equal(*answers)
+
+
+def test_a_budget_that_is_no_number_is_refused(stages, tmp_path):
+    arguments = ["--backend-config=recengine,gpu-table-bytes=much"]
+    with pytest.raises(ServerError, match=r"gpu-table-bytes: expected an integer >= 1, found"):
+        TritonServer(stages, arguments=arguments, log=tmp_path / "log").start()

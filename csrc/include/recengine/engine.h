@@ -85,8 +85,9 @@ struct RankerInputs {
 struct EngineOptions {
   ThreadPool* pool = nullptr;  // shared with other engines; null: the calling thread alone
   Isa isa = default_isa();
-  int num_streams = 1;  // threads that compute dense graphs at once
-  int device = kHost;   // a GPU for the stages beside the dense graphs
+  int num_streams = 1;             // threads that compute dense graphs at once
+  int device = kHost;              // a GPU for the stages beside the dense graphs
+  int64_t device_table_bytes = 0;  // of its memory for tables; what does not fit stays on the host
 };
 
 // Users as they stand on the wire: ids [batch, width], lengths [batch, features + 1], dense
