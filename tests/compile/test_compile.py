@@ -1,5 +1,6 @@
 """From the committed tiny bundle to a model repository."""
 
+import functools
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from killed import kill_before_each_rename
 from tritonclient.grpc import model_config_pb2 as pb
 
 from recengine.bundle import (
@@ -255,39 +257,18 @@ def test_a_graph_of_another_shape_than_the_manifest_says_is_refused(
         compile_bundle(changed_bundle(graphs=graphs), tmp_path / "repository")
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_a_compile_that_dies_at_any_step_leaves_whole_versions_and_can_be_repeated(
     bundle, repository, monkeypatch
 ):
-    """Each step that a reader can see is a rename: stop before every one in turn."""
-    rename = Path.rename
     first = files(repository / "retrieval" / "1") | files(repository / "ranking" / "1")
-    step = 0
-    while True:
-        left = step
 
-        def counted(path, target):
-            nonlocal left
-            if left == 0:
-                raise Killed
-            left -= 1
-            return rename(path, target)
-
-        monkeypatch.setattr(Path, "rename", counted)
-        try:
-            compile_bundle(bundle, repository)
-            break
-        except Killed:
-            step += 1
-        finally:
-            monkeypatch.undo()
+    def check():
         for stage in ("retrieval", "ranking"):
             verify(latest_version(repository / stage))
             config(repository, stage)
-    assert step > 6
+
+    compiling = functools.partial(compile_bundle, bundle, repository)
+    assert kill_before_each_rename(monkeypatch, compiling, check) > 6
     assert files(repository / "retrieval" / "1") | files(repository / "ranking" / "1") == first
 
 

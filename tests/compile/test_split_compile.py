@@ -1,5 +1,6 @@
 """From the committed tiny bundle to repositories whose dense graphs run in stock backends."""
 
+import functools
 import shutil
 import sys
 from contextlib import nullcontext
@@ -8,6 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 from google.protobuf import text_format
+from killed import kill_before_each_rename
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.grpc import model_config_pb2 as pb
 from tritonclient.utils import InferenceServerException
@@ -206,34 +208,10 @@ def test_a_second_compile_moves_every_model_to_its_version(repository, bundle):
         assert {step.model_version for step in steps} == {2}
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_a_compile_that_dies_at_any_step_leaves_ensembles_of_whole_versions(
     bundle, repository, monkeypatch
 ):
-    """Each step that a reader can see is a rename: stop before every one in turn."""
-    rename = Path.rename
-    step = 0
-    while True:
-        left = step
-
-        def counted(path, target):
-            nonlocal left
-            if left == 0:
-                raise Killed
-            left -= 1
-            return rename(path, target)
-
-        monkeypatch.setattr(Path, "rename", counted)
-        try:
-            compile_bundle(bundle, repository, target="onnxruntime")
-            break
-        except Killed:
-            step += 1
-        finally:
-            monkeypatch.undo()
+    def check():
         for ensemble in ENSEMBLES:
             steps = config(repository, ensemble).ensemble_scheduling.step
             (version,) = {one.model_version for one in steps}
@@ -245,7 +223,9 @@ def test_a_compile_that_dies_at_any_step_leaves_ensembles_of_whole_versions(
                     verify(directory)
                 else:
                     onnx.load(directory / "model.onnx")
-    assert step > 20
+
+    compiling = functools.partial(compile_bundle, bundle, repository, target="onnxruntime")
+    assert kill_before_each_rename(monkeypatch, compiling, check) > 20
 
 
 @pytest.mark.parametrize(("first", "second"), [("cpu", "onnxruntime"), ("onnxruntime", "cpu")])

@@ -14,6 +14,8 @@ from recengine.bundle import load_tensor, read_manifest
 from recengine.client.wire import WireUsers
 from recengine.serving.server import TritonServer
 
+pytest.register_assert_rewrite("malformed")
+
 
 @pytest.fixture(scope="session")
 def client(golden_server):

@@ -1,6 +1,7 @@
 """Requests that no client would send, and what is watched while a server gets many of them."""
 
 import collections
+import itertools
 import random
 import threading
 import time
@@ -10,13 +11,14 @@ import grpc
 from raw_client import add_parameter, add_tensor, make_request
 from tritonclient.grpc import service_pb2
 
+INVALID = grpc.StatusCode.INVALID_ARGUMENT
 USER_TENSORS = ("ids", "lengths", "dense")
+WRONG_DTYPES = ("FP64", "INT16", "UINT8", "BYTES", "BOOL", "FP16", "", "INT128")
 EXTREME_DIMS = (-(2**63), -2, -1, 0, 1, 2**31 - 1, 2**31, 2**32, 2**61, 2**63 - 1)
-
 
 CLEAR = {
     grpc.StatusCode.OK,
-    grpc.StatusCode.INVALID_ARGUMENT,
+    INVALID,
     grpc.StatusCode.UNAVAILABLE,  # shed: the request set a timeout that cannot be met
     grpc.StatusCode.UNIMPLEMENTED,  # the server's word for a sequence id that is too long
 }
@@ -33,6 +35,36 @@ def replaced(model, tensors, name, dtype=None, shape=None, raw=None):
     if raw is not None:
         request.raw_input_contents[position] = raw
     return request
+
+
+def assert_refused(client, request):
+    code, message = client.refusal(request)
+    assert code == INVALID
+    assert message
+
+
+def assert_wrong_dtypes_are_refused(client, model, tensors, name):
+    for dtype in WRONG_DTYPES:
+        assert_refused(client, replaced(model, tensors, name, dtype=dtype))
+
+
+def assert_wrong_ranks_are_refused(client, model, tensors, name):
+    batch, size = len(tensors[name]), tensors[name].size
+    for shape in ([], [batch], [size], [batch, size // batch, 1], [1] * 40 + [size]):
+        assert_refused(client, replaced(model, tensors, name, shape=shape))
+
+
+def assert_extreme_shapes_are_refused(client, model, tensors, name):
+    """With and without the tensor's bytes; the tensors are those of one user."""
+    honest = list(tensors[name].shape)
+    for shape in itertools.product(EXTREME_DIMS, repeat=2):
+        for raw in (tensors[name].tobytes(), b""):
+            error = client.send(replaced(model, tensors, name, shape=shape, raw=raw)).exception()
+            if error is None:  # nothing but padding is in ids, or no candidate is sent
+                assert list(shape) == honest or shape == (1, 0) or shape == (1, len(raw) // 8)
+            else:
+                assert error.code() == INVALID, (shape, error)
+    client.infer(model, tensors)
 
 
 class Mutator:

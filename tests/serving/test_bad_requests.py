@@ -1,15 +1,16 @@
-import itertools
-
 import grpc
 import numpy as np
 import pytest
 from malformed import (
     CLEAR,
-    EXTREME_DIMS,
+    INVALID,
     USER_TENSORS,
     Flood,
     Mutator,
     allowed_growth_mib,
+    assert_extreme_shapes_are_refused,
+    assert_wrong_dtypes_are_refused,
+    assert_wrong_ranks_are_refused,
     replaced,
     resident_mib,
 )
@@ -17,7 +18,6 @@ from raw_client import RawClient, make_request, read_response
 
 from recengine.serving.server import TritonServer
 
-INVALID = grpc.StatusCode.INVALID_ARGUMENT
 MODELS = ("retrieval", "ranking", "recommend")
 EXTREME_IDS = (-(2**63), -(2**53) - 1, -51, -1, 0, 1, 51, 2**31, 2**53 + 1, 2**63 - 1)
 BATCH = 2
@@ -44,35 +44,17 @@ EACH_TENSOR = [(model, name) for model in MODELS for name in tensor_names(model)
 
 @pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
 def test_a_wrong_dtype_is_refused(client, valid, model, name):
-    tensors = valid(model)
-    for dtype in ("FP64", "INT16", "UINT8", "BYTES", "BOOL", "FP16", "", "INT128"):
-        code, message = client.refusal(replaced(model, tensors, name, dtype=dtype))
-        assert code == INVALID
-        assert message
+    assert_wrong_dtypes_are_refused(client, model, valid(model), name)
 
 
 @pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
 def test_a_wrong_rank_is_refused(client, valid, model, name):
-    tensors = valid(model)
-    size = tensors[name].size
-    for shape in ([], [BATCH], [size], [BATCH, size // BATCH, 1], [1] * 40 + [size]):
-        code, message = client.refusal(replaced(model, tensors, name, shape=shape))
-        assert code == INVALID
-        assert message
+    assert_wrong_ranks_are_refused(client, model, valid(model), name)
 
 
 @pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
 def test_extreme_shapes_are_refused_with_and_without_bytes(client, valid, model, name):
-    tensors = valid(model, batch=1)
-    honest = list(tensors[name].shape)
-    for shape in itertools.product(EXTREME_DIMS, repeat=2):
-        for raw in (tensors[name].tobytes(), b""):
-            error = client.send(replaced(model, tensors, name, shape=shape, raw=raw)).exception()
-            if error is None:  # nothing but padding is in ids, or no candidate is sent
-                assert list(shape) == honest or shape == (1, 0) or shape == (1, len(raw) // 8)
-            else:
-                assert error.code() == INVALID, (shape, error)
-    client.infer(model, tensors)
+    assert_extreme_shapes_are_refused(client, model, valid(model, batch=1), name)
 
 
 @pytest.mark.parametrize(("model", "name"), EACH_TENSOR)

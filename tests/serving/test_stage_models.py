@@ -1,13 +1,19 @@
 """The single stages of a split repository, asked by clients directly."""
 
-import itertools
 import re
 import shutil
 
-import grpc
 import numpy as np
 import pytest
-from malformed import CLEAR, EXTREME_DIMS, Flood, Mutator, replaced
+from malformed import (
+    CLEAR,
+    INVALID,
+    Flood,
+    Mutator,
+    assert_extreme_shapes_are_refused,
+    assert_wrong_dtypes_are_refused,
+    assert_wrong_ranks_are_refused,
+)
 from places import StagesOnGpu
 from raw_client import RawClient, make_request, read_response
 from split_server import place_on_gpu
@@ -19,7 +25,6 @@ from recengine.engine import Engine
 from recengine.errors import ServerError
 from recengine.serving.server import TritonServer
 
-INVALID = grpc.StatusCode.INVALID_ARGUMENT
 ITEM_DIMS = "  dims: -1\n  dims: 12\n"
 BATCH, NUM_CANDIDATES, DIM = 2, 5, 8
 USERS = ("ids", "lengths")
@@ -113,34 +118,17 @@ def test_requests_of_any_shape_sent_at_once_are_answered_as_each_alone(
 
 @pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
 def test_a_wrong_dtype_is_refused(stages, valid, model, name):
-    for dtype in ("FP64", "INT16", "UINT8", "BYTES", "BOOL", "FP16", ""):
-        code, message = stages.refusal(replaced(model, valid(model), name, dtype=dtype))
-        assert code == INVALID
-        assert message
+    assert_wrong_dtypes_are_refused(stages, model, valid(model), name)
 
 
 @pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
 def test_a_wrong_rank_is_refused(stages, valid, model, name):
-    tensors = valid(model)
-    size = tensors[name].size
-    for shape in ([], [BATCH], [size], [BATCH, size // BATCH, 1], [1] * 40 + [size]):
-        code, message = stages.refusal(replaced(model, tensors, name, shape=shape))
-        assert code == INVALID
-        assert message
+    assert_wrong_ranks_are_refused(stages, model, valid(model), name)
 
 
 @pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
 def test_extreme_shapes_are_refused_with_and_without_bytes(stages, valid, model, name):
-    tensors = valid(model, batch=1)
-    honest = list(tensors[name].shape)
-    for shape in itertools.product(EXTREME_DIMS, repeat=2):
-        for raw in (tensors[name].tobytes(), b""):
-            error = stages.send(replaced(model, tensors, name, shape=shape, raw=raw)).exception()
-            if error is None:  # nothing but padding is in ids
-                assert list(shape) == honest or shape == (1, 0) or shape == (1, len(raw) // 8)
-            else:
-                assert error.code() == INVALID, (shape, error)
-    stages.infer(model, tensors)
+    assert_extreme_shapes_are_refused(stages, model, valid(model, batch=1), name)
 
 
 @pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
