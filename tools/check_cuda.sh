@@ -10,7 +10,7 @@ fi
 
 # Of ptxas -v: the kernel's name, its registers, its static shared memory and its stack.
 summary='
-/Compiling entry function/ { gsub(/\x27/, ""); name = $7 }
+/Compiling entry function/ { gsub(/\x27/, ""); name = $7 " " $9 }
 /bytes stack frame/ { stack = $1 }
 /Used [0-9]+ registers/ {
   shared = 0
@@ -22,19 +22,18 @@ summary='
 }'
 
 compile() {
-  local source=$1 arch=$2 log
-  if ! log=$(nvcc -std=c++17 -O3 -arch="sm_$arch" -Icsrc/include -Icsrc --Werror all-warnings \
+  local source=$1 log arch targets=()
+  for arch in 80 90 100; do targets+=(-gencode "arch=compute_$arch,code=sm_$arch"); done
+  if ! log=$(nvcc -std=c++17 -O3 "${targets[@]}" -Icsrc/include -Icsrc --Werror all-warnings \
     -Xcompiler -Wall,-Wextra,-Werror -Xptxas -v,--warn-on-spills \
     -c "$source" -o /dev/null 2>&1); then
     echo "$log"
     return 1
   fi
   # One write, so that two compilations do not mix their lines.
-  echo "check_cuda: $source sm_$arch ok$(awk "$summary" <<<"$log" | c++filt -p | sed 's/^  .*(anonymous namespace)::/  /')"
+  echo "check_cuda: $source ok$(awk "$summary" <<<"$log" | c++filt -p | sed 's/^  .*(anonymous namespace)::/  /')"
 }
 export -f compile
 export summary
 
-for source in $(find csrc -name '*.cu' | sort); do
-  for arch in 80 90 100; do echo "$source $arch"; done
-done | xargs -P 2 -L 1 bash -c 'compile "$@"' compile
+find csrc -name '*.cu' | sort | xargs -P "$(nproc)" -L 1 bash -c 'compile "$1"' compile
