@@ -56,7 +56,8 @@ demo: $(REPOSITORY)/.compiled $(VENV)/perf_analyzer/perf_analyzer
 # ---- checks -------------------------------------------------------------------------------------
 
 test: $(REPOSITORY)/.compiled $(VENV)/perf_analyzer/perf_analyzer test-cuda-emulated
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -m "not alone" -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests -m alone
 	git diff --exit-code -- $(REPOSITORY)
 
 test-cuda-emulated: $(VENV)/installed

@@ -233,6 +233,7 @@ def test_a_url_with_a_scheme_is_refused(make_client):
         make_client("http://127.0.0.1:8001")
 
 
+@pytest.mark.alone
 def test_a_call_waits_for_a_server_that_restarts(make_client, golden_repository, tmp_path, users):
     log = tmp_path / "log"
     with TritonServer(golden_repository, log=log) as server:

@@ -178,6 +178,7 @@ def burst(client, request, count):
         ("deadline", "deadline of 300 us cannot be met", "100000", {"timeout": 300}),
     ],
 )
+@pytest.mark.alone
 def test_overload_is_shed_at_once_counted_and_forgotten(
     own_repository, serve, users, tensors, read_metric, reason, message, limit, parameters
 ):
@@ -198,6 +199,7 @@ def test_overload_is_shed_at_once_counted_and_forgotten(
         assert time.monotonic() - begin < 0.1
 
 
+@pytest.mark.alone
 def test_warm_up_is_never_shed_and_a_configured_deadline_holds_for_requests_without_one(
     own_repository, serve, users, tensors
 ):

@@ -199,6 +199,7 @@ def test_more_candidates_than_a_request_may_have_are_refused_by_name(client, val
     assert "candidates: expected at most 64 per user, found 65" in message
 
 
+@pytest.mark.alone
 def test_a_hundred_thousand_malformed_requests_leave_the_server_healthy(
     golden_repository, tmp_path, valid, monkeypatch
 ):

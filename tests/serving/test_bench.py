@@ -224,6 +224,7 @@ def test_open_loop_gets_every_answer_of_a_live_server(golden, golden_server):
     assert shed == len(result.latencies_ms("shed"))
 
 
+@pytest.mark.alone
 def test_perf_analyzer_measures_a_live_server(golden, golden_server, tmp_path):
     write_input_data(tmp_path / "data.json", draw_requests(golden, 64, "zipf"))
     point = measure(
@@ -239,6 +240,7 @@ def test_perf_analyzer_measures_a_live_server(golden, golden_server, tmp_path):
     assert 0 < point.p50_us <= point.p99_us
 
 
+@pytest.mark.alone
 def test_perf_analyzer_sends_at_a_rate(golden, golden_server, tmp_path):
     data = tmp_path / "requests.json"
     write_input_data(data, draw_requests(golden, 20, "uniform"))

@@ -67,6 +67,7 @@ def test_stopping_twice_is_harmless_and_the_first_tells_the_status(serve):
     assert server.stop() is None
 
 
+@pytest.mark.alone
 def test_a_restart_is_ready_within_three_seconds(serve):
     begin = time.monotonic()
     with serve():

@@ -232,6 +232,7 @@ def test_what_a_graph_made_of_a_user_with_nothing_known_is_not_read(stages, vali
     )
 
 
+@pytest.mark.alone
 def test_a_full_queue_of_a_stage_sheds(split_repository, tmp_path, valid):
     repository = shutil.copytree(split_repository, tmp_path / "repository")
     config = repository / "retrieval_topk" / "config.pbtxt"
