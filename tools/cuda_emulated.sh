@@ -17,8 +17,7 @@ mkdir -p $build
 $build/emulation_test
 
 "$venv/bin/cmake" -S . -B $build -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
-  -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE="-O1 -DNDEBUG" \
-  -DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF -DRECENGINE_CUDA=EMULATED -DRECENGINE_WERROR=ON \
+  -DCMAKE_BUILD_TYPE=Release -DRECENGINE_CUDA=EMULATED -DRECENGINE_WERROR=ON \
   -DPython_EXECUTABLE="$venv/bin/python" >/dev/null
 "$venv/bin/ninja" -C $build --quiet -j "${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" _native triton_recengine
 
