@@ -43,7 +43,7 @@ def test_retrieval_beats_popularity_and_ranking_beats_retrieval():
     ndcg = {method: row["ndcg@10"] for method, row in quality.items()}
     assert ndcg["retrieval"] > 2 * ndcg["popularity"]
     assert ndcg["retrieval"] > ndcg["item-kNN"]
-    assert ndcg["retrieval + ranking"] > ndcg["retrieval"]
+    assert ndcg["retrieval + ranking"] > 1.02 * ndcg["retrieval"]
 
 
 @needs_demo

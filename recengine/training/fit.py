@@ -19,7 +19,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 
 from recengine.data.dataset import Int64s
 from recengine.models.bags import Rows
-from recengine.training.config import RankingConfig, RetrievalConfig, TrainingConfig
+from recengine.training.config import RankingConfig, RetrievalConfig
 from recengine.training.encode import ITEM, USER, Encoded
 
 MONITOR = "validation_ndcg@10"
@@ -29,33 +29,37 @@ def fit(
     task: L.LightningModule,
     encoded: Encoded,
     batch_size: int,
-    config: TrainingConfig,
+    epochs: int,
     *,
+    patience: int | None = None,
     progress: bool = True,
-) -> float:
-    """Fits until NDCG@10 on the validation targets stops rising, and keeps the best epoch.
+) -> None:
+    """Fits `task` and leaves it as the last epoch, or with patience the best, made it.
 
     Args:
         task: logs `MONITOR` in its validation; batches are int64 tensors of target positions.
         encoded: the data.
         batch_size: targets per step, at most.
-        config: epochs and patience.
+        epochs: how many, at most.
+        patience: keep the epoch of the best NDCG@10 on the validation targets, and stop after so
+            many without a better one; by default all epochs are run and the last one is kept.
         progress: show a progress bar.
-
-    Returns:
-        The best NDCG@10 on the validation targets.
     """
     _quiet()
     with tempfile.TemporaryDirectory() as directory:
         keep = ModelCheckpoint(directory, "best", MONITOR, mode="max", save_weights_only=True)
-        stop = EarlyStopping(MONITOR, mode="max", patience=config.patience)
-        bar: list[Callback] = [TQDMProgressBar(refresh_rate=10)] if progress else []
+        callbacks: list[Callback] = []
+        if patience is not None:
+            callbacks += [keep, EarlyStopping(MONITOR, mode="max", patience=patience)]
+        if progress:
+            callbacks.append(TQDMProgressBar(refresh_rate=10))
         trainer = L.Trainer(
             accelerator="cpu",
             devices=1,
-            max_epochs=config.max_epochs,
-            callbacks=[keep, stop, *bar],
+            max_epochs=epochs,
+            callbacks=callbacks,
             logger=False,
+            enable_checkpointing=patience is not None,
             enable_progress_bar=progress,
             enable_model_summary=False,
             num_sanity_val_steps=0,
@@ -65,10 +69,10 @@ def fit(
             _batches(encoded.learnable(), batch_size, shuffle=True),
             _batches(encoded.split.validation, batch_size, shuffle=False),
         )
-        best = torch.load(Path(keep.best_model_path), weights_only=True)
-    task.load_state_dict(best["state_dict"])
+        if patience is not None:
+            best = torch.load(Path(keep.best_model_path), weights_only=True)
+            task.load_state_dict(best["state_dict"])
     task.eval()
-    return float(cast(Tensor, keep.best_model_score))
 
 
 def adamw(

@@ -95,7 +95,15 @@ def fit_retrieval(encoded: Encoded, config: TrainingConfig, *, progress: bool = 
     """
     model = make_two_tower(encoded, config)
     task = RetrievalTask(model, encoded, config)
-    fit(task, encoded, config.retrieval.batch_size, config, progress=progress)
+    ours = config.retrieval
+    fit(
+        task,
+        encoded,
+        ours.batch_size,
+        config.max_epochs,
+        patience=ours.patience,
+        progress=progress,
+    )
     return model
 
 

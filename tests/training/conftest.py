@@ -55,10 +55,14 @@ def planted():
 def small_config():
     return TrainingConfig(
         max_epochs=15,
-        patience=4,
         num_candidates=20,
         retrieval=RetrievalConfig(
-            dim=16, hidden=(16,), history_lengths=(1, 5), batch_size=128, learning_rate=1e-2
+            dim=16,
+            hidden=(16,),
+            history_lengths=(1, 5),
+            batch_size=128,
+            learning_rate=1e-2,
+            patience=4,
         ),
         ranking=RankingConfig(
             dim=8,
@@ -67,6 +71,7 @@ def small_config():
             batch_size=128,
             negatives=10,
             learning_rate=1e-2,
+            epochs=15,
         ),
     )
 
