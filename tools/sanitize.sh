@@ -43,13 +43,8 @@ runtimes=
 for library in libasan.so libubsan.so libstdc++.so.6; do
   runtimes+=" $("${CXX:-c++}" -print-file-name=$library)"
 done
-under_sanitizers() {
-  LD_PRELOAD=$runtimes "$python" "$venv/bin/pytest" -q -p no:cacheprovider "$@"
-}
-under_sanitizers tests/ops tests/test_device.py >$build/ops.log 2>&1 &
-ops=$!
-under_sanitizers tests/engine
-wait $ops || { cat $build/ops.log; exit 1; }
+LD_PRELOAD=$runtimes "$python" "$venv/bin/pytest" -q -p no:cacheprovider -n 2 \
+  tests/ops tests/engine tests/test_device.py
 
 # The backend: malformed requests to a real server that loads the sanitised library. The tests run on
 # the ordinary build; a wrapper first on PATH preloads the runtimes into the server alone.
