@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "bindings/device_array.h"
 #include "recengine/error.h"
 
 namespace recengine {
@@ -31,8 +32,7 @@ void bind_cuda(py::module_& m) {
   m.def(
       "order_after",
       [](int device, uintptr_t stream, uintptr_t other) {
-        order_after(device, reinterpret_cast<CudaStream>(stream),
-                    reinterpret_cast<CudaStream>(other));
+        order_after(device, as_stream(stream), as_stream(other));
       },
       py::arg("device"), py::arg("stream"), py::arg("other"));
 }

@@ -154,7 +154,7 @@ void call_embedding_bag(const std::vector<const BoundDeviceTable*>& tables,
                      std::to_string(result.rows) + ", " + std::to_string(result.cols) + ")");
   }
   const py::gil_scoped_release release;
-  embedding_bag_cuda({device, reinterpret_cast<CudaStream>(stream), check}, columns, input, result);
+  embedding_bag_cuda({device, as_stream(stream), check}, columns, input, result);
 }
 
 void call_order(const DeviceArray& candidate_ids, const DeviceArray& scores,
@@ -165,8 +165,7 @@ void call_order(const DeviceArray& candidate_ids, const DeviceArray& scores,
   const auto out_ids = device_matrix<int64_t>("[order] best_ids", best_ids);
   const auto out_scores = device_matrix<float>("[order] best_scores", best_scores);
   const py::gil_scoped_release release;
-  order_cuda({device, reinterpret_cast<CudaStream>(stream), check}, ids, values, out_ids,
-             out_scores);
+  order_cuda({device, as_stream(stream), check}, ids, values, out_ids, out_scores);
 }
 
 void call_lookup(const DeviceVocabulary& self, const DeviceArray& ids, const DeviceArray& rows,
@@ -174,8 +173,7 @@ void call_lookup(const DeviceVocabulary& self, const DeviceArray& ids, const Dev
   expect_array("[vocabulary] ids", ids, kDtype<int64_t>, ids.shape.size());
   expect_array("[vocabulary] rows", rows, kDtype<int64_t>, rows.shape.size());
   const py::gil_scoped_release release;
-  self.lookup(reinterpret_cast<CudaStream>(stream),
-              {static_cast<const int64_t*>(ids.data.get()), ids.size()},
+  self.lookup(as_stream(stream), {static_cast<const int64_t*>(ids.data.get()), ids.size()},
               {static_cast<int64_t*>(rows.data.get()), rows.size()});
 }
 

@@ -62,15 +62,14 @@ void call_cosine_topk(const DeviceItemIndex& index, const DeviceArray& queries,
   const auto out_rows = device_matrix<int64_t>("[cosine_topk] rows", rows);
   const auto out_scores = device_matrix<float>("[cosine_topk] scores", scores);
   const py::gil_scoped_release release;
-  cosine_topk_cuda({device, reinterpret_cast<CudaStream>(stream), check}, index, query, out_rows,
-                   out_scores, filled);
+  cosine_topk_cuda({device, as_stream(stream), check}, index, query, out_rows, out_scores, filled);
 }
 
 void call_pack_bitmap(const DeviceArray& mask, const DeviceArray& words, int device,
                       uintptr_t stream) {
   expect_array("[cosine_topk] allow", mask, "|b1", 1);
   const py::gil_scoped_release release;
-  pack_bitmap_cuda({device, reinterpret_cast<CudaStream>(stream), false},
+  pack_bitmap_cuda({device, as_stream(stream), false},
                    {static_cast<const uint8_t*>(mask.data.get()), mask.shape[0]},
                    bitmap_span(words));
 }

@@ -50,8 +50,6 @@ std::string dtype_of(const dlpack::DataType& type) {
                    std::to_string(type.code) + " with " + std::to_string(type.bits) + " bits");
 }
 
-CudaStream as_stream(uintptr_t stream) { return reinterpret_cast<CudaStream>(stream); }
-
 // `strides` in elements, or none.
 void expect_c_order(const std::vector<int64_t>& shape, const std::vector<int64_t>& strides) {
   int64_t expected = 1;

@@ -7,10 +7,14 @@
 #include <string>
 #include <vector>
 
+#include "recengine/cuda.h"
 #include "recengine/error.h"
 #include "recengine/tensor.h"
 
 namespace recengine {
+
+// Python has a stream's address as a number.
+inline CudaStream as_stream(uintptr_t stream) { return reinterpret_cast<CudaStream>(stream); }
 
 // An array in C order in the memory of a GPU.
 struct DeviceArray {

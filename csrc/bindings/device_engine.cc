@@ -16,8 +16,6 @@ using namespace pybind11::literals;
 namespace recengine {
 namespace {
 
-CudaStream as_stream(uintptr_t stream) { return reinterpret_cast<CudaStream>(stream); }
-
 CandidateBatch as_candidates(const DeviceArray& candidates, const DeviceArray& scores) {
   return {device_matrix<const int64_t>("[ranking] candidates", candidates),
           device_matrix<const float>("[ranking] candidate_scores", scores)};

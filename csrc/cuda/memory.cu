@@ -4,6 +4,7 @@
 
 #include "cuda/device_buffer.h"
 #include "cuda/launch.h"
+#include "cuda/stream.h"
 #include "recengine/cuda.h"
 
 namespace recengine {
@@ -50,19 +51,6 @@ void* allocate(int64_t bytes, cudaStream_t stream) {
 namespace {
 
 cudaStream_t as_stream(CudaStream stream) { return static_cast<cudaStream_t>(stream); }
-
-// Of the device that is the current one when it is made.
-class Stream {
- public:
-  Stream() { RECENGINE_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
-  ~Stream() { cudaStreamDestroy(stream_); }
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-  cudaStream_t get() const { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
 
 // At the end of the process the driver may be gone, and the memory with it.
 template <typename Free>
@@ -118,6 +106,12 @@ void copy_to_host(void* to, const void* from, int64_t bytes, int device, CudaStr
   RECENGINE_CUDA_CHECK(cudaStreamSynchronize(as_stream(stream)));
 }
 
+std::shared_ptr<void> copy_resident(const void* values, int64_t bytes, int device) {
+  std::shared_ptr<void> copy = allocate_resident(bytes, device);
+  if (bytes > 0) copy_to_device(copy.get(), values, bytes, device, thread_stream(device));
+  return copy;
+}
+
 void copy_async(void* to, const void* from, int64_t bytes, int device, CudaStream stream) {
   if (bytes == 0) return;
   const cuda::DeviceGuard guard(device);
@@ -141,9 +135,8 @@ void synchronize(int device, CudaStream stream) {
 }
 
 CudaStream thread_stream(int device) {
-  static thread_local std::map<int, Stream> streams;
-  const cuda::DeviceGuard guard(device);
-  return streams[device].get();
+  static thread_local std::map<int, cuda::Stream> streams;
+  return streams.try_emplace(device, device).first->second.get();
 }
 
 int device_of(const void* pointer) {

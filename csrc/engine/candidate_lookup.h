@@ -17,7 +17,6 @@ class CandidateLookup {
   CandidateLookup(const Manifest& manifest, const Assets& assets);
 
   int64_t dim() const { return table_->dim; }
-  const EmbeddingTable& table() const { return *table_; }
   const Vocabulary& vocabulary() const { return *vocabulary_; }
 
   // Items [users * n, dim] and scores [users, n] of the candidates of `users`, rows of the batch.

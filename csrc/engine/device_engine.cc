@@ -16,12 +16,6 @@
 namespace recengine {
 namespace {
 
-int32_t value_of(const CudaContext& context, const DeviceValues<int32_t>& flag) {
-  int32_t value = 0;
-  copy_to_host(&value, flag.data(), sizeof value, context.device, context.stream);
-  return value;
-}
-
 class DeviceEngine : public Engine {
  public:
   DeviceEngine(const std::string& directory, const EngineOptions& options, ThreadPool& pool)
@@ -94,9 +88,10 @@ class DeviceEngine : public Engine {
     const CudaContext context{device_, stream, true};
     const auto batch = users.ids.size;
     const int64_t n = candidates.item_ids.cols;
-    const DeviceValues<int32_t> bad_score(context, std::vector<int32_t>{0});
-    find_not_finite_cuda(context, {candidates.item_ids.data, batch * n},
-                         {candidates.scores.data, batch * n}, bad_score.data());
+    if (has_not_finite_cuda(context, {candidates.item_ids.data, batch * n},
+                            {candidates.scores.data, batch * n})) {
+      fail_candidate_scores(context, candidates);
+    }
     Matrix<const float> scores = graph_scores;
     std::optional<DeviceValues<float>> chosen;
     if (static_cast<int64_t>(known.size()) < batch || n == 0) {
@@ -109,7 +104,6 @@ class DeviceEngine : public Engine {
       scores = out_scores;
     }
     order_cuda(context, candidates.item_ids, scores, out.item_ids, out.scores);
-    if (value_of(context, bad_score) != 0) fail_candidate_scores(context, candidates);
   }
 
  private:
@@ -121,12 +115,8 @@ class DeviceEngine : public Engine {
                                           const CandidateBatch& candidates) const {
     const int64_t rows = candidates.scores.rows;
     const int64_t cols = candidates.scores.cols;
-    std::vector<int64_t> ids(static_cast<size_t>(rows * cols));
-    std::vector<float> scores(ids.size());
-    copy_to_host(ids.data(), candidates.item_ids.data, rows * cols * int64_t{sizeof(int64_t)},
-                 context.device, context.stream);
-    copy_to_host(scores.data(), candidates.scores.data, rows * cols * int64_t{sizeof(float)},
-                 context.device, context.stream);
+    const std::vector<int64_t> ids = host_copy(context, candidates.item_ids.data, rows * cols);
+    const std::vector<float> scores = host_copy(context, candidates.scores.data, rows * cols);
     check_scores(version_.schema, {{ids.data(), rows, cols}, {scores.data(), rows, cols}});
     throw DeviceError("[ranking] candidate_scores: changed while they were read");
   }

@@ -58,10 +58,8 @@ void make_lists(const ItemAssets& items, const UserBatch& users, const std::vect
 // Waits for the search.
 void require_finite(const CudaContext& context, const std::vector<int64_t>& known,
                     const DeviceValues<TopKCertificate>& certificates) {
-  std::vector<TopKCertificate> found(static_cast<size_t>(certificates.span().size));
-  copy_to_host(found.data(), certificates.data(),
-               static_cast<int64_t>(found.size() * sizeof(TopKCertificate)), context.device,
-               context.stream);
+  const std::vector<TopKCertificate> found =
+      host_copy(context, certificates.data(), certificates.span().size);
   for (const int64_t user : known) {
     if (found[static_cast<size_t>(user)].scored < 0) fail_vector(user);
   }
@@ -72,13 +70,6 @@ DeviceItemIndex take_index(ItemAssets& items, int device, ThreadPool& pool) {
   return DeviceItemIndex::copy(std::exchange(items.index, ItemIndex()), device, &pool);
 }
 
-std::shared_ptr<void> copy_keys(Span<const int64_t> keys, int device) {
-  const int64_t bytes = keys.size * int64_t{sizeof(int64_t)};
-  std::shared_ptr<void> copy = allocate_resident(bytes, device);
-  if (bytes > 0) copy_to_device(copy.get(), keys.data, bytes, device, thread_stream(device));
-  return copy;
-}
-
 }  // namespace
 
 DeviceItemSearch::DeviceItemSearch(const Manifest& manifest, const Assets& assets,
@@ -86,7 +77,7 @@ DeviceItemSearch::DeviceItemSearch(const Manifest& manifest, const Assets& asset
     : items_(load_items(*manifest.retrieval, assets.vocabulary(manifest.item_vocabulary), files,
                         pool)),
       index_(take_index(items_, device, pool)),
-      keys_(copy_keys(items_.keys, device)) {}
+      keys_(copy_resident(items_.keys.data, items_.keys.size * int64_t{sizeof(int64_t)}, device)) {}
 
 void DeviceItemSearch::run(const CudaContext& context, const UserBatch& users,
                            const std::vector<int64_t>& known, Matrix<const float> vectors,

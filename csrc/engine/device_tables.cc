@@ -27,21 +27,22 @@ DeviceTables::DeviceTables(const Manifest& manifest, const Assets& assets, int d
     by_size.emplace_back(bytes_of(assets.table(name)), name);
   }
   std::sort(by_size.begin(), by_size.end());
+  int64_t left = budget == 0 ? INT64_MAX : budget;
   auto next = by_size.begin();
-  for (; next != by_size.end() && (budget == 0 || next->first <= budget); ++next) {
+  for (; next != by_size.end() && next->first <= left; ++next) {
     tables_.emplace(next->second, DeviceTable::copy(assets.table(next->second), device));
-    if (budget > 0) budget = std::max<int64_t>(budget - next->first, 1);
+    left -= next->first;
   }
-  const double left = std::accumulate(next, by_size.end(), 0.0, [](double sum, const auto& table) {
-    return sum + static_cast<double>(table.first);
-  });
+  const double spilled = std::accumulate(
+      next, by_size.end(), 0.0,
+      [](double sum, const auto& table) { return sum + static_cast<double>(table.first); });
   for (; next != by_size.end(); ++next) {
-    const double share = static_cast<double>(next->first) / left;
-    const auto cache_bytes = static_cast<int64_t>(share * static_cast<double>(budget));
+    const double share = static_cast<double>(next->first) / spilled;
+    const auto cache_bytes = static_cast<int64_t>(share * static_cast<double>(left));
     tables_.emplace(next->second,
                     DeviceTable::spill(assets.table(next->second), device, cache_bytes));
   }
-  if (left > 0) refresher_ = std::thread([this] { keep_refreshing(); });
+  if (spilled > 0) refresher_ = std::thread([this] { keep_refreshing(); });
 }
 
 DeviceTables::~DeviceTables() {

@@ -128,16 +128,12 @@ void run_pass(const TopKPass& pass, cudaStream_t stream) {
 // On the host, where the message is made.
 [[noreturn]] void fail_values(const CudaContext& context, const DeviceItemIndex& index,
                               const TopKQuery& query) {
-  std::vector<float> queries(static_cast<size_t>(query.queries.rows * query.queries.cols));
-  std::vector<int64_t> rows(static_cast<size_t>(query.exclude_rows.size));
-  std::vector<int32_t> lengths(static_cast<size_t>(query.exclude_lengths.size));
-  const auto copy = [&context](auto& values, const void* from) {
-    const auto bytes = static_cast<int64_t>(values.size() * sizeof values[0]);
-    if (bytes > 0) copy_to_host(values.data(), from, bytes, context.device, context.stream);
-  };
-  copy(queries, query.queries.data);
-  copy(rows, query.exclude_rows.data);
-  copy(lengths, query.exclude_lengths.data);
+  const std::vector<float> queries =
+      host_copy(context, query.queries.data, query.queries.rows * query.queries.cols);
+  const std::vector<int64_t> rows =
+      host_copy(context, query.exclude_rows.data, query.exclude_rows.size);
+  const std::vector<int32_t> lengths =
+      host_copy(context, query.exclude_lengths.data, query.exclude_lengths.size);
   check_topk_values(index.rows(),
                     {{queries.data(), query.queries.rows, query.queries.cols}, rows, lengths});
   throw DeviceError("[cosine_topk] queries: changed while they were read");

@@ -46,15 +46,6 @@ void pack_block(const ItemCodes& codes, int64_t block, int64_t mma_steps, uint4*
   }
 }
 
-// Memory of the device with a copy of the values.
-template <typename T>
-std::shared_ptr<void> copy_values(const T* values, int64_t count, int device) {
-  const int64_t bytes = count * int64_t{sizeof(T)};
-  std::shared_ptr<void> copy = allocate_resident(bytes, device);
-  if (bytes > 0) copy_to_device(copy.get(), values, bytes, device, thread_stream(device));
-  return copy;
-}
-
 // In fp32, whatever they are stored in.
 std::shared_ptr<void> copy_units(const ItemVectors& vectors, int device) {
   const int64_t row_bytes = vectors.dim() * int64_t{sizeof(float)};
@@ -90,7 +81,7 @@ std::shared_ptr<void> copy_bounds(const ItemCodes& codes, int device) {
   for (size_t block = 0; block < bounds.size(); ++block) {
     bounds[block] = {codes.inverse_scales()[block], codes.full_view().errors[block]};
   }
-  return copy_values(bounds.data(), codes.blocks(), device);
+  return copy_resident(bounds.data(), codes.blocks() * int64_t{sizeof(BlockBound)}, device);
 }
 
 void copy_coded(const ItemCodes& codes, int device, ThreadPool* pool, DeviceItems& items) {
@@ -104,7 +95,8 @@ void copy_coded(const ItemCodes& codes, int device, ThreadPool* pool, DeviceItem
   items.bounds = copy_bounds(codes, device);
   view.bounds = static_cast<const BlockBound*>(items.bounds.get());
   if (codes.rotation() == nullptr) return;
-  items.axes = copy_values(codes.rotation()->axes(), int64_t{view.dim} * view.dim, device);
+  items.axes = copy_resident(codes.rotation()->axes(),
+                             int64_t{view.dim} * view.dim * int64_t{sizeof(float)}, device);
   view.axes = static_cast<const float*>(items.axes.get());
   view.turned = codes.rotation()->error();
 }

@@ -152,10 +152,8 @@ void launch_columns(BagCall call, const std::vector<Column>& columns,
 [[noreturn]] void fail_values(const CudaContext& context, Span<const BagColumn> columns,
                               const BagInput& input) {
   const int64_t bags = input.lengths.rows * input.lengths.cols;
-  std::vector<int64_t> rows(static_cast<size_t>(input.rows.size));
-  std::vector<int32_t> lengths(static_cast<size_t>(bags));
-  copy_to_host(rows.data(), input.rows.data, input.rows.size * 8, context.device, context.stream);
-  copy_to_host(lengths.data(), input.lengths.data, bags * 4, context.device, context.stream);
+  const std::vector<int64_t> rows = host_copy(context, input.rows.data, input.rows.size);
+  const std::vector<int32_t> lengths = host_copy(context, input.lengths.data, bags);
   BagInput copy;
   copy.rows = rows;
   copy.lengths = {lengths.data(), input.lengths.rows, input.lengths.cols};

@@ -78,10 +78,8 @@ int keys_for(int64_t n) {
 [[noreturn]] void fail_scores(const CudaContext& context, Matrix<const int64_t> candidate_ids,
                               Matrix<const float> scores) {
   const int64_t size = scores.rows * scores.cols;
-  std::vector<int64_t> ids(static_cast<size_t>(size));
-  std::vector<float> values(static_cast<size_t>(size));
-  copy_to_host(ids.data(), candidate_ids.data, size * 8, context.device, context.stream);
-  copy_to_host(values.data(), scores.data, size * 4, context.device, context.stream);
+  const std::vector<int64_t> ids = host_copy(context, candidate_ids.data, size);
+  const std::vector<float> values = host_copy(context, scores.data, size);
   check_order_scores({ids.data(), scores.rows, scores.cols},
                      {values.data(), scores.rows, scores.cols});
   throw DeviceError("[order] scores: changed while they were read");

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cuda/device_buffer.h"
+#include "cuda/stream.h"
 #include "ops/hot_rows.h"
 #include "recengine/device_table.h"
 #include "recengine/table.h"
@@ -66,7 +67,7 @@ class RowCache {
 
  private:
   RowMapEntry* map(int index) const;
-  cudaStream_t stream() const { return static_cast<cudaStream_t>(stream_.get()); }
+  cudaStream_t stream() const { return stream_.get(); }
   std::vector<RowSample> take_samples();
   void adapt_sampling(size_t samples);
   int64_t replace(const std::vector<RowMapEntry>& chosen);
@@ -82,7 +83,7 @@ class RowCache {
   HotRows hot_;
   int sample_bits_ = 0;
   CacheStats stats_;
-  std::shared_ptr<void> stream_;
+  cuda::Stream stream_;
   std::shared_ptr<void> maps_;
   std::shared_ptr<void> slots_;
   std::shared_ptr<void> work_;

@@ -118,14 +118,6 @@ class RelaxedCapture {
   cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
 };
 
-// Work on it waits for no other stream.
-std::shared_ptr<void> make_stream(int device) {
-  const cuda::DeviceGuard guard(device);
-  cudaStream_t stream = nullptr;
-  RECENGINE_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  return {stream, [](void* made) { cudaStreamDestroy(static_cast<cudaStream_t>(made)); }};
-}
-
 int64_t map_bytes(int64_t capacity) {
   return 2 * capacity * static_cast<int64_t>(sizeof(RowMapEntry));
 }
@@ -139,7 +131,7 @@ RowCache::RowCache(const EmbeddingTable& table, uint32_t capacity, int device)
       row_bytes_(table.row_bytes),
       device_(device),
       hot_(capacity),
-      stream_(make_stream(device)),
+      stream_(device),
       maps_(allocate_resident(2 * map_bytes(capacity), device)),
       slots_(allocate_resident(capacity * row_bytes_, device)),
       work_(allocate_resident(kWorkBytes, device)),

@@ -23,15 +23,18 @@ int64_t padded_row_bytes(int64_t bytes) {
 }
 
 std::shared_ptr<void> copy_scales(const EmbeddingTable& table, int device) {
-  const int64_t bytes = table.rows * static_cast<int64_t>(sizeof(float));
-  std::shared_ptr<void> scales = allocate_resident(bytes, device);
-  if (bytes > 0) copy_to_device(scales.get(), table.scales, bytes, device, thread_stream(device));
-  return scales;
+  if (table.scales == nullptr) return nullptr;
+  return copy_resident(table.scales, table.rows * int64_t{sizeof(float)}, device);
 }
 
 // Rows [begin, begin + count) of the table, `row_bytes` from one to the next.
 void lay_out(const EmbeddingTable& table, int64_t begin, int64_t count, int64_t row_bytes,
              char* to) {
+  if (row_bytes == table.row_bytes) {
+    std::memcpy(to, static_cast<const char*>(table.data) + begin * row_bytes,
+                static_cast<size_t>(count * row_bytes));
+    return;
+  }
   for (int64_t i = 0; i < count; ++i) {
     std::memcpy(to + i * row_bytes,
                 static_cast<const char*>(table.data) + (begin + i) * table.row_bytes,
@@ -40,15 +43,17 @@ void lay_out(const EmbeddingTable& table, int64_t begin, int64_t count, int64_t 
 }
 
 // Copies rows that get padding: a block of them at a time is laid out on the host.
-void copy_padded(const EmbeddingTable& table, int64_t row_bytes, void* to, int device) {
-  const int64_t block = std::clamp<int64_t>(kBlockBytes / row_bytes, 1, table.rows);
+std::shared_ptr<void> copy_padded(const EmbeddingTable& table, int64_t row_bytes, int device) {
+  std::shared_ptr<void> copy = allocate_resident(row_bytes * table.rows, device);
+  const int64_t block = std::max<int64_t>(std::min(kBlockBytes / row_bytes, table.rows), 1);
   std::vector<char> padded(static_cast<size_t>(block * row_bytes));
   for (int64_t begin = 0; begin < table.rows; begin += block) {
     const int64_t count = std::min(block, table.rows - begin);
     lay_out(table, begin, count, row_bytes, padded.data());
-    copy_to_device(static_cast<char*>(to) + begin * row_bytes, padded.data(), count * row_bytes,
-                   device, thread_stream(device));
+    copy_to_device(static_cast<char*>(copy.get()) + begin * row_bytes, padded.data(),
+                   count * row_bytes, device, thread_stream(device));
   }
+  return copy;
 }
 
 void check_spill(const EmbeddingTable& table, int64_t cache_bytes) {
@@ -83,15 +88,12 @@ DeviceTable DeviceTable::copy(const EmbeddingTable& table, int device) {
   copy.view_ = table;
   copy.device_ = device;
   copy.view_.row_bytes = padded_row_bytes(table.row_bytes);
-  const int64_t bytes = copy.view_.row_bytes * table.rows;
-  copy.data_ = allocate_resident(bytes, device);
-  if (bytes > 0 && copy.view_.row_bytes == table.row_bytes) {
-    copy_to_device(copy.data_.get(), table.data, bytes, device, thread_stream(device));
-  } else if (bytes > 0) {
-    copy_padded(table, copy.view_.row_bytes, copy.data_.get(), device);
-  }
+  const int64_t row_bytes = copy.view_.row_bytes;
+  copy.data_ = row_bytes == table.row_bytes
+                   ? copy_resident(table.data, table.rows * row_bytes, device)
+                   : copy_padded(table, row_bytes, device);
   copy.view_.data = copy.data_.get();
-  if (table.scales != nullptr) copy.scales_ = copy_scales(table, device);
+  copy.scales_ = copy_scales(table, device);
   copy.view_.scales = static_cast<const float*>(copy.scales_.get());
   copy.held_ = table.rows;
   return copy;
@@ -106,7 +108,7 @@ DeviceTable DeviceTable::spill(const EmbeddingTable& table, int device, int64_t 
   spilled.data_ = allocate_mapped(spilled.view_.row_bytes * table.rows, device);
   spilled.view_.data = spilled.data_.get();
   lay_out(table, 0, table.rows, spilled.view_.row_bytes, static_cast<char*>(spilled.data_.get()));
-  if (table.scales != nullptr) spilled.scales_ = copy_scales(table, device);
+  spilled.scales_ = copy_scales(table, device);
   spilled.view_.scales = static_cast<const float*>(spilled.scales_.get());
   const int64_t fitting = cache_bytes / RowCache::slot_bytes(spilled.view_.row_bytes);
   const auto capacity = static_cast<uint32_t>(std::min({fitting, table.rows, kMaxCapacity}));

@@ -23,10 +23,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T>
 std::shared_ptr<void> copy_slots(Span<const T> slots, int device) {
-  const int64_t bytes = slots.size * static_cast<int64_t>(sizeof(T));
-  std::shared_ptr<void> copy = allocate_resident(bytes, device);
-  if (bytes > 0) copy_to_device(copy.get(), slots.data, bytes, device, thread_stream(device));
-  return copy;
+  return copy_resident(slots.data, slots.size * int64_t{sizeof(T)}, device);
 }
 
 }  // namespace

@@ -52,6 +52,18 @@ std::shared_ptr<void> allocate_mapped(int64_t bytes, int device);
 void copy_to_device(void* to, const void* from, int64_t bytes, int device, CudaStream stream);
 void copy_to_host(void* to, const void* from, int64_t bytes, int device, CudaStream stream);
 
+// Resident memory with a copy of the host's values.
+std::shared_ptr<void> copy_resident(const void* values, int64_t bytes, int device);
+
+// The values of an array of the device, when all that the stream has got is done.
+template <typename T>
+std::vector<T> host_copy(const CudaContext& context, const T* values, int64_t size) {
+  std::vector<T> copy(static_cast<size_t>(size));
+  if (size == 0) return copy;
+  copy_to_host(copy.data(), values, size * int64_t{sizeof(T)}, context.device, context.stream);
+  return copy;
+}
+
 // Copies between any two memories, in the order of the stream. Pinned memory of the host must stay
 // as it is until the stream has come this far; of other memory CUDA makes a copy before it returns.
 void copy_async(void* to, const void* from, int64_t bytes, int device, CudaStream stream);

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/launch.h"
+
+namespace recengine::cuda {
+
+// A stream that does not wait for the legacy default stream, nor that for it.
+class Stream {
+ public:
+  explicit Stream(int device) {
+    const DeviceGuard guard(device);
+    RECENGINE_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+  }
+  ~Stream() { cudaStreamDestroy(stream_); }
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+}  // namespace recengine::cuda
