@@ -14,7 +14,7 @@
 namespace {
 
 constexpr double kSeconds = 0.5;
-constexpr int kSums = 12;  // enough to hide the latency
+constexpr int kSums = 24;  // enough to hide the latency
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();

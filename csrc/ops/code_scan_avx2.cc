@@ -33,7 +33,6 @@ void add_step(const uint8_t* codes, __m256i query, __m256i& low, __m256i& high) 
 uint32_t code_scan_avx2(const CodeTile& tile, CodeHits& hits) {
   uint32_t any = 0;
   for (int q = 0; q < tile.count; ++q) {
-    const int8_t* query = tile.queries + q * tile.steps * kStepDims;
     const __m256i threshold = _mm256_set1_epi32(tile.thresholds[q * tile.threshold_stride]);
     uint64_t items = 0;
     // Half of the block at a time: its sums stay in registers.
@@ -42,7 +41,7 @@ uint32_t code_scan_avx2(const CodeTile& tile, CodeHits& hits) {
       __m256i high[kVectors / 2];
       for (int v = 0; v < kVectors / 2; ++v) low[v] = high[v] = _mm256_setzero_si256();
       for (int64_t step = 0; step < tile.steps; ++step) {
-        const __m256i part = broadcast_query(query + step * kStepDims);
+        const __m256i part = broadcast_query(tile.queries + (step * tile.count + q) * kStepDims);
         const uint8_t* codes = tile.codes + (step * kBlockItems + begin * kVectorItems) * kStepDims;
         for (int v = 0; v < kVectors / 2; ++v) {
           add_step(codes + v * kVectorItems * kStepDims, part, low[v], high[v]);

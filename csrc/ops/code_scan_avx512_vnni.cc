@@ -4,119 +4,160 @@
 
 #include "ops/code_scan_kernel.h"
 
+// What must stay in registers is inlined whatever it costs.
+#define RECENGINE_INLINE inline __attribute__((always_inline))
+
 namespace recengine {
 namespace {
 
-// A step of a block, 16 items each.
-struct Items {
+constexpr int64_t kLine = 64;  // a register: a step of a group of items
+constexpr int64_t kGroupItems = kLine / kStepDims;
+constexpr int64_t kGroups = kBlockItems / kGroupItems;
+constexpr int64_t kStepBytes = kGroups * kLine;
+static_assert(kGroups == 4, "a step of a block is four registers");
+
+// How many groups are scanned at once: as many sums as hide each other's latency fill the
+// registers.
+constexpr int groups_at_once(int queries) { return queries <= 6 ? 4 : queries <= 12 ? 2 : 1; }
+
+RECENGINE_INLINE __m512i load(const uint8_t* codes) { return _mm512_loadu_si512(codes); }
+
+// Four dimensions of a query, for every item.
+RECENGINE_INLINE __m512i broadcast(const int8_t* query) {
+  int32_t four;
+  std::memcpy(&four, query, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+
+// The empty statement keeps the sum in one register: GCC moves sums to and fro otherwise.
+RECENGINE_INLINE void multiply_add(__m512i& sum, __m512i codes, __m512i query) {
+  sum = _mm512_dpbusd_epi32(sum, codes, query);
+  __asm__("" : "+v"(sum));
+}
+
+RECENGINE_INLINE __m512i threshold_of(const CodeTile& tile, int q) {
+  return _mm512_set1_epi32(tile.thresholds[q * tile.threshold_stride]);
+}
+
+// A step of up to four groups.
+struct Codes {
   __m512i a, b, c, d;
 };
 
-// Sums of the first kQueries queries of a tile. A chain of members, not an array: GCC keeps each of
-// them in a register.
-template <int kQueries>
+// By how much the products of some groups reach the thresholds of the first kQueries queries.
+// A chain of members, not an array: GCC keeps each of them in a register.
+template <int kQueries, int kAtOnce>
 struct Sums {
-  Sums<kQueries - 1> before;
-  __m512i a = _mm512_setzero_si512();
-  __m512i b = _mm512_setzero_si512();
-  __m512i c = _mm512_setzero_si512();
-  __m512i d = _mm512_setzero_si512();
+  Sums<kQueries - 1, kAtOnce> before;
+  __m512i a, b, c, d;
+
+  RECENGINE_INLINE explicit Sums(const CodeTile& tile)
+      : before(tile),
+        a(_mm512_sub_epi32(_mm512_setzero_si512(), threshold_of(tile, kQueries - 1))),
+        b(a),
+        c(a),
+        d(a) {}
 
   // `queries` points at the step's dimensions of the first query.
-  inline __attribute__((always_inline)) void add(const Items& items, const int8_t* queries,
-                                                 int64_t stride) {
-    before.add(items, queries, stride);
-    int32_t four;
-    std::memcpy(&four, queries + (kQueries - 1) * stride, sizeof four);
-    const __m512i query = _mm512_set1_epi32(four);
-    a = _mm512_dpbusd_epi32(a, items.a, query);
-    b = _mm512_dpbusd_epi32(b, items.b, query);
-    c = _mm512_dpbusd_epi32(c, items.c, query);
-    d = _mm512_dpbusd_epi32(d, items.d, query);
-  }
-
-  // Lanes in which any query has a hit. One test for a tile: hits are rare.
-  inline __attribute__((always_inline)) __mmask16 any_hit(const CodeTile& tile) const {
-    const __m512i most = _mm512_max_epi32(_mm512_max_epi32(a, b), _mm512_max_epi32(c, d));
-    return before.any_hit(tile) | _mm512_cmpge_epi32_mask(most, least(tile));
-  }
-
-  uint32_t write(const CodeTile& tile, CodeHits& hits) const {
-    constexpr int kQuery = kQueries - 1;
-    const uint32_t any = before.write(tile, hits);
-    const __mmask16 in_a = _mm512_cmpge_epi32_mask(a, least(tile));
-    const __mmask16 in_b = _mm512_cmpge_epi32_mask(b, least(tile));
-    const __mmask16 in_c = _mm512_cmpge_epi32_mask(c, least(tile));
-    const __mmask16 in_d = _mm512_cmpge_epi32_mask(d, least(tile));
-    const uint64_t found =
-        uint64_t{_mm512_kunpackw(in_d, in_c)} << 32 | _mm512_kunpackw(in_b, in_a);
-    if (found == 0) return any;
-    hits.items[kQuery] = found;
-    _mm512_storeu_si512(hits.products[kQuery], a);
-    _mm512_storeu_si512(hits.products[kQuery] + 16, b);
-    _mm512_storeu_si512(hits.products[kQuery] + 32, c);
-    _mm512_storeu_si512(hits.products[kQuery] + 48, d);
-    return any | 1u << kQuery;
-  }
-
-  static inline __attribute__((always_inline)) __m512i least(const CodeTile& tile) {
-    return _mm512_set1_epi32(tile.thresholds[(kQueries - 1) * tile.threshold_stride]);
-  }
-};
-
-template <>
-struct Sums<0> {
-  void add(const Items&, const int8_t*, int64_t) {}
-  __mmask16 any_hit(const CodeTile&) const { return 0; }
-  uint32_t write(const CodeTile&, CodeHits&) const { return 0; }
-};
-
-template <int kQueries, bool kFetch>
-uint32_t scan(const CodeTile& tile, CodeHits& hits) {
-  static_assert(kBlockItems * kStepDims == 4 * 64, "a step of a block is four registers");
-  Sums<kQueries> sums;
-  const int64_t stride = tile.steps * kStepDims;
-  const uint8_t* codes = tile.codes;
-  const int8_t* queries = tile.queries;
-  for (int64_t step = 0; step < tile.steps; ++step) {
-    if (kFetch) {
-      // Evenly between the loads. Hardware prefetch stops at the end of a page; this does not.
-      const uint8_t* const ahead = tile.ahead + (codes - tile.codes);
-      for (int line = 0; line < 4; ++line) __builtin_prefetch(ahead + line * 64);
+  RECENGINE_INLINE void add(const Codes& codes, const int8_t* queries) {
+    before.add(codes, queries);
+    const __m512i query = broadcast(queries + (kQueries - 1) * kStepDims);
+    multiply_add(a, codes.a, query);
+    if constexpr (kAtOnce > 1) multiply_add(b, codes.b, query);
+    if constexpr (kAtOnce > 2) {
+      multiply_add(c, codes.c, query);
+      multiply_add(d, codes.d, query);
     }
-    const Items items = {_mm512_loadu_si512(codes), _mm512_loadu_si512(codes + 64),
-                         _mm512_loadu_si512(codes + 128), _mm512_loadu_si512(codes + 192)};
-    sums.add(items, queries, stride);
-    codes += kStepDims * kBlockItems;
-    queries += kStepDims;
   }
-  if (__builtin_expect(sums.any_hit(tile) == 0, 1)) return 0;
-  return sums.write(tile, hits);
+
+  // Not negative where any query has a hit. One test for all: hits are rare.
+  RECENGINE_INLINE __m512i most() const {
+    __m512i most = _mm512_max_epi32(before.most(), a);
+    if constexpr (kAtOnce > 1) most = _mm512_max_epi32(most, b);
+    if constexpr (kAtOnce > 2) most = _mm512_max_epi32(most, _mm512_max_epi32(c, d));
+    return most;
+  }
+
+  // Of every group those of all queries.
+  RECENGINE_INLINE void store(__m512i (*sums)[kTileQueries]) const {
+    before.store(sums);
+    sums[0][kQueries - 1] = a;
+    if constexpr (kAtOnce > 1) sums[1][kQueries - 1] = b;
+    if constexpr (kAtOnce > 2) {
+      sums[2][kQueries - 1] = c;
+      sums[3][kQueries - 1] = d;
+    }
+  }
+};
+
+template <int kAtOnce>
+struct Sums<0, kAtOnce> {
+  RECENGINE_INLINE explicit Sums(const CodeTile&) {}
+  RECENGINE_INLINE void add(const Codes&, const int8_t*) {}
+  RECENGINE_INLINE __m512i most() const { return _mm512_set1_epi32(-1); }
+  RECENGINE_INLINE void store(__m512i (*)[kTileQueries]) const {}
+};
+
+// Adds the hits of a group to `hits`.
+uint32_t write(const CodeTile& tile, const __m512i* sums, int64_t group, CodeHits& hits) {
+  uint32_t any = 0;
+  for (int q = 0; q < tile.count; ++q) {
+    const uint64_t found = static_cast<uint16_t>(~_mm512_movepi32_mask(sums[q]));
+    if (found == 0) continue;
+    any |= 1u << q;
+    hits.items[q] |= found << (group * kGroupItems);
+    _mm512_storeu_si512(hits.products[q] + group * kGroupItems,
+                        _mm512_add_epi32(sums[q], threshold_of(tile, q)));
+  }
+  return any;
 }
 
 template <int kQueries>
 uint32_t scan(const CodeTile& tile, CodeHits& hits) {
-  return tile.ahead == nullptr ? scan<kQueries, false>(tile, hits)
-                               : scan<kQueries, true>(tile, hits);
+  constexpr int kAtOnce = groups_at_once(kQueries);
+  const uint8_t* ahead = tile.ahead == nullptr ? tile.codes : tile.ahead;
+  for (int q = 0; q < kQueries; ++q) hits.items[q] = 0;
+  uint32_t any = 0;
+  for (int64_t group = 0; group < kGroups; group += kAtOnce) {
+    Sums<kQueries, kAtOnce> sums(tile);
+    const uint8_t* at = tile.codes + group * kLine;
+    const int8_t* queries = tile.queries;
+    for (int64_t step = 0; step < tile.steps; ++step) {
+      // In the order of memory and evenly between the loads. Hardware prefetch stops at the end of
+      // a page; this does not.
+      for (int i = 0; i < kAtOnce; ++i) __builtin_prefetch(ahead + i * kLine);
+      ahead += kAtOnce * kLine;
+      Codes codes;
+      codes.a = load(at);
+      if constexpr (kAtOnce > 1) codes.b = load(at + kLine);
+      if constexpr (kAtOnce > 2) {
+        codes.c = load(at + 2 * kLine);
+        codes.d = load(at + 3 * kLine);
+      }
+      sums.add(codes, queries);
+      at += kStepBytes;
+      queries += kQueries * kStepDims;
+    }
+    if (__builtin_expect(_mm512_movepi32_mask(sums.most()) == 0xffff, 1)) continue;
+    __m512i stored[kAtOnce][kTileQueries];
+    sums.store(stored);
+    for (int i = 0; i < kAtOnce; ++i) any |= write(tile, stored[i], group + i, hits);
+  }
+  return any;
+}
+
+template <int kQueries>
+uint32_t scan_count(const CodeTile& tile, CodeHits& hits) {
+  if constexpr (kQueries > 1) {
+    if (tile.count < kQueries) return scan_count<kQueries - 1>(tile, hits);
+  }
+  return scan<kQueries>(tile, hits);
 }
 
 }  // namespace
 
 uint32_t code_scan_avx512_vnni(const CodeTile& tile, CodeHits& hits) {
-  switch (tile.count) {
-    case 1:
-      return scan<1>(tile, hits);
-    case 2:
-      return scan<2>(tile, hits);
-    case 3:
-      return scan<3>(tile, hits);
-    case 4:
-      return scan<4>(tile, hits);
-    case 5:
-      return scan<5>(tile, hits);
-    default:
-      return scan<kTileQueries>(tile, hits);
-  }
+  return scan_count<kTileQueries>(tile, hits);
 }
 
 }  // namespace recengine

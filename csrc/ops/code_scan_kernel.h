@@ -6,22 +6,25 @@
 
 namespace recengine {
 
-constexpr int kTileQueries = 6;  // whose sums fit the registers beside a block's step
+constexpr int kTileQueries = 16;  // whose sums fit the registers beside the codes of 16 items
+
+// Less a threshold, a product still fits 32 bits: it is at most 255 * 127 * kMostCodedDims.
+constexpr int32_t kMostThreshold = 3 << 29;
 
 // One block of items against a few queries.
 struct CodeTile {
   const uint8_t* codes;       // as ItemCodes::block() gives them
   int64_t steps;              // of kStepDims dimensions
-  const int8_t* queries;      // [count, steps * kStepDims]
+  const int8_t* queries;      // [steps, count, kStepDims]
   int count;                  // 1 .. kTileQueries
-  const int32_t* thresholds;  // query q's is [q * threshold_stride]
+  const int32_t* thresholds;  // query q's is [q * threshold_stride], up to +-kMostThreshold
   int64_t threshold_stride;
   const uint8_t* ahead;  // a block that will be scanned soon, to be fetched meanwhile; or null
 };
 
 struct CodeHits {
   uint64_t items[kTileQueries];                 // bit i: item i of the block reaches the threshold
-  int32_t products[kTileQueries][kBlockItems];  // sums of code * query, with their offset
+  int32_t products[kTileQueries][kBlockItems];  // of these: sums of code * query and their offset
 };
 
 // Says in bit q whether query q has hits, and only then writes them.

@@ -5,13 +5,12 @@ namespace recengine {
 uint32_t code_scan_portable(const CodeTile& tile, CodeHits& hits) {
   uint32_t any = 0;
   for (int q = 0; q < tile.count; ++q) {
-    const int8_t* query = tile.queries + q * tile.steps * kStepDims;
     const int32_t threshold = tile.thresholds[q * tile.threshold_stride];
     int32_t* products = hits.products[q];
     for (int64_t i = 0; i < kBlockItems; ++i) products[i] = 0;
     for (int64_t step = 0; step < tile.steps; ++step) {
       const uint8_t* codes = tile.codes + step * kStepDims * kBlockItems;
-      const int8_t* part = query + step * kStepDims;
+      const int8_t* part = tile.queries + (step * tile.count + q) * kStepDims;
       for (int64_t i = 0; i < kBlockItems; ++i) {
         const uint8_t* item = codes + i * kStepDims;
         products[i] +=

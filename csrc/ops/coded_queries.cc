@@ -62,9 +62,18 @@ CodedQueries::CodedQueries(const Search& search, int64_t first, int64_t count, c
     : items_(*search.index->codes()), view_(view) {
   const int64_t dim = search.index->dim();
   codes_.resize(static_cast<size_t>(count * stride()));
+  std::vector<int8_t> codes(static_cast<size_t>(stride()));
   for (int64_t q = 0; q < count; ++q) {
     const std::vector<float> values = viewed(search.queries.row(first + q), items_, view_, dim);
-    queries_.push_back(encode(values, items_, dim, codes_.data() + q * stride()));
+    queries_.push_back(encode(values, items_, dim, codes.data()));
+    // Of each tile step by step, the queries one after another.
+    const int64_t first_of_tile = q / kTileQueries * kTileQueries;
+    const int64_t of_tile = std::min<int64_t>(kTileQueries, count - first_of_tile);
+    int8_t* to = codes_.data() + first_of_tile * stride() + (q - first_of_tile) * kStepDims;
+    for (int64_t step = 0; step < view_.steps; ++step) {
+      std::copy_n(codes.data() + step * kStepDims, kStepDims, to);
+      to += of_tile * kStepDims;
+    }
   }
 }
 

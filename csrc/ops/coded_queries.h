@@ -26,8 +26,9 @@ class CodedQueries {
 
   const CodedQuery& operator[](int64_t q) const { return queries_[static_cast<size_t>(q)]; }
 
-  // Queries [first, first + count), at most kTileQueries, against a block. `thresholds` are least
-  // products, offset included; `ahead` is a block that will be scanned soon, or null.
+  // A tile of queries, those from `first` (a multiple of kTileQueries) on, against a block.
+  // `thresholds` are least products, offset included; `ahead` is a block that will be scanned soon,
+  // or null.
   CodeTile tile(int64_t first, int64_t count, int64_t block, const int32_t* thresholds,
                 int64_t threshold_stride, const uint8_t* ahead) const {
     return {items_.block(view_, block),
@@ -52,7 +53,7 @@ class CodedQueries {
 
   const ItemCodes& items_;
   const CodeView& view_;
-  std::vector<int8_t> codes_;  // [queries, steps * kStepDims]
+  std::vector<int8_t> codes_;  // of tiles of queries, each [steps, queries, kStepDims]
   std::vector<CodedQuery> queries_;
 };
 

@@ -24,8 +24,8 @@ constexpr double kRoundUp = 1 + 1e-6;   // more than the conversion to fp32 may 
 constexpr double kNegligible = 1e-9;    // of an element beside the diagonal
 
 // What a scan costs, in bytes read: measured on two cores of an AMD EPYC (Zen 5). A product of
-// codes overtakes reading them from about seven queries on.
-constexpr double kProductCost = 0.155;
+// codes overtakes reading them from about eight queries on.
+constexpr double kProductCost = 0.12;
 constexpr double kScoreCost = 1500;  // finding, fetching and scoring an item
 constexpr double kAloneCost = 3000;  // more for a lone query, whose items wait for each other
 

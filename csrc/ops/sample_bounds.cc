@@ -2,7 +2,6 @@
 // from the first, and few are ever candidates. Who uses a guess checks that K items reach it.
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <vector>
 
 #include "cpu/thread_pool.h"
@@ -15,6 +14,7 @@ namespace {
 
 constexpr int64_t kSampledBlocks = 32;  // or more
 constexpr int64_t kMostStride = 128;    // from one of them to the next
+constexpr int64_t kBlocksPerPart = 64;  // scored by one thread
 constexpr int64_t kLeastStride = 4;     // that makes a sample worth it
 
 // Every stride-th block of the catalog, in full even where searches read it in part: only that
@@ -30,33 +30,12 @@ class Sample {
         blocks_((codes_.blocks() - stride / 2 + stride - 1) / stride),
         queries_(search, first, count, codes_.full_view()) {}
 
-  // The guesses for queries [begin, end), at most a tile of them.
-  void guess(int64_t begin, int64_t end, float* guesses) const {
-    std::vector<float> scores[kTileQueries];
-    for (std::vector<float>& of_query : scores) {
-      of_query.resize(static_cast<size_t>(blocks_ * kBlockItems));
-    }
-    for (int64_t i = 0; i < blocks_; ++i) score_block(begin, end, i, scores);
-    for (int64_t q = begin; q < end; ++q) {
-      std::vector<float>& of_query = scores[q - begin];
-      drop_excluded(first_ + q, of_query);
-      guesses[q] = value_of_rank(of_query, rank());
-    }
-  }
+  int64_t blocks() const { return blocks_; }
 
- private:
-  int64_t block(int64_t i) const { return stride_ / 2 + i * stride_; }
-
-  // Of the K best the sample holds about K / stride, more or fewer by chance: one that ranks behind
-  // these is very likely not among the K best.
-  int64_t rank() const {
-    const double expected = static_cast<double>(search_.k()) / static_cast<double>(stride_);
-    return static_cast<int64_t>(expected + 3 * std::sqrt(expected) + 4);
-  }
-
-  // Lower bounds of the scores, -inf for items that are not allowed.
+  // Lower bounds of the scores of a block's items for queries [begin, end), at most a tile of them;
+  // -inf for items that are not allowed. `scores` are [queries][blocks * kBlockItems].
   void score_block(int64_t begin, int64_t end, int64_t i, std::vector<float>* scores) const {
-    constexpr int32_t kAll = std::numeric_limits<int32_t>::min();
+    constexpr int32_t kAll = -kMostThreshold;
     const uint8_t* const ahead =
         i + 1 < blocks_ ? codes_.block(codes_.full_view(), block(i + 1)) : nullptr;
     const uint64_t allowed = allowed_items(search_, block(i));
@@ -67,7 +46,7 @@ class Sample {
       const float bound = queries_.bound(q, block(i));
       const int32_t offset = queries_[q].offset;
       const int32_t* const products = hits.products[q - begin];
-      float* const of_block = scores[q - begin].data() + i * kBlockItems;
+      float* const of_block = scores[q].data() + i * kBlockItems;
       for (int64_t item = 0; item < kBlockItems; ++item) {
         of_block[item] = static_cast<float>(products[item] - offset) * unit - bound;
       }
@@ -75,6 +54,22 @@ class Sample {
         of_block[__builtin_ctzll(dropped)] = kLowest;
       }
     }
+  }
+
+  // Reorders the query's scores.
+  float guess(int64_t q, std::vector<float>& scores) const {
+    drop_excluded(first_ + q, scores);
+    return value_of_rank(scores, rank());
+  }
+
+ private:
+  int64_t block(int64_t i) const { return stride_ / 2 + i * stride_; }
+
+  // Of the K best the sample holds about K / stride, more or fewer by chance: one that ranks behind
+  // these is very likely not among the K best.
+  int64_t rank() const {
+    const double expected = static_cast<double>(search_.k()) / static_cast<double>(stride_);
+    return static_cast<int64_t>(expected + 3 * std::sqrt(expected) + 4);
   }
 
   // Rows may lie behind the index: of items that were appended to it.
@@ -106,10 +101,23 @@ std::vector<float> sample_bounds(const Context& context, const Search& search, i
   const int64_t stride = std::min(search.index->codes()->blocks() / kSampledBlocks, kMostStride);
   if (stride < kLeastStride) return guesses;
   const Sample sample(context, search, first, count, stride);
+  std::vector<std::vector<float>> scores(static_cast<size_t>(count));
+  for (std::vector<float>& of_query : scores) {
+    of_query.resize(static_cast<size_t>(sample.blocks() * kBlockItems));
+  }
   const int64_t tiles = (count + kTileQueries - 1) / kTileQueries;
-  for_each(pool, tiles, [&](int64_t tile) {
-    const int64_t begin = tile * kTileQueries;
-    sample.guess(begin, std::min<int64_t>(begin + kTileQueries, count), guesses.data());
+  const int64_t parts = (sample.blocks() + kBlocksPerPart - 1) / kBlocksPerPart;
+  for_each(pool, tiles * parts, [&](int64_t task) {
+    const int64_t begin = task / parts * kTileQueries;
+    const int64_t end = std::min<int64_t>(begin + kTileQueries, count);
+    const int64_t first_block = task % parts * kBlocksPerPart;
+    const int64_t end_block = std::min(first_block + kBlocksPerPart, sample.blocks());
+    for (int64_t i = first_block; i < end_block; ++i) {
+      sample.score_block(begin, end, i, scores.data());
+    }
+  });
+  for_each(pool, count, [&](int64_t q) {
+    guesses[static_cast<size_t>(q)] = sample.guess(q, scores[static_cast<size_t>(q)]);
   });
   return guesses;
 }
