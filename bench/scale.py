@@ -13,7 +13,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bench.serving import synthetic
 from recengine.compile import compile_bundle
@@ -22,15 +22,7 @@ from recengine.serving.bench.closed_loop import Series
 from recengine.serving.bench.commands import NUM_REQUESTS, provenance
 from recengine.serving.bench.machine import machine_name
 from recengine.serving.bench.perf_analyzer import Windows, find_perf_analyzer, measure
-from recengine.serving.bench.report import (
-    Bar,
-    bars_json,
-    bars_table,
-    provenance_lines,
-    series_json,
-    serving_table,
-    write_result,
-)
+from recengine.serving.bench.report import Bar, series_json, serving_table, write_result
 from recengine.serving.bench.requests import draw_requests, write_input_data
 from recengine.serving.server import TritonServer
 
@@ -143,15 +135,6 @@ def write(
     bars: list[Bar],
 ) -> None:
     """Writes scale-<machine>.{json,md}."""
-    result: dict[str, Any] = {
-        **provenance(),
-        "size": dataclasses.asdict(size),
-        "seconds": seconds,
-        "files_gb": files,
-        "memory_gb": memory,
-        "series": series_json(series),
-        "bars": bars_json(bars),
-    }
     facts = [
         "| | |",
         "|---|---:|",
@@ -159,19 +142,26 @@ def write(
         *(f"| {name}, GB | {value:.2f} |" for name, value in files.items()),
         *(f"| {name} memory of the server, GB | {value:.2f} |" for name, value in memory.items()),
     ]
-    text = "\n\n".join(
+    write_result(
+        out / f"scale-{machine_name()}",
+        "Scale",
+        {
+            **provenance(),
+            "size": dataclasses.asdict(size),
+            "seconds": seconds,
+            "files_gb": files,
+            "memory_gb": memory,
+            "series": series_json(series),
+        },
         [
-            "# Scale",
             f"{size.users:,} users and {size.items:,} items of {size.dim} dimensions, int8 tables, "
             f"{size.candidates} candidates; a synthetic recommender. A restart is from the start "
             "of the process to ready: every file is checked against its SHA-256 and mapped.",
             "\n".join(facts),
             serving_table(series),
-            bars_table(bars),
-            provenance_lines(result),
-        ]
+        ],
+        bars,
     )
-    write_result(out / f"scale-{machine_name()}", result, text)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,7 @@ from bench.gpu.contest import Plan
 from bench.gpu.machine import Limits, Machine, file_name
 from bench.ops.contest import plot_ratios
 from recengine.serving.bench.commands import provenance
-from recengine.serving.bench.report import (
-    Bar,
-    bars_json,
-    bars_table,
-    provenance_lines,
-    write_result,
-)
+from recengine.serving.bench.report import Bar, write_result
 
 PACKAGES = ("torch", "faiss-gpu-cu12", "jax")
 HOW = (
@@ -82,15 +76,9 @@ def publish(
     result = provenance(PACKAGES)
     gpu = dataclasses.asdict(machine.gpu)
     result["machine"] = {"gpu": gpu.pop("name"), **gpu, **result["machine"]}
-    result |= {
-        "limits": dataclasses.asdict(machine.limits),
-        **measured,
-        "bars": bars_json(bars),
-    }
-    promised = bars_table(bars) if bars else ""
-    page = filter(None, [f"# {title}", *text, promised, provenance_lines(result)])
+    result |= {"limits": dataclasses.asdict(machine.limits), **measured}
     path = out / f"{name}-{file_name(machine.gpu)}"
-    write_result(path, result, "\n\n".join(page))
+    write_result(path, title, result, text, bars)
     if ratios:
         plot_ratios(path.with_suffix(".png"), ratios, title)
     return path

@@ -19,13 +19,7 @@ from bench.ops.limits import Limits
 from recengine import ops
 from recengine.serving.bench.commands import provenance
 from recengine.serving.bench.machine import machine_name
-from recengine.serving.bench.report import (
-    Bar,
-    bars_json,
-    bars_table,
-    provenance_lines,
-    write_result,
-)
+from recengine.serving.bench.report import Bar, write_result
 
 Contender = Callable[[int], object]
 """Does the i-th piece of work of a pool; every contender's i-th piece is the same."""
@@ -114,11 +108,9 @@ def publish(
         "threads": ops.usable_cores(),
         "limits": dataclasses.asdict(limits),
         **measured,
-        "bars": bars_json(bars),
     }
-    page = [f"# {title}", *text, bars_table(bars), provenance_lines(result)]
     path = arguments.out / f"{name}-{machine_name()}"
-    write_result(path, result, "\n\n".join(page))
+    write_result(path, title, result, text, bars)
     plot_ratios(path.with_suffix(".png"), ratios, title)
 
 

@@ -23,13 +23,7 @@ from recengine import ops
 from recengine.errors import RecengineError
 from recengine.serving.bench.commands import provenance
 from recengine.serving.bench.machine import machine_name
-from recengine.serving.bench.report import (
-    Bar,
-    bars_json,
-    bars_table,
-    provenance_lines,
-    write_result,
-)
+from recengine.serving.bench.report import Bar, write_result
 
 Vectors = npt.NDArray[np.float32]
 
@@ -176,15 +170,9 @@ def main() -> None:
         "float16 in a mapped file; memory holds their 8-bit codes. Answers were compared with "
         "those from every row. Limit: reading every code once, or multiplying it by every query."
     )
-    result = {
-        **provenance(()),
-        "limits": dataclasses.asdict(limits),
-        "results": results,
-        "bars": bars_json(bars),
-    }
-    page = ["# Large catalogs", text, table(results), bars_table(bars), provenance_lines(result)]
     path = arguments.out / f"large-catalog-{machine_name()}"
-    write_result(path, result, "\n\n".join(page))
+    result = {**provenance(), "limits": dataclasses.asdict(limits), "results": results}
+    write_result(path, "Large catalogs", result, [text, table(results)], bars)
     print(path.with_suffix(".md").read_text())
 
 

@@ -26,7 +26,7 @@ from recengine.serving.bench.perf_analyzer import (
     find_perf_analyzer,
     measure_rate,
 )
-from recengine.serving.bench.report import Bar, bars_json, bars_table
+from recengine.serving.bench.report import Bar
 from recengine.serving.bench.requests import draw_requests, write_input_data
 
 CONCURRENCY = (1, 8, 32, 128)
@@ -112,8 +112,6 @@ def main() -> None:
             [ours, theirs], find_perf_analyzer(), CONCURRENCY, windows, arguments.rounds
         )
         half = at_half_of_saturation([ours, theirs], series, windows)
-    bars = throughput_bars(series)
-    about = f"{size.items:,} items of {size.dim} dimensions, {size.candidates} wanted."
     write_serving(
         arguments.out,
         series,
@@ -121,16 +119,15 @@ def main() -> None:
         {
             "peer": dataclasses.asdict(tuning),
             "agreement": dataclasses.asdict(agreement),
-            "bars": bars_json(bars),
             "half_of_saturation": {
                 label: dataclasses.asdict(point) for label, point in half.items()
             },
-            "notes": f"{about}\n\n{bars_table(bars)}\n\n{half_table(half)}",
         },
+        text=f"{size.items:,} items of {size.dim} dimensions, {size.candidates} wanted.",
+        bars=throughput_bars(series),
+        tables=[half_table(half)],
         name="coalescing",
     )
-    for bar in bars:
-        print(bar)
 
 
 if __name__ == "__main__":

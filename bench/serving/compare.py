@@ -24,7 +24,7 @@ from recengine.serving.bench.closed_loop import Contender, Load, Series, measure
 from recengine.serving.bench.commands import CONCURRENCY, NUM_REQUESTS, served, write_serving
 from recengine.serving.bench.machine import describe_versions
 from recengine.serving.bench.perf_analyzer import LoadPoint, Windows, find_perf_analyzer
-from recengine.serving.bench.report import Bar, bars_json, bars_table
+from recengine.serving.bench.report import Bar
 from recengine.serving.bench.requests import (
     Request,
     draw_requests,
@@ -194,14 +194,13 @@ def main() -> None:
             Windows(arguments.window_ms),
             arguments.rounds,
         )
-    bars = ratio_bars(series)
     compared = (
         ""
         if agreement is None
         else (
             f"Both answered {agreement.users} held-out users before: {agreement.identical:.2%} "
             f"identical lists, {agreement.same:.2%} up to near ties, largest score difference "
-            f"{agreement.score_error:.1e}.\n\n"
+            f"{agreement.score_error:.1e}."
         )
     )
     write_serving(
@@ -219,12 +218,10 @@ def main() -> None:
                 "numpy": peer.NUMPY,
             },
             "agreement": None if agreement is None else dataclasses.asdict(agreement),
-            "bars": bars_json(bars),
-            "notes": f"{compared}{bars_table(bars)}",
         },
+        text=compared,
+        bars=ratio_bars(series),
     )
-    for bar in bars:
-        print(bar)
 
 
 if __name__ == "__main__":

@@ -26,11 +26,9 @@ from recengine.serving.bench.overload import (
 )
 from recengine.serving.bench.perf_analyzer import Windows, find_perf_analyzer
 from recengine.serving.bench.report import (
-    bars_json,
-    bars_table,
+    Bar,
     plot_overload,
     plot_serving,
-    provenance_lines,
     series_json,
     serving_table,
     write_result,
@@ -150,7 +148,7 @@ def run_overload(
     out: Path,
     tritonserver: Path | None = None,
     about: str = "",
-) -> dict[str, Any]:
+) -> None:
     """Serves `repository` on half of the cores, overloads `model` from the other half.
 
     Args:
@@ -161,9 +159,6 @@ def run_overload(
         out: folder for overload-<machine>.{json,md,png}.
         tritonserver: the server to run; None: see `find_tritonserver`.
         about: what is served, for the report.
-
-    Returns:
-        The result that was written.
     """
     server_cores, generator_cores = split_cores()
     with tempfile.TemporaryDirectory() as folder:
@@ -185,70 +180,64 @@ def run_overload(
         "server_cores": sorted(server_cores),
         "generator_cores": sorted(generator_cores),
         **result,
-        "bars": bars_json(bars),
     }
-    markdown = "\n\n".join(
+    path = out / f"overload-{machine_name()}"
+    write_result(
+        path,
+        "Overload",
+        result,
         [
-            "# Overload",
             f"Open loop, Poisson arrivals, {plan.seconds:g} s a burst. Good: answered within "
             f"{plan.deadline_ms:g} ms of being due. Capacity {result['capacity']:.1f}/s, idle p50 "
             f"{result['idle_p50_ms']:.1f} ms, p99 {result['idle_p99_ms']:.1f} ms. Server on cores "
             f"{result['server_cores']}, load generator on cores {result['generator_cores']}. "
             f"{about}",
             overload_table(result),
-            bars_table(bars),
-            provenance_lines(result),
-        ]
+        ],
+        bars,
     )
-    path = out / f"overload-{machine_name()}"
-    write_result(path, result, markdown)
     plot_overload(path.with_suffix(".png"), result["bursts"], result)
     for bar in bars:
         typer.echo(str(bar))
     typer.echo(f"wrote {path}.json, .md, .png")
-    return result
 
 
 def write_serving(
     out: Path,
     series: Series,
     settings: dict[str, Any],
-    extra: dict[str, Any] | None = None,
+    measured: dict[str, Any] | None = None,
+    text: str = "",
+    bars: Sequence[Bar] = (),
+    tables: Sequence[str] = (),
     name: str = "serving",
 ) -> None:
-    """Writes <name>-<machine>.{json,md,png}.
+    """Writes <name>-<machine>.{json,md,png} and prints the bars.
 
     Args:
         out: folder.
         series: what was measured.
         settings: how, for the record.
-        extra: more of the result: `notes` (markdown) goes into the page, the rest into the JSON.
+        measured: what else was measured, as JSON values.
+        text: a paragraph of the page.
+        bars: what was promised.
+        tables: of the page, before that of the series.
         name: of the bench.
     """
-    extra = dict(extra or {})
-    notes = extra.pop("notes", "")
-    result = {**provenance(), "settings": settings, "series": series_json(series), **extra}
-    how = ", ".join(f"{key} {value}" for key, value in settings.items())
-    markdown = "\n\n".join(
-        filter(
-            None,
-            [
-                f"# {name.capitalize()}",
-                "Closed loop, perf_analyzer over gRPC on the same machine as the server; latency "
-                f"is the client's. {how}.",
-                notes,
-                serving_table(series),
-                provenance_lines(result),
-            ],
-        )
+    values = {"settings": settings, "series": series_json(series), **(measured or {})}
+    result = {**provenance(), **values}
+    title, table = name.capitalize(), serving_table(series)
+    how = (
+        "Closed loop, perf_analyzer over gRPC on the same machine as the server; latency is the "
+        f"client's. {', '.join(f'{key} {value}' for key, value in settings.items())}."
     )
     path = out / f"{name}-{machine_name()}"
-    write_result(path, result, markdown)
-    plot_serving(
-        path.with_suffix(".png"), series, f"{name.capitalize()} on {result['machine']['cpu']}"
-    )
-    typer.echo(serving_table(series))
+    write_result(path, title, result, [how, text], bars, [*tables, table])
+    plot_serving(path.with_suffix(".png"), series, f"{title} on {result['machine']['cpu']}")
+    typer.echo(table)
     typer.echo(f"wrote {path}.json, .md, .png")
+    for bar in bars:
+        typer.echo(str(bar))
 
 
 @contextmanager

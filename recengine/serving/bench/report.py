@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,15 @@ class Bar:
 
 
 def bars_table(bars: Sequence[Bar]) -> str:
-    """The bars as a markdown table."""
+    """The bars as a markdown table; nothing where there are none."""
+    if not bars:
+        return ""
     lines = ["| | measured | bar | |", "|---|---:|---:|---|"]
     for bar in bars:
         sign = "≥" if bar.at_least else "≤"
         verdict = "met" if bar.met else "**missed**"
         lines.append(f"| {bar.name} | {bar.found:.3g} | {sign} {bar.wanted:g} | {verdict} |")
     return "\n".join(lines)
-
-
-def bars_json(bars: Sequence[Bar]) -> list[dict[str, Any]]:
-    """The bars as JSON values."""
-    return [{**dataclasses.asdict(bar), "met": bar.met} for bar in bars]
 
 
 def serving_table(series: Series) -> str:
@@ -73,23 +70,39 @@ def serving_table(series: Series) -> str:
     return "\n".join(lines)
 
 
-def provenance_lines(result: dict[str, Any]) -> str:
-    """Machine, versions and command of a result, as markdown."""
-    machine = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-    versions = ", ".join(f"{key} {value}" for key, value in result["versions"].items())
-    return f"Machine: {machine}.\nVersions: {versions}.\nCommand: `{result['command']}`."
-
-
 def series_json(series: Series) -> dict[str, list[dict[str, float]]]:
     """Measured points as JSON values, by label."""
     return {label: [dataclasses.asdict(p) for p in points] for label, points in series.items()}
 
 
-def write_result(path: Path, result: dict[str, Any], markdown: str) -> None:
-    """Writes `path`.json and `path`.md."""
+def write_result(
+    path: Path,
+    title: str,
+    result: Mapping[str, Any],
+    text: Sequence[str],
+    bars: Sequence[Bar] = (),
+    tables: Sequence[str] = (),
+) -> None:
+    """Writes `path`.json and `path`.md.
+
+    Args:
+        path: without suffix.
+        title: of the page.
+        result: its provenance and what was measured, as JSON values.
+        text: paragraphs of the page, empty ones left out.
+        bars: what was promised.
+        tables: of the page, after the bars.
+    """
+    machine, versions = (
+        ", ".join(f"{key} {value}" for key, value in result[name].items())
+        for name in ("machine", "versions")
+    )
+    origin = f"Machine: {machine}.\nVersions: {versions}.\nCommand: `{result['command']}`."
+    page = filter(None, [f"# {title}", *text, bars_table(bars), *tables, origin])
+    values = {**result, "bars": [{**dataclasses.asdict(bar), "met": bar.met} for bar in bars]}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
-    path.with_suffix(".md").write_text(markdown.rstrip() + "\n")
+    path.with_suffix(".json").write_text(json.dumps(values, indent=1) + "\n")
+    path.with_suffix(".md").write_text("\n\n".join(page) + "\n")
 
 
 def plot_serving(path: Path, series: Series, title: str) -> None:
