@@ -116,12 +116,10 @@ def publish(
 
 def plot_ratios(path: Path, ratios: Mapping[str, float], title: str) -> None:
     """One bar a case."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 1 + 0.28 * len(ratios)), layout="constrained")
+    figure = Figure(figsize=(8, 1 + 0.28 * len(ratios)), layout="constrained")
+    axes = figure.subplots()
     positions = range(len(ratios))
     colors = ["#4878a8" if ratio >= 1 else "#c44e52" for ratio in ratios.values()]
     bars = axes.barh(positions, list(ratios.values()), color=colors)
@@ -132,7 +130,6 @@ def plot_ratios(path: Path, ratios: Mapping[str, float], title: str) -> None:
     axes.set_xlabel("time of the best peer ÷ time of recengine")
     axes.set_title(title)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def _summary(times: Sequence[float]) -> Times:

@@ -107,12 +107,10 @@ def write_result(
 
 def plot_serving(path: Path, series: Series, title: str) -> None:
     """Latency against throughput, p50 solid and p99 dashed; the numbers are concurrencies."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
     for i, (label, points) in enumerate(series.items()):
         rates = [point.throughput for point in points]
         color = f"C{i}"
@@ -134,19 +132,14 @@ def plot_serving(path: Path, series: Series, title: str) -> None:
     axes.grid(visible=True, which="both", alpha=0.25)
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
 
 
 def plot_overload(path: Path, bursts: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:
     """Above: what came of the requests at each offered load. Below: latency of the answered."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, (above, below) = pyplot.subplots(
-        2, 1, figsize=(9, 7), sharex=True, layout="constrained"
-    )
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
     names = [f"{burst['load']:g}×" for burst in bursts]
     capacity = result["capacity"]
     above.bar(names, [b["good_per_s"] for b in bursts], color="C0", label="good answers")
@@ -170,4 +163,3 @@ def plot_overload(path: Path, bursts: Sequence[dict[str, Any]], result: dict[str
     below.grid(visible=True, which="both", alpha=0.25)
     below.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
