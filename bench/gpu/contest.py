@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-OURS = "recengine"
+from bench.ops import contest
+from bench.ops.contest import OURS, quartiles
+
 MOST_CALLS = 1000  # back to back
 MOST_SAMPLES = 20  # of a turn
 
@@ -37,10 +39,10 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Milliseconds of a call: 25, 50 and 75 % quantiles, back to back and single."""
+    """Of a call back to back, and of a single one."""
 
-    queued: tuple[float, float, float]
-    single: tuple[float, float, float]
+    queued: contest.Times
+    single: contest.Times
 
 
 def race(contenders: Mapping[str, Contender], pool: int, plan: Plan) -> dict[str, Times]:
@@ -56,7 +58,7 @@ def race(contenders: Mapping[str, Contender], pool: int, plan: Plan) -> dict[str
             calls = int(np.clip(plan.seconds / np.median(alone), 1, MOST_CALLS))
             single[name] += alone
             queued[name] += _samples(contender, pool, calls, plan)
-    return {name: Times(_quartiles(queued[name]), _quartiles(single[name])) for name in contenders}
+    return {name: Times(quartiles(queued[name]), quartiles(single[name])) for name in contenders}
 
 
 def without_failing(
@@ -76,18 +78,13 @@ def without_failing(
     return able, failed
 
 
-def best_peer(ms: Mapping[str, float]) -> str | None:
-    """The fastest that is not ours, if there is one."""
-    return min((name for name in ms if name != OURS), key=lambda name: ms[name], default=None)
-
-
 def times_json(times: Mapping[str, Times]) -> dict[str, Any]:
-    """As JSON values."""
+    """As JSON values; contenders are compared back to back."""
+    single = contest.times_json({name: value.single for name, value in times.items()})
     return {
-        "ms": {name: value.queued[1] for name, value in times.items()},
-        "quartiles_ms": {name: value.queued[::2] for name, value in times.items()},
-        "single_ms": {name: value.single[1] for name, value in times.items()},
-        "single_quartiles_ms": {name: value.single[::2] for name, value in times.items()},
+        **contest.times_json({name: value.queued for name, value in times.items()}),
+        "single_ms": single["ms"],
+        "single_quartiles_ms": single["quartiles_ms"],
     }
 
 
@@ -107,8 +104,3 @@ def _seconds(contender: Contender, pool: int, calls: int) -> float:
         result = contender.run(call % pool)
     contender.wait(result)
     return time.perf_counter() - start
-
-
-def _quartiles(seconds: Sequence[float]) -> tuple[float, float, float]:
-    low, median, high = 1e3 * np.percentile(seconds, [25, 50, 75])
-    return float(low), float(median), float(high)

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from bench.gpu.contest import OURS, Contender, Plan, best_peer, race, times_json, without_failing
+from bench.gpu.contest import Contender, Plan, race, times_json, without_failing
 from bench.gpu.frameworks import Frameworks, find_frameworks, to_host
 from bench.gpu.machine import Limits, Machine, measure_machine
 from bench.gpu.report import HOW, absent_text, limits_text, parser, publish
-from bench.ops.cosine_topk import Rows, Vectors, label, to_unit
+from bench.ops.contest import OURS
+from bench.ops.cosine_topk import Rows, Vectors, find_ratios, label, to_unit
 from recengine import ops
 from recengine.errors import RecengineError
 from recengine.serving.bench.report import Bar
@@ -245,15 +246,11 @@ def measure(
         searcher = searchers[name]
         exact = scores if searcher.exact else None
         shares[name] = share_found(name, searcher.rows(contender.run(0)), ours, exact)
-    times = times_json(race(contenders, len(batches), plan))
-    best = best_peer(times["ms"])
     return {
         "batch": batch,
-        **times,
+        **times_json(race(contenders, len(batches), plan)),
         "failed": failed,
         "share_found": shares,
-        "best_peer": best,
-        "ratio": None if best is None else times["ms"][best] / times["ms"][OURS],
     }
 
 
@@ -382,12 +379,7 @@ def write(
             found_text(points),
             *[table(result) for result in results],
         ],
-        {
-            f"{label(result)}, batch {point['batch']}": point["ratio"]
-            for result in results
-            for point in result["points"]
-            if point["ratio"] is not None
-        },
+        find_ratios(results),
         find_bars(results),
     )
 

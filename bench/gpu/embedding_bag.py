@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.gpu.contest import OURS, Contender, Plan, best_peer, race, times_json, without_failing
+from bench.gpu.contest import Contender, Plan, race, times_json, without_failing
 from bench.gpu.frameworks import Frameworks, find_frameworks, to_host
 from bench.gpu.machine import Limits, Machine, measure_machine
 from bench.gpu.report import HOW, absent_text, limits_text, parser, publish
+from bench.ops.contest import OURS
 from bench.ops.embedding_bag import (
     IDS_IN_POOL,
     ZIPF,
@@ -24,6 +25,7 @@ from bench.ops.embedding_bag import (
     Rows,
     Tables,
     check,
+    find_ratios,
     label,
     make_ids,
     make_rows,
@@ -136,7 +138,7 @@ def measure(contest: Contest, case: Case, zipf: bool, plan: Plan, limits: Limits
     checked = {"recengine, checked": lambda: contest.checked(ids[0])}
     check(tables, contest.stored, checked | answers, ids[0])
     times = times_json(race(contenders, pool, plan))
-    ours, best = times["ms"][OURS], best_peer(times["ms"])
+    ours = times["ms"][OURS]
     moved = moved_bytes(case)
     point = {
         "tables": str(tables),
@@ -147,8 +149,6 @@ def measure(contest: Contest, case: Case, zipf: bool, plan: Plan, limits: Limits
         **times,
         "failed": failed,
         "compared": list(answers),
-        "best_peer": best,
-        "ratio": None if best is None else times["ms"][best] / ours,
         "moved_bytes": moved,
         "copy_share": limits.copy_share(moved, ours),
     }
@@ -246,7 +246,7 @@ def write(
             f"{limits_text(machine.limits)} {absent_text(absent, points)}",
             table(points),
         ],
-        {label(point): point["ratio"] for point in points if point["ratio"] is not None},
+        find_ratios(points),
         find_bars(points),
     )
 

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,12 +27,29 @@ Contender = Callable[[int], object]
 OURS = "recengine"
 
 
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """Milliseconds of a call, over all rounds: the median and the quartiles."""
+class Times(NamedTuple):
+    """Milliseconds of a call: 25, 50 and 75 % quantiles."""
 
+    low: float
     median: float
-    quartiles: tuple[float, float]
+    high: float
+
+
+def quartiles(seconds: Sequence[float]) -> Times:
+    """Of calls."""
+    return Times(*(1e3 * np.percentile(seconds, [25, 50, 75])).tolist())
+
+
+def times_json(times: Mapping[str, Times]) -> dict[str, Any]:
+    """As JSON values, with the best peer, if there is one, and its time over ours."""
+    ms = {name: value.median for name, value in times.items()}
+    best = min((name for name in ms if name != OURS), key=lambda name: ms[name], default=None)
+    return {
+        "ms": ms,
+        "quartiles_ms": {name: (value.low, value.high) for name, value in times.items()},
+        "best_peer": best,
+        "ratio": None if best is None else ms[best] / ms[OURS],
+    }
 
 
 def race(
@@ -54,13 +71,7 @@ def race(
                 if call > 0:
                     times.append(time.perf_counter() - start)
                 call += 1
-    return {name: _summary(times) for name, times in taken.items()}
-
-
-def best_peer(times: Mapping[str, Times]) -> str:
-    """The fastest contender that is not ours."""
-    peers = [name for name in times if not name.startswith(OURS)]
-    return min(peers, key=lambda name: times[name].median)
+    return {name: quartiles(times) for name, times in taken.items()}
 
 
 def parser(about: str | None) -> argparse.ArgumentParser:
@@ -130,8 +141,3 @@ def plot_ratios(path: Path, ratios: Mapping[str, float], title: str) -> None:
     axes.set_xlabel("time of the best peer ÷ time of recengine")
     axes.set_title(title)
     figure.savefig(path, dpi=120)
-
-
-def _summary(times: Sequence[float]) -> Times:
-    low, median, high = 1e3 * np.percentile(times, [25, 50, 75])
-    return Times(float(median), (float(low), float(high)))

@@ -6,14 +6,14 @@ Before the contenders are timed their answers are compared: the same items, near
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bench.ops.contest import best_peer, parser, publish, race
+from bench.ops.contest import OURS, parser, publish, race, times_json
 from bench.ops.limits import Limits, measure_limits
 from recengine import ops
 from recengine.data import read
@@ -142,7 +142,7 @@ def contenders(items: Vectors, k: int, threads: int) -> dict[str, Search]:
         return np.asarray(found.keys, np.int64).reshape(len(queries), k)
 
     return {
-        "recengine": ours,
+        OURS: ours,
         "faiss": faiss_with(default),
         "faiss, BLAS always": faiss_with(1),
         "faiss, BLAS from 1600": faiss_with(1600),
@@ -157,7 +157,7 @@ def check_agreement(searches: dict[str, Search], items: Vectors, queries: Vector
     Raises:
         RecengineError: a contender's worst item scores less than ours by more than rounding.
     """
-    expected = np.sort(np.einsum("qkd,qd->qk", items[searches["recengine"](queries)], queries))
+    expected = np.sort(np.einsum("qkd,qd->qk", items[searches[OURS](queries)], queries))
     for name, search in searches.items():
         scores = np.sort(np.einsum("qkd,qd->qk", items[search(queries)], queries))
         if np.abs(scores - expected).max() > 1e-5:
@@ -179,21 +179,16 @@ def run(
             name: lambda i, search=search, batches=batches: search(batches[i])
             for name, search in searches.items()
         }
-        times = race(calls, len(batches), rounds, seconds)
-        best = best_peer(times)
-        medians = {name: value.median for name, value in times.items()}
         point = {
             "batch": batch,
-            "ms": medians,
-            "quartiles_ms": {name: value.quartiles for name, value in times.items()},
-            "best_peer": best,
-            "ratio": medians[best] / medians["recengine"],
+            **times_json(race(calls, len(batches), rounds, seconds)),
             "least_ms": limits.scan_ms(rows, dim, batch),
         }
         points.append(point)
+        ms, best = point["ms"], point["best_peer"]
         print(
-            f"{kind} {rows:,} x {dim}, batch {batch}: {medians['recengine']:.2f} ms, {best} "
-            f"{medians[best]:.2f} ms, ratio {point['ratio']:.2f}, limit {point['least_ms']:.2f} ms"
+            f"{kind} {rows:,} x {dim}, batch {batch}: {ms[OURS]:.2f} ms, {best} "
+            f"{ms[best]:.2f} ms, ratio {point['ratio']:.2f}, limit {point['least_ms']:.2f} ms"
         )
     return {"kind": kind, "rows": rows, "dim": dim, "k": k, "points": points}
 
@@ -245,6 +240,16 @@ def label(measured: dict[str, Any]) -> str:
     return f"{measured['kind']} {size} × {measured['dim']}"
 
 
+def find_ratios(results: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The best peer's time over ours, by catalog and batch, where there was a peer."""
+    return {
+        f"{label(result)}, batch {point['batch']}": point["ratio"]
+        for result in results
+        for point in result["points"]
+        if point["ratio"] is not None
+    }
+
+
 def table(result: dict[str, Any]) -> str:
     """Milliseconds of every contender, one line per batch, as markdown."""
     names = list(result["points"][0]["ms"])
@@ -256,7 +261,7 @@ def table(result: dict[str, Any]) -> str:
     ]
     for point in result["points"]:
         cells = " | ".join(f"{point['ms'][name]:.2f}" for name in names)
-        share = point["least_ms"] / point["ms"]["recengine"]
+        share = point["least_ms"] / point["ms"][OURS]
         lines.append(
             f"| {point['batch']} | {cells} | {point['ratio']:.2f} | {point['least_ms']:.2f} "
             f"| {share:.0%} |"
@@ -307,11 +312,7 @@ def main() -> None:
             f"### What filters add, {label(results[0])}",
             filter_table(costs),
         ],
-        {
-            f"{label(measured)}, batch {point['batch']}": point["ratio"]
-            for measured in results
-            for point in measured["points"]
-        },
+        find_ratios(results),
         bars,
     )
 

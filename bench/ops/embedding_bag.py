@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.ops.contest import Contender, best_peer, parser, publish, race
+from bench.ops.contest import OURS, Contender, parser, publish, race, times_json
 from bench.ops.limits import Limits, measure_limits
 from recengine import ops
 from recengine.errors import RecengineError
@@ -208,7 +208,7 @@ class Contest:
             return other.result(), result
 
         found: dict[str, Contender] = {
-            "recengine": ours,
+            OURS: ours,
             "FBGEMM": fbgemm,
             "FBGEMM, tables on two threads": fbgemm_on_two_threads,
         }
@@ -276,25 +276,21 @@ def measure(
     contenders = contest.contenders(ids)
     answers = {name: lambda run=run: as_sums(run(0)) for name, run in contenders.items()}
     check(case.tables, contest.stored, answers, ids[0])
-    times = race(contenders, len(ids), rounds, seconds)
-    best, ours = best_peer(times), times["recengine"].median
+    times = times_json(race(contenders, len(ids), rounds, seconds))
+    ms, best = times["ms"], times["best_peer"]
     least = limits.lookup_ms(rows, case.tables.lines)
     point = {
         "tables": str(case.tables),
         "batch": case.batch,
         "length": case.length,
         "ids": f"Zipf {ZIPF}" if zipf else "uniform",
-        "ms": {name: value.median for name, value in times.items()},
-        "quartiles_ms": {name: value.quartiles for name, value in times.items()},
-        "best_peer": best,
-        "ratio": times[best].median / ours,
+        **times,
         "least_ms": least,
         "bar": None if zipf else case.bar,
     }
     print(
-        f"{point['tables']}, {case.batch} × {case.length}, {point['ids']}: {1e3 * ours:.1f} us, "
-        f"{best} {1e3 * times[best].median:.1f} us, ratio {point['ratio']:.2f}, "
-        f"limit {1e3 * least:.1f} us",
+        f"{label(point)}: {1e3 * ms[OURS]:.1f} us, {best} {1e3 * ms[best]:.1f} us, "
+        f"ratio {point['ratio']:.2f}, limit {1e3 * least:.1f} us",
         flush=True,
     )
     return point
@@ -303,6 +299,11 @@ def measure(
 def label(point: dict[str, Any]) -> str:
     """What was measured, in one line."""
     return f"{point['tables']}, {point['batch']} × {point['length']}, {point['ids']}"
+
+
+def find_ratios(points: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The best peer's time over ours, by case, where there was a peer."""
+    return {label(point): point["ratio"] for point in points if point["ratio"] is not None}
 
 
 def table(points: Sequence[dict[str, Any]]) -> str:
@@ -317,7 +318,7 @@ def table(points: Sequence[dict[str, Any]]) -> str:
         cells = " | ".join(
             f"{1e3 * point['ms'][name]:.1f}" if name in point["ms"] else "" for name in names
         )
-        share = point["least_ms"] / point["ms"]["recengine"]
+        share = point["least_ms"] / point["ms"][OURS]
         lines.append(
             f"| {point['tables']} | {point['batch']} × {point['length']} | {point['ids']} "
             f"| {cells} | {point['ratio']:.2f} | {1e3 * point['least_ms']:.1f} | {share:.0%} |"
@@ -362,7 +363,7 @@ def main() -> None:
             + ". Zipf: hot rows stay in caches, so the limit does not bind.",
             table(points),
         ],
-        {label(point): point["ratio"] for point in points},
+        find_ratios(points),
         bars,
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.ops.contest import race
+from bench.ops.contest import OURS, race
 from bench.ops.limits import Limits, measure_limits
 from recengine import ops
 from recengine.errors import RecengineError
@@ -101,12 +101,12 @@ def run(folder: Path, rows: int, dim: int, rounds: int, limits: Limits) -> dict[
             def search(i: int, batches: list[Vectors] = batches) -> object:
                 return ops.cosine_topk(index, batches[i], K)
 
-            times = race({"recengine": search}, len(batches), rounds, 5.0)["recengine"]
+            times = race({OURS: search}, len(batches), rounds, 5.0)[OURS]
             points.append(
                 {
                     "batch": batch,
                     "ms": times.median,
-                    "quartiles_ms": times.quartiles,
+                    "quartiles_ms": (times.low, times.high),
                     "least_ms": limits.scan_ms(rows, dim, batch),
                     "queries_per_s": 1e3 * batch / times.median,
                 }
