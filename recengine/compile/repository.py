@@ -159,14 +159,20 @@ def fused_configs(manifest: Manifest, request: Request) -> dict[str, pb.ModelCon
     return result
 
 
-def composing(name: str, inputs: Tensors, outputs: Tensors, request: Request) -> pb.ModelConfig:
+def composing(
+    name: str,
+    inputs: Tensors,
+    outputs: Tensors,
+    request: Request,
+    kind: int = pb.ModelInstanceGroup.KIND_CPU,
+) -> pb.ModelConfig:
     """A model that our backend runs."""
     config = model(name, inputs, outputs)
     config.backend = "recengine"
     # Requests of different history lengths may wait in one batch.
     config.input[list(inputs).index("ids")].allow_ragged_batch = True
     config.dynamic_batching.SetInParent()
-    config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_CPU)
+    config.instance_group.add(count=1, kind=kind)
     add_warmup(config, request, request["candidates"].shape[1])
     return config
 

@@ -80,14 +80,12 @@ def _stages(
         "ranking_lookup": ({**users, **CANDIDATES}, items),
         "ranking_order": ({**keys, **CANDIDATES, "graph_scores": [-1]}, ANSWER),
     }
-    result = {
-        name: composing(name, inputs, outputs, request)
+    group = pb.ModelInstanceGroup
+    kind = group.KIND_GPU if target == "gpu" else group.KIND_CPU
+    return {
+        name: composing(name, inputs, outputs, request, kind)
         for name, (inputs, outputs) in tensors.items()
     }
-    if target == "gpu":
-        for config in result.values():
-            config.instance_group[0].kind = pb.ModelInstanceGroup.KIND_GPU
-    return result
 
 
 def _dense(name: str, graph: Graph, target: Target, request: Request) -> pb.ModelConfig:
