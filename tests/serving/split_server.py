@@ -7,10 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bench.serving.peer.repository import copy_backend, environment
+from recengine.compile import compile_bundle
 from recengine.compile.split import STAGES
 from recengine.serving.server import TritonServer, find_backends
 
 MODEL = Path(__file__).with_name("onnx_model.py")
+
+
+def compile_stages(bundle, repository):
+    """The models that our backend runs, alone: others have no backend in every server."""
+    compile_bundle(bundle, repository, target="onnxruntime")
+    for model in repository.iterdir():
+        if model.name not in STAGES:
+            shutil.rmtree(model)
+    return repository
 
 
 def replace_backend(repository):

@@ -6,9 +6,8 @@ import shutil
 import numpy as np
 import pytest
 from raw_client import RawClient, make_request, read_response
-from split_server import place_on_gpu
+from split_server import compile_stages, place_on_gpu
 
-from recengine.compile import compile_bundle
 from recengine.compile.split import STAGES
 from recengine.errors import ServerError
 from recengine.serving.server import TritonServer
@@ -18,12 +17,7 @@ pytestmark = pytest.mark.cuda
 
 @pytest.fixture
 def stages(golden, tmp_path):
-    """The models that our backend runs, alone."""
-    repository = compile_bundle(golden, tmp_path / "model_repository", target="onnxruntime")
-    for model in repository.iterdir():
-        if model.name not in STAGES:
-            shutil.rmtree(model)
-    return repository
+    return compile_stages(golden, tmp_path / "model_repository")
 
 
 def test_every_stage_is_loaded_once_on_the_gpu(stages, tmp_path):

@@ -16,10 +16,9 @@ from malformed import (
 )
 from places import StagesOnGpu
 from raw_client import RawClient, make_request, read_response
-from split_server import place_on_gpu
+from split_server import compile_stages, place_on_gpu
 
 from recengine.bundle import load_tensor, read_manifest
-from recengine.compile import compile_bundle
 from recengine.compile.split import STAGES
 from recengine.engine import Engine
 from recengine.errors import ServerError
@@ -40,12 +39,8 @@ EACH_TENSOR = [(model, name) for model, names in INPUTS.items() for name in name
 
 @pytest.fixture(scope="session", params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
 def split_repository(request, golden, tmp_path_factory):
-    """The stages alone, on the CPU or on a GPU: what has no backend here is left out."""
-    repository = tmp_path_factory.mktemp("stages") / "model_repository"
-    compile_bundle(golden, repository, target="onnxruntime")
-    for model in repository.iterdir():
-        if model.name not in STAGES:
-            shutil.rmtree(model)
+    """The stages alone, on the CPU or on a GPU."""
+    repository = compile_stages(golden, tmp_path_factory.mktemp("stages") / "model_repository")
     return repository if request.param == "cpu" else place_on_gpu(repository)
 
 
