@@ -9,6 +9,18 @@ def _on_gpu(values, dtype):
     return None if values is None else ops.to_device(np.asarray(values, dtype))
 
 
+def pool_on_gpu(tables, rows, lengths, *, weights=None, **options):
+    """`ops.embedding_bag` of DeviceTables."""
+    found = ops.embedding_bag(
+        tables,
+        _on_gpu(rows, np.int64),
+        _on_gpu(lengths, np.int32),
+        weights=_on_gpu(weights, np.float32),
+        **options,
+    )
+    return found.numpy()
+
+
 class Cpu:
     """The instruction set named."""
 
@@ -36,15 +48,8 @@ class Gpu:
 
     isa = None
 
-    def embedding_bag(self, tables, rows, lengths, *, weights=None, **options):
-        found = ops.embedding_bag(
-            [ops.DeviceTable(table) for table in tables],
-            _on_gpu(rows, np.int64),
-            _on_gpu(lengths, np.int32),
-            weights=_on_gpu(weights, np.float32),
-            **options,
-        )
-        return found.numpy()
+    def embedding_bag(self, tables, rows, lengths, **options):
+        return pool_on_gpu([ops.DeviceTable(table) for table in tables], rows, lengths, **options)
 
     def cosine_topk(self, index, queries, k, **options):
         return self.certified_topk(index, queries, k, **options)[:2]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from places import Gpu, pool_on_gpu
 from test_embedding_bag import FUSED, ROW_TYPES, assert_right, make_rows, make_table
 
 from recengine import ops
@@ -19,15 +20,8 @@ def test_any_number_of_columns(columns):
     ]
     lengths = rng.integers(0, 4, (3, columns)).astype(np.int32)
     rows = make_rows(rng, tables, lengths)
-    found = ops.embedding_bag(
-        [ops.DeviceTable(table) for table in tables],
-        ops.to_device(rows),
-        ops.to_device(lengths),
-        pooling="sum",
-    )
-    assert_right(
-        None, found.numpy(), (tables, rows, lengths, ["sum"] * columns, None, [0] * columns)
-    )
+    found = Gpu().embedding_bag(tables, rows, lengths, pooling="sum")
+    assert_right(None, found, (tables, rows, lengths, ["sum"] * columns, None, [0] * columns))
 
 
 @pytest.mark.parametrize(
@@ -43,14 +37,8 @@ def test_bags_that_several_warps_share(batch, length, row_type):
     lengths[0, 1] = 0
     rows = make_rows(rng, tables, lengths)
     weights = rng.standard_normal(rows.size).astype(np.float32)
-    found = ops.embedding_bag(
-        [ops.DeviceTable(table) for table in tables],
-        ops.to_device(rows),
-        ops.to_device(lengths),
-        pooling="mean",
-        weights=ops.to_device(weights),
-    )
-    assert_right(None, found.numpy(), (tables, rows, lengths, ["mean"] * 2, weights, [0] * 2))
+    found = Gpu().embedding_bag(tables, rows, lengths, pooling="mean", weights=weights)
+    assert_right(None, found, (tables, rows, lengths, ["mean"] * 2, weights, [0] * 2))
 
 
 @pytest.mark.parametrize("hint", [0, 1, 5, 100])
@@ -59,14 +47,8 @@ def test_the_longest_bag_is_a_hint(hint):
     tables = [make_table(rng, "fp16", 40, 32) for _ in range(3)]
     lengths = np.array([[1, 60, 5], [1, 0, 5], [0, 70, 5]], np.int32)
     rows = make_rows(rng, tables, lengths)
-    found = ops.embedding_bag(
-        [ops.DeviceTable(table) for table in tables],
-        ops.to_device(rows),
-        ops.to_device(lengths),
-        pooling="sum",
-        max_length=[1, 100, hint],
-    )
-    assert_right(None, found.numpy(), (tables, rows, lengths, ["sum"] * 3, None, [0] * 3))
+    found = Gpu().embedding_bag(tables, rows, lengths, pooling="sum", max_length=[1, 100, hint])
+    assert_right(None, found, (tables, rows, lengths, ["sum"] * 3, None, [0] * 3))
 
 
 @pytest.mark.parametrize("row_type", ["fp32", "fp16", "bf16", "int8"])
@@ -92,8 +74,8 @@ def test_fused_rows_that_are_on_the_gpu_already(row_type, layout, dim):
 def assert_pools(rng, on_gpu, table):
     lengths = np.array([[3], [0], [40]], np.int32)
     rows = make_rows(rng, [table], lengths)
-    found = ops.embedding_bag([on_gpu], ops.to_device(rows), ops.to_device(lengths), pooling="sum")
-    assert_right(None, found.numpy(), ([table], rows, lengths, ["sum"], None, [0]))
+    found = pool_on_gpu([on_gpu], rows, lengths, pooling="sum")
+    assert_right(None, found, ([table], rows, lengths, ["sum"], None, [0]))
 
 
 def test_the_result_goes_to_out():
@@ -115,13 +97,7 @@ def test_without_a_check_values_out_of_range_read_nothing(row_type):
         ([0, 1], [[2**31 - 1]] * 300 + [[-5]] * 300),
         ([], [[3]] * 300),
     ]:
-        found = ops.embedding_bag(
-            [table],
-            ops.to_device(np.array(rows, np.int64)),
-            ops.to_device(np.array(lengths, np.int32)),
-            pooling="sum",
-            check=False,
-        )
+        found = pool_on_gpu([table], rows, lengths, pooling="sum", check=False)
         assert found.shape == (len(lengths), 24)
 
 

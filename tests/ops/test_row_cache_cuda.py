@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import pool_on_gpu
 from test_embedding_bag import FUSED, ROW_TYPES, make_rows, make_table
 
 from recengine import ops
@@ -26,21 +27,10 @@ def spill(table, held, **options):
     return ops.DeviceTable(table, cache_bytes=held * (row_bytes + MAP_BYTES), **options)
 
 
-def pool(tables, rows, lengths, *, weights=None, **options):
-    found = ops.embedding_bag(
-        tables,
-        ops.to_device(rows),
-        ops.to_device(lengths),
-        weights=None if weights is None else ops.to_device(weights),
-        **options,
-    )
-    return found.numpy()
-
-
 def read(table, rows):
     """The rows as they are."""
     rows = np.asarray(rows, np.int64)
-    return pool([table], rows, np.ones((rows.size, 1), np.int32), pooling="sum")
+    return pool_on_gpu([table], rows, np.ones((rows.size, 1), np.int32), pooling="sum")
 
 
 def hit_rate(table, rows):
@@ -69,8 +59,8 @@ def test_every_row_type_and_pooling(row_type, pooling, held):
             "max_length": 40,
             "weights": rng.standard_normal(rows.size).astype(np.float32) if step else None,
         }
-        found = pool(spilled, rows, lengths, **call)
-        np.testing.assert_array_equal(found, pool(on_gpu, rows, lengths, **call))
+        found = pool_on_gpu(spilled, rows, lengths, **call)
+        np.testing.assert_array_equal(found, pool_on_gpu(on_gpu, rows, lengths, **call))
         for table in spilled:
             assert table.stats().held == held
             table.refresh()
@@ -121,9 +111,9 @@ def test_columns_with_and_without_a_cache_in_several_launches():
     ]
     lengths = rng.integers(0, 4, (5, 100)).astype(np.int32)
     rows = make_rows(rng, tables, lengths)
-    expected = pool(on_gpu, rows, lengths, pooling="mean")
+    expected = pool_on_gpu(on_gpu, rows, lengths, pooling="mean")
     for _ in range(2):
-        np.testing.assert_array_equal(pool(mixed, rows, lengths, pooling="mean"), expected)
+        np.testing.assert_array_equal(pool_on_gpu(mixed, rows, lengths, pooling="mean"), expected)
         for table in mixed:
             table.refresh()
 
@@ -136,8 +126,8 @@ def test_one_table_may_stand_in_several_columns():
     spilled = spill(table, 5)
     for _ in range(3):
         np.testing.assert_array_equal(
-            pool([spilled] * 3, rows, lengths, pooling="sum"),
-            pool([ops.DeviceTable(table)] * 3, rows, lengths, pooling="sum"),
+            pool_on_gpu([spilled] * 3, rows, lengths, pooling="sum"),
+            pool_on_gpu([ops.DeviceTable(table)] * 3, rows, lengths, pooling="sum"),
         )
         spilled.refresh()
     assert spilled.stats().samples == rows.size
@@ -280,9 +270,7 @@ def test_without_a_check_values_out_of_range_read_nothing(row_type):
         ([0, 1], [[2**31 - 1]]),
         ([0, 1], [[2**31 - 1]] * 300 + [[-5]] * 300),
     ]:
-        found = pool(
-            [table], np.array(rows), np.array(lengths, np.int32), pooling="sum", check=False
-        )
+        found = pool_on_gpu([table], rows, lengths, pooling="sum", check=False)
         assert found.shape == (len(lengths), 24)
     table.refresh()
     assert table.stats().held == 2
