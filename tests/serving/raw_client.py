@@ -1,5 +1,7 @@
 """Requests built field by field, so that tests can send what no client would."""
 
+import threading
+
 import grpc
 import numpy as np
 from tritonclient.grpc import service_pb2, service_pb2_grpc
@@ -72,3 +74,32 @@ class RawClient:
     def statistics(self, model):
         request = service_pb2.ModelStatisticsRequest(name=model)
         return self.stub.ModelStatistics(request, timeout=TIMEOUT_S).model_stats[0]
+
+
+class Traffic:
+    """Requests from several threads, each one after the other, until they are stopped."""
+
+    def __init__(self, client, request, num_threads=4):
+        self.errors, self.answers = [], 0
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(client, request)) for _ in range(num_threads)
+        ]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *error):
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _ask(self, client, request):
+        while not self._stopping.is_set():
+            error = client.send(request).exception()
+            if error is None:
+                self.answers += 1
+            else:
+                self.errors.append(error)

@@ -3,13 +3,12 @@ import re
 import shutil
 import signal
 import subprocess
-import threading
 import time
 
 import grpc
 import numpy as np
 import pytest
-from raw_client import RawClient, make_request, read_response
+from raw_client import RawClient, Traffic, make_request, read_response
 
 from recengine.errors import ServerError
 from recengine.serving.server import find_backends
@@ -213,44 +212,13 @@ def test_warm_up_is_never_shed_and_a_configured_deadline_holds_for_requests_with
         assert all(SHED in message for message in refused)
 
 
-class Traffic:
-    """Clients that ask one after the other until they are stopped."""
-
-    def __init__(self, url, request, num_clients=4):
-        self.errors, self.answers = [], 0
-        self._stopping = threading.Event()
-        self._client = RawClient(url)
-        self._threads = [
-            threading.Thread(target=self._ask, args=(request,)) for _ in range(num_clients)
-        ]
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self._stopping.set()
-        for thread in self._threads:
-            thread.join()
-        self._client.channel.close()
-
-    def _ask(self, request):
-        while not self._stopping.is_set():
-            error = self._client.send(request).exception()
-            if error is None:
-                self.answers += 1
-            else:
-                self.errors.append(error)
-
-
 def test_loading_a_new_version_over_a_live_one_loses_nothing(own_repository, serve, users, tensors):
     asked = tensors(users.batch(np.random.default_rng(12), 4))
     names = ("retrieval", "ranking", "recommend")
     with (
         serve(model_control="explicit", load_models=names) as server,
         RawClient(server.endpoints.grpc) as client,
-        Traffic(server.endpoints.grpc, make_request("recommend", asked)) as traffic,
+        Traffic(client, make_request("recommend", asked)) as traffic,
     ):
         for version in range(2, 12):
             for name in names:
@@ -272,7 +240,7 @@ def test_a_broken_new_version_is_refused_and_the_live_one_serves_on(
     with (
         serve(model_control="explicit", load_models=models) as server,
         RawClient(server.endpoints.grpc) as client,
-        Traffic(server.endpoints.grpc, make_request("recommend", asked)) as traffic,
+        Traffic(client, make_request("recommend", asked)) as traffic,
     ):
         broken = shutil.copytree(own_repository / "ranking" / "1", own_repository / "ranking" / "2")
         flip_a_byte(weights(broken))

@@ -1,12 +1,11 @@
 """Versions of a split repository on a live server: an answer is never made of two of them."""
 
 import re
-import threading
 
 import grpc
 import numpy as np
 import pytest
-from raw_client import RawClient, make_request, read_response
+from raw_client import RawClient, Traffic, make_request, read_response
 from split_server import replace_backend, serve_split
 
 from recengine.compile import compile_bundle
@@ -79,16 +78,7 @@ def keep_versions(repository, *numbers):
 def test_with_both_versions_kept_until_the_ensembles_moved_on_nothing_is_lost(
     client, compiled, request_
 ):
-    errors, stopping = [], threading.Event()
-
-    def ask():
-        while not stopping.is_set():
-            errors.append(client.send(request_).exception())
-
-    clients = [threading.Thread(target=ask) for _ in range(2)]
-    for one in clients:
-        one.start()
-    try:
+    with Traffic(client, request_, num_threads=2) as traffic:
         repository = compiled()
         keep_versions(repository, 1, 2)
         for model in (*COMPOSING, *ENSEMBLES):
@@ -96,10 +86,6 @@ def test_with_both_versions_kept_until_the_ensembles_moved_on_nothing_is_lost(
         keep_versions(repository, 2)
         for model in COMPOSING:
             client.load(model)
-    finally:
-        stopping.set()
-        for one in clients:
-            one.join()
-    assert len(errors) > 100
-    assert set(errors) == {None}
+    assert traffic.errors == []
+    assert traffic.answers > 100
     assert {client.statistics(model).version for model in (*COMPOSING, *ENSEMBLES)} == {"2"}
