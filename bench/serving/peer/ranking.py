@@ -7,8 +7,7 @@ import json
 import numpy as np
 import onnxruntime as ort
 import torch
-import triton_python_backend_utils as pb_utils
-from user_features import Bundle, UserFeatures, unpack
+from user_features import Bundle, UserFeatures, responses, tensors, unpack
 
 
 class TritonPythonModel:
@@ -29,11 +28,10 @@ class TritonPythonModel:
         self.ranker = ort.InferenceSession(bundle.graph(stage["graph"]), options)
 
     def execute(self, requests):
-        ids = [tensor(request, "ids") for request in requests]
-        lengths = [tensor(request, "lengths") for request in requests]
+        ids, lengths = tensors(requests, "ids"), tensors(requests, "lengths")
         sparse, known = self.features.pool(*unpack(ids, lengths))
-        rows = np.concatenate([tensor(request, "candidate_rows") for request in requests])
-        retrieved = np.concatenate([tensor(request, "candidate_scores") for request in requests])
+        rows = np.concatenate(tensors(requests, "candidate_rows"))
+        retrieved = np.concatenate(tensors(requests, "candidate_scores"))
         empty = rows < 0
         some_empty = empty.any()
         feed = {
@@ -42,7 +40,7 @@ class TritonPythonModel:
             "candidate_scores": np.where(empty, 0, retrieved) if some_empty else retrieved,
         }
         if self.has_dense:
-            feed["dense"] = np.concatenate([tensor(request, "dense") for request in requests])
+            feed["dense"] = np.concatenate(tensors(requests, "dense"))
         scores = self.ranker.run(None, feed)[0]
         if some_empty:
             scores = np.where(empty, -np.inf, scores)
@@ -52,20 +50,4 @@ class TritonPythonModel:
         best = np.take_along_axis(rows, order, axis=1)
         item_ids = np.where(best < 0, -1, self.keys[best])
         scores = np.take_along_axis(scores, order, axis=1)
-        responses, user = [], 0
-        for request_ids in ids:
-            part = slice(user, user + len(request_ids))
-            user = part.stop
-            responses.append(
-                pb_utils.InferenceResponse(
-                    [
-                        pb_utils.Tensor("item_ids", item_ids[part]),
-                        pb_utils.Tensor("scores", scores[part]),
-                    ]
-                )
-            )
-        return responses
-
-
-def tensor(request, name):
-    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+        return responses(ids, item_ids=item_ids, scores=scores)

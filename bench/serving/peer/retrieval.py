@@ -8,8 +8,7 @@ import faiss
 import numpy as np
 import onnxruntime as ort
 import torch
-import triton_python_backend_utils as pb_utils
-from user_features import Bundle, UserFeatures, Vocabulary, take, unpack
+from user_features import Bundle, UserFeatures, Vocabulary, responses, take, tensors, unpack
 
 
 class TritonPythonModel:
@@ -37,13 +36,12 @@ class TritonPythonModel:
         self.fallback_scores = bundle.tensor(stage["fallback"]["scores"])
 
     def execute(self, requests):
-        ids = [tensor(request, "ids") for request in requests]
-        lengths = [tensor(request, "lengths") for request in requests]
+        ids, lengths = tensors(requests, "ids"), tensors(requests, "lengths")
         flat, starts, counts = unpack(ids, lengths)
         sparse, known = self.features.pool(flat, starts, counts)
         feed = {"sparse": sparse}
         if self.has_dense:
-            feed["dense"] = np.concatenate([tensor(request, "dense") for request in requests])
+            feed["dense"] = np.concatenate(tensors(requests, "dense"))
         user = self.tower.run(None, feed)[0]
         faiss.normalize_L2(user)
         excluded = self.items.lookup(take(flat, starts[:, -1], counts[:, -1])) - 1
@@ -52,19 +50,7 @@ class TritonPythonModel:
             end = int(counts[: unknown + 1, -1].sum())
             banned = excluded[end - counts[unknown, -1] : end]
             rows[unknown], scores[unknown] = self.fallback(banned)
-        responses, user = [], 0
-        for request_ids in ids:
-            part = slice(user, user + len(request_ids))
-            user = part.stop
-            responses.append(
-                pb_utils.InferenceResponse(
-                    [
-                        pb_utils.Tensor("candidate_rows", rows[part]),
-                        pb_utils.Tensor("candidate_scores", scores[part]),
-                    ]
-                )
-            )
-        return responses
+        return responses(ids, candidate_rows=rows, candidate_scores=scores)
 
     def search(self, user, excluded, counts):
         """Fetches as many more as one user excludes, then drops what is excluded."""
@@ -95,7 +81,3 @@ class TritonPythonModel:
         rows[:count] = self.fallback_rows[kept][:count]
         scores[:count] = self.fallback_scores[kept][:count]
         return rows, scores
-
-
-def tensor(request, name):
-    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()

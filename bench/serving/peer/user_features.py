@@ -1,12 +1,13 @@
 # mypy: ignore-errors
 # ruff: noqa: D102
-"""Wire tensors of many requests to pooled user vectors. Part of both models."""
+"""Wire tensors of many requests to pooled user vectors, and answers back. Part of both models."""
 
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
+import triton_python_backend_utils as pb_utils
 from safetensors.numpy import load_file
 
 
@@ -112,6 +113,21 @@ def pool_bags(table, rows, offsets, lengths, pooling, out):
         out[:] = torch.nn.functional.embedding_bag(
             torch.from_numpy(rows), torch.from_numpy(table), torch.from_numpy(offsets), mode=pooling
         ).numpy()
+
+
+def tensors(requests, name):
+    return [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for request in requests]
+
+
+def responses(ids, **outputs):
+    """One for each request's ids, with its users' rows of every output."""
+    found, user = [], 0
+    for request_ids in ids:
+        part = slice(user, user + len(request_ids))
+        user = part.stop
+        rows = [pb_utils.Tensor(name, array[part]) for name, array in outputs.items()]
+        found.append(pb_utils.InferenceResponse(rows))
+    return found
 
 
 def unpack(ids, lengths):
