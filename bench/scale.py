@@ -15,9 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from bench.ops.large_catalog import require_disk
 from bench.serving import synthetic
 from recengine.compile import compile_bundle
-from recengine.errors import RecengineError
 from recengine.serving.bench.closed_loop import Series
 from recengine.serving.bench.commands import NUM_REQUESTS, provenance
 from recengine.serving.bench.machine import machine_name
@@ -53,20 +53,6 @@ def memory_gb(pid: int) -> dict[str, float]:
     }
 
 
-def require_disk(folder: Path, size: synthetic.Size) -> None:
-    """Tables and vectors, once: what is compiled links to them.
-
-    Raises:
-        RecengineError: less is free.
-    """
-    wanted = size.users * (size.dim + 4) + size.items * (5 * size.dim + 12)
-    free = shutil.disk_usage(folder).free
-    if free < 1.1 * wanted:
-        raise RecengineError(
-            f"[scale] {folder}: expected {wanted / 1e9:.1f} GB free, found {free / 1e9:.1f} GB"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--users", type=int, default=100_000_000)
@@ -85,7 +71,8 @@ def main() -> None:
     )
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    require_disk(work, size)
+    # Tables and vectors, once: what is compiled links to them.
+    require_disk(work, 1.1 * (size.users * (size.dim + 4) + size.items * (5 * size.dim + 12)))
     seconds: dict[str, float] = {}
     seconds["bundle"], _ = timed(lambda: synthetic.write(work / "bundle", size))
     repository = work / "model_repository"

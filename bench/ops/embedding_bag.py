@@ -22,7 +22,6 @@ from recengine.serving.bench.report import Bar
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
-Bags = Callable[[Rows], Floats]
 
 PACKAGES = ("torch", "fbgemm-gpu-cpu")
 ZIPF = 1.05

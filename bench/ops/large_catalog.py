@@ -18,14 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.ops.contest import OURS, race
+from bench.ops.cosine_topk import Vectors, to_unit
 from bench.ops.limits import Limits, measure_limits
 from recengine import ops
 from recengine.errors import RecengineError
 from recengine.serving.bench.commands import provenance
 from recengine.serving.bench.machine import machine_name
 from recengine.serving.bench.report import Bar, write_result
-
-Vectors = npt.NDArray[np.float32]
 
 K = 100
 BATCHES = (1, 32)
@@ -34,23 +33,28 @@ MISSION_ROWS = 10_000_000  # that the bars are for
 SPARE_DISK = 1.25  # of what is written
 
 
+def require_disk(folder: Path, num_bytes: float) -> None:
+    """Raises a RecengineError where less is free."""
+    free = shutil.disk_usage(folder).free
+    if free < num_bytes:
+        raise RecengineError(
+            f"[bench] {folder}: expected {num_bytes / 1e9:.1f} GB of free disk, "
+            f"found {free / 1e9:.1f} GB"
+        )
+
+
 def write_catalog(path: Path, rows: int, dim: int) -> npt.NDArray[np.float16]:
     """Random unit vectors as a file; the mapped array [rows, dim].
 
     Raises:
         RecengineError: the disk is too small.
     """
-    needed, free = 2 * rows * dim * SPARE_DISK, shutil.disk_usage(path.parent).free
-    if free < needed:
-        raise RecengineError(
-            f"[bench] {path.parent}: expected {needed / 1e9:.1f} GB of free disk, "
-            f"found {free / 1e9:.1f} GB"
-        )
+    require_disk(path.parent, 2 * rows * dim * SPARE_DISK)
     vectors = np.memmap(path, np.float16, "w+", shape=(rows, dim))
     rng = np.random.default_rng(0)
     for block in blocks(rows):
-        values = rng.standard_normal((block.stop - block.start, dim), dtype=np.float32)
-        vectors[block] = values / np.linalg.norm(values, axis=1, keepdims=True)
+        shape = block.stop - block.start, dim
+        vectors[block] = to_unit(rng.standard_normal(shape, dtype=np.float32))
     vectors.flush()
     return np.memmap(path, np.float16, "r", shape=(rows, dim))
 
@@ -91,8 +95,7 @@ def run(folder: Path, rows: int, dim: int, rounds: int, limits: Limits) -> dict[
         index = ops.ItemIndex.from_unit_vectors(vectors)
         pack_seconds = time.perf_counter() - start
         rng = np.random.default_rng(1)
-        pool = rng.standard_normal((128, dim), dtype=np.float32)
-        pool /= np.linalg.norm(pool, axis=1, keepdims=True)
+        pool = to_unit(rng.standard_normal((128, dim), dtype=np.float32))
         check_answers(vectors, index, pool[:CHECKED])
         points = []
         for batch in BATCHES:
