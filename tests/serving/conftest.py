@@ -12,6 +12,7 @@ from raw_client import RawClient
 from recengine import Engine
 from recengine.bundle import load_tensor, read_manifest
 from recengine.client.wire import WireUsers
+from recengine.serving.bench.requests import vocabulary_keys
 from recengine.serving.server import TritonServer
 
 pytest.register_assert_rewrite("malformed")
@@ -87,12 +88,6 @@ def users(golden):
         [feature.max_length for feature in manifest.features],
         len(manifest.dense_features),
     )
-
-
-def vocabulary_keys(bundle, vocabulary):
-    if vocabulary.kind == "range":
-        return np.arange(vocabulary.first, vocabulary.first + vocabulary.count)
-    return load_tensor(bundle, vocabulary.keys)[load_tensor(bundle, vocabulary.rows) >= 0]
 
 
 @pytest.fixture(scope="session")
