@@ -329,9 +329,10 @@ void Request::send(const Times& times) noexcept {
     fail(std::move(error_), times);
     return;
   }
+  report(true, times);
   warn(TRITONBACKEND_ResponseSend(response_.release(), TRITONSERVER_RESPONSE_COMPLETE_FINAL,
                                   nullptr));
-  finish(true, times);
+  release();
 }
 
 void Request::fail(TRITONSERVER_Error_Code code, const std::string& message,
@@ -341,15 +342,16 @@ void Request::fail(TRITONSERVER_Error_Code code, const std::string& message,
 
 void Request::fail(ErrorPtr error, const Times& times) noexcept {
   response_.reset();
+  report(false, times);
   TRITONBACKEND_Response* response = nullptr;
   warn(TRITONBACKEND_ResponseNew(&response, handle_));
   if (response != nullptr) {
     warn(TRITONBACKEND_ResponseSend(response, TRITONSERVER_RESPONSE_COMPLETE_FINAL, error.get()));
   }
-  finish(false, times);
+  release();
 }
 
-void Request::finish(bool success, const Times& times) noexcept {
+void Request::report(bool success, const Times& times) const noexcept {
   const uint64_t end_ns = now_ns();
   const uint64_t start_ns = times.start_ns == 0 ? end_ns : times.start_ns;
   const uint64_t compute_start_ns = times.compute_start_ns == 0 ? start_ns : times.compute_start_ns;
@@ -357,6 +359,9 @@ void Request::finish(bool success, const Times& times) noexcept {
       times.compute_end_ns == 0 ? compute_start_ns : times.compute_end_ns;
   warn(TRITONBACKEND_ModelInstanceReportStatistics(instance_.handle, handle_, success, start_ns,
                                                    compute_start_ns, compute_end_ns, end_ns));
+}
+
+void Request::release() noexcept {
   warn(TRITONBACKEND_RequestRelease(handle_, TRITONSERVER_REQUEST_RELEASE_ALL));
   handle_ = nullptr;
 }

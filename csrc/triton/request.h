@@ -96,7 +96,9 @@ class Request {
   void read_parameters(const ModelConfig& config, const Schema& schema);
   void check(const ModelConfig& config, const Schema& schema, const GraphWidths& widths) const;
   void copy_outputs(const Answer& batch, int64_t first_row, CallMemory& memory);
-  void finish(bool success, const Times& times) noexcept;
+  // Before the answer is sent: who has it finds it counted.
+  void report(bool success, const Times& times) const noexcept;
+  void release() noexcept;
 
   Instance& instance_;
   TRITONBACKEND_Request* handle_;  // null once released
