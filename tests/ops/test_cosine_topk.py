@@ -131,6 +131,29 @@ def test_a_search_by_codes_equals_the_reference_to_the_bit(place, search, thread
     assert_same(found, reference(*search))
 
 
+def test_every_number_of_queries_that_are_scanned_together(isa):
+    rng = np.random.default_rng(13)
+    vectors = rng.standard_normal((9_000, 60), dtype=np.float32)
+    vectors[200:300] = vectors[7]  # hits side by side, and ties beyond K
+    queries = vectors[rng.integers(0, 9_000, 33)]
+    queries[::5] = vectors[7]
+    rows, scores = reference(vectors, queries, 20)
+    index = ops.ItemIndex(vectors)
+    for batch in range(1, 34):
+        found = ops.cosine_topk(index, queries[:batch], 20, isa=isa)
+        assert_same(found, (rows[:batch], scores[:batch]))
+
+
+@pytest.mark.parametrize("batch", [1, 9, 16])
+def test_products_of_the_longest_codes_fit_their_sums(isa, batch):
+    vectors = np.ones((100, 1 << 14), np.float32)
+    vectors[::3] = -1
+    vectors[1::3, ::2] = -1
+    queries = np.repeat([[1.0], [-1.0]], 1 << 14, axis=1).astype(np.float32)[np.arange(batch) % 2]
+    found = ops.cosine_topk(vectors, queries, 2, isa=isa)
+    assert_same(found, reference(vectors, queries, 2))
+
+
 def test_a_certificate_proves_the_answer_in_fp64(place):
     rng = np.random.default_rng(9)
     vectors = rng.standard_normal((40_000, 48), dtype=np.float32)
