@@ -18,9 +18,15 @@ static_assert(kGroups == 4, "a step of a block is four registers");
 
 // How many groups are scanned at once: as many sums as hide each other's latency fill the
 // registers.
-constexpr int groups_at_once(int queries) { return queries <= 6 ? 4 : queries <= 12 ? 2 : 1; }
+constexpr int groups_at_once(int queries) { return queries <= 6 ? 4 : 2; }
 
-RECENGINE_INLINE __m512i load(const uint8_t* codes) { return _mm512_loadu_si512(codes); }
+// The empty statements here and below keep values in one register each: GCC loads codes again for
+// every query and moves sums to and fro otherwise.
+RECENGINE_INLINE __m512i load(const uint8_t* codes) {
+  __m512i loaded = _mm512_loadu_si512(codes);
+  __asm__("" : "+v"(loaded));
+  return loaded;
+}
 
 // Four dimensions of a query, for every item.
 RECENGINE_INLINE __m512i broadcast(const int8_t* query) {
@@ -29,7 +35,6 @@ RECENGINE_INLINE __m512i broadcast(const int8_t* query) {
   return _mm512_set1_epi32(four);
 }
 
-// The empty statement keeps the sum in one register: GCC moves sums to and fro otherwise.
 RECENGINE_INLINE void multiply_add(__m512i& sum, __m512i codes, __m512i query) {
   sum = _mm512_dpbusd_epi32(sum, codes, query);
   __asm__("" : "+v"(sum));

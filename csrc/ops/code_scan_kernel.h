@@ -6,10 +6,11 @@
 
 namespace recengine {
 
-constexpr int kTileQueries = 16;  // whose sums fit the registers beside the codes of 16 items
+constexpr int kTileQueries = 12;  // whose sums with 32 items fit the registers
 
-// Less a threshold, a product still fits 32 bits: it is at most 255 * 127 * kMostCodedDims.
+// Less a threshold, a product still fits 32 bits.
 constexpr int32_t kMostThreshold = 3 << 29;
+static_assert(int64_t{255} * 127 * kMostCodedDims + kMostThreshold <= INT32_MAX);
 
 // One block of items against a few queries.
 struct CodeTile {

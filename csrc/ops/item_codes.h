@@ -13,6 +13,7 @@ class ThreadPool;
 
 constexpr int32_t kCodeOffset = 128;
 constexpr float kLargestCode = 127;
+constexpr int64_t kMostCodedDims = 1 << 14;  // sums over more could overflow
 
 // What a scan reads of every block. Partial scans read the first steps: one with the lengths of the
 // items' rests, then dimensions. That of all dimensions leaves the rests out.

@@ -22,9 +22,8 @@ void check_shape(int64_t rows, int64_t dim) {
   }
 }
 
-// Vectors of fewer values are in the caches anyway; sums over more dimensions could overflow.
+// Vectors of fewer values are in the caches anyway.
 constexpr int64_t kLeastCoded = 1 << 19;
-constexpr int64_t kMostCodedDims = 1 << 14;
 
 std::shared_ptr<const ItemCodes> codes_of(const ItemVectors& unit_vectors, ThreadPool* pool) {
   const bool large = unit_vectors.rows() * unit_vectors.dim() >= kLeastCoded;

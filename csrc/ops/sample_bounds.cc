@@ -2,6 +2,7 @@
 // from the first, and few are ever candidates. Who uses a guess checks that K items reach it.
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <vector>
 
 #include "cpu/thread_pool.h"
@@ -14,6 +15,7 @@ namespace {
 
 constexpr int64_t kSampledBlocks = 32;  // or more
 constexpr int64_t kMostStride = 128;    // from one of them to the next
+constexpr int64_t kMostBlocks = 2048;   // in a sample; larger catalogs have a longer stride
 constexpr int64_t kBlocksPerPart = 64;  // scored by one thread
 constexpr int64_t kLeastStride = 4;     // that makes a sample worth it
 
@@ -33,8 +35,8 @@ class Sample {
   int64_t blocks() const { return blocks_; }
 
   // Lower bounds of the scores of a block's items for queries [begin, end), at most a tile of them;
-  // -inf for items that are not allowed. `scores` are [queries][blocks * kBlockItems].
-  void score_block(int64_t begin, int64_t end, int64_t i, std::vector<float>* scores) const {
+  // -inf for items that are not allowed. `scores` are [queries, blocks * kBlockItems].
+  void score_block(int64_t begin, int64_t end, int64_t i, Matrix<float> scores) const {
     constexpr int32_t kAll = -kMostThreshold;
     const uint8_t* const ahead =
         i + 1 < blocks_ ? codes_.block(codes_.full_view(), block(i + 1)) : nullptr;
@@ -46,7 +48,7 @@ class Sample {
       const float bound = queries_.bound(q, block(i));
       const int32_t offset = queries_[q].offset;
       const int32_t* const products = hits.products[q - begin];
-      float* const of_block = scores[q].data() + i * kBlockItems;
+      float* const of_block = scores.row(q) + i * kBlockItems;
       for (int64_t item = 0; item < kBlockItems; ++item) {
         of_block[item] = static_cast<float>(products[item] - offset) * unit - bound;
       }
@@ -56,8 +58,8 @@ class Sample {
     }
   }
 
-  // Reorders the query's scores.
-  float guess(int64_t q, std::vector<float>& scores) const {
+  // Of a query's scores; drops the excluded items from them.
+  float guess(int64_t q, Span<float> scores) const {
     drop_excluded(first_ + q, scores);
     return value_of_rank(scores, rank());
   }
@@ -73,14 +75,14 @@ class Sample {
   }
 
   // Rows may lie behind the index: of items that were appended to it.
-  void drop_excluded(int64_t query, std::vector<float>& scores) const {
+  void drop_excluded(int64_t query, Span<float> scores) const {
     const Exclusions& exclusions = *search_.exclusions;
     const auto place = static_cast<size_t>(query);
     for (int64_t i = exclusions.begin[place]; i < exclusions.begin[place + 1]; ++i) {
       const int64_t row = exclusions.rows[static_cast<size_t>(i)];
       const int64_t behind = row / kBlockItems - block(0);
       if (behind < 0 || behind % stride_ != 0 || behind / stride_ >= blocks_) continue;
-      scores[static_cast<size_t>(behind / stride_ * kBlockItems + row % kBlockItems)] = kLowest;
+      scores[behind / stride_ * kBlockItems + row % kBlockItems] = kLowest;
     }
   }
 
@@ -98,13 +100,14 @@ class Sample {
 std::vector<float> sample_bounds(const Context& context, const Search& search, int64_t first,
                                  int64_t count, ThreadPool* pool) {
   std::vector<float> guesses(static_cast<size_t>(count), kLowest);
-  const int64_t stride = std::min(search.index->codes()->blocks() / kSampledBlocks, kMostStride);
+  const int64_t blocks = search.index->codes()->blocks();
+  const int64_t stride =
+      std::max(std::min(blocks / kSampledBlocks, kMostStride), blocks / kMostBlocks);
   if (stride < kLeastStride) return guesses;
   const Sample sample(context, search, first, count, stride);
-  std::vector<std::vector<float>> scores(static_cast<size_t>(count));
-  for (std::vector<float>& of_query : scores) {
-    of_query.resize(static_cast<size_t>(sample.blocks() * kBlockItems));
-  }
+  const int64_t sampled = sample.blocks() * kBlockItems;
+  const std::unique_ptr<float[]> memory(new float[static_cast<size_t>(count * sampled)]);
+  const Matrix<float> scores(memory.get(), count, sampled);
   const int64_t tiles = (count + kTileQueries - 1) / kTileQueries;
   const int64_t parts = (sample.blocks() + kBlocksPerPart - 1) / kBlocksPerPart;
   for_each(pool, tiles * parts, [&](int64_t task) {
@@ -113,11 +116,11 @@ std::vector<float> sample_bounds(const Context& context, const Search& search, i
     const int64_t first_block = task % parts * kBlocksPerPart;
     const int64_t end_block = std::min(first_block + kBlocksPerPart, sample.blocks());
     for (int64_t i = first_block; i < end_block; ++i) {
-      sample.score_block(begin, end, i, scores.data());
+      sample.score_block(begin, end, i, scores);
     }
   });
   for_each(pool, count, [&](int64_t q) {
-    guesses[static_cast<size_t>(q)] = sample.guess(q, scores[static_cast<size_t>(q)]);
+    guesses[static_cast<size_t>(q)] = sample.guess(q, {scores.row(q), sampled});
   });
   return guesses;
 }

@@ -17,7 +17,7 @@
 namespace recengine {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
-constexpr int64_t kQueriesPerPass = 64;  // of a scan; bounds its memory
+constexpr int64_t kQueriesPerPass = 72;  // of a scan; bounds its memory
 
 // Of scans of vectors: items that all queries of a pass score from L1, and what is worth a thread's
 // waking.

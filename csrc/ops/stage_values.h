@@ -26,7 +26,7 @@ void finish_topk_cuda(const CudaContext& context, const TopKAnswer& answer);
 void choose_scores_cuda(const CudaContext& context, Span<const uint8_t> known,
                         Matrix<const float> graph, Matrix<const float> own, Matrix<float> out);
 
-// Waits; true when the score of an item is not finite.
+// Waits, whether or not the context checks; true when the score of an item is not finite.
 bool has_not_finite_cuda(const CudaContext& context, Span<const int64_t> ids,
                          Span<const float> scores);
 

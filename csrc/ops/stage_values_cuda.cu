@@ -102,7 +102,7 @@ void choose_scores_cuda(const CudaContext& context, Span<const uint8_t> known,
 bool has_not_finite_cuda(const CudaContext& context, Span<const int64_t> ids,
                          Span<const float> scores) {
   const cuda::DeviceGuard guard(context.device);
-  const cuda::ValueCheck values("[stage_values]", context);
+  const cuda::ValueCheck values("[order]", {context.device, context.stream, /*check=*/true});
   launch_over(find_not_finite_kernel, context, ids.size, ids.data, scores.data, ids.size,
               values.found());
   return values.failed();

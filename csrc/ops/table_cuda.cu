@@ -30,7 +30,7 @@ std::shared_ptr<void> copy_scales(const EmbeddingTable& table, int device) {
 // Rows [begin, begin + count) of the table, `row_bytes` from one to the next.
 void lay_out(const EmbeddingTable& table, int64_t begin, int64_t count, int64_t row_bytes,
              char* to) {
-  if (row_bytes == table.row_bytes) {
+  if (count > 0 && row_bytes == table.row_bytes) {
     std::memcpy(to, static_cast<const char*>(table.data) + begin * row_bytes,
                 static_cast<size_t>(count * row_bytes));
     return;
