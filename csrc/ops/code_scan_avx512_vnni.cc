@@ -44,7 +44,7 @@ RECENGINE_INLINE __m512i threshold_of(const CodeTile& tile, int q) {
   return _mm512_set1_epi32(tile.thresholds[q * tile.threshold_stride]);
 }
 
-// A step of up to four groups.
+// A step of two or four groups.
 struct Codes {
   __m512i a, b, c, d;
 };
@@ -68,7 +68,7 @@ struct Sums {
     before.add(codes, queries);
     const __m512i query = broadcast(queries + (kQueries - 1) * kStepDims);
     multiply_add(a, codes.a, query);
-    if constexpr (kAtOnce > 1) multiply_add(b, codes.b, query);
+    multiply_add(b, codes.b, query);
     if constexpr (kAtOnce > 2) {
       multiply_add(c, codes.c, query);
       multiply_add(d, codes.d, query);
@@ -77,8 +77,7 @@ struct Sums {
 
   // Not negative where any query has a hit. One test for all: hits are rare.
   RECENGINE_INLINE __m512i most() const {
-    __m512i most = _mm512_max_epi32(before.most(), a);
-    if constexpr (kAtOnce > 1) most = _mm512_max_epi32(most, b);
+    __m512i most = _mm512_max_epi32(before.most(), _mm512_max_epi32(a, b));
     if constexpr (kAtOnce > 2) most = _mm512_max_epi32(most, _mm512_max_epi32(c, d));
     return most;
   }
@@ -87,7 +86,7 @@ struct Sums {
   RECENGINE_INLINE void store(__m512i (*sums)[kTileQueries]) const {
     before.store(sums);
     sums[0][kQueries - 1] = a;
-    if constexpr (kAtOnce > 1) sums[1][kQueries - 1] = b;
+    sums[1][kQueries - 1] = b;
     if constexpr (kAtOnce > 2) {
       sums[2][kQueries - 1] = c;
       sums[3][kQueries - 1] = d;
@@ -134,7 +133,7 @@ uint32_t scan(const CodeTile& tile, CodeHits& hits) {
       ahead += kAtOnce * kLine;
       Codes codes;
       codes.a = load(at);
-      if constexpr (kAtOnce > 1) codes.b = load(at + kLine);
+      codes.b = load(at + kLine);
       if constexpr (kAtOnce > 2) {
         codes.c = load(at + 2 * kLine);
         codes.d = load(at + 3 * kLine);
