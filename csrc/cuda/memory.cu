@@ -106,12 +106,6 @@ void copy_to_host(void* to, const void* from, int64_t bytes, int device, CudaStr
   RECENGINE_CUDA_CHECK(cudaStreamSynchronize(as_stream(stream)));
 }
 
-std::shared_ptr<void> copy_resident(const void* values, int64_t bytes, int device) {
-  std::shared_ptr<void> copy = allocate_resident(bytes, device);
-  if (bytes > 0) copy_to_device(copy.get(), values, bytes, device, thread_stream(device));
-  return copy;
-}
-
 void copy_async(void* to, const void* from, int64_t bytes, int device, CudaStream stream) {
   if (bytes == 0) return;
   const cuda::DeviceGuard guard(device);

@@ -24,7 +24,6 @@ bool cuda_built() { return false; }
 std::vector<CudaDevice> cuda_devices() { fail(); }
 std::shared_ptr<void> allocate_on_device(int64_t, int, CudaStream) { fail(); }
 std::shared_ptr<void> allocate_resident(int64_t, int) { fail(); }
-std::shared_ptr<void> copy_resident(const void*, int64_t, int) { fail(); }
 std::shared_ptr<void> allocate_mapped(int64_t, int) { fail(); }
 void copy_to_device(void*, const void*, int64_t, int, CudaStream) { fail(); }
 void copy_to_host(void*, const void*, int64_t, int, CudaStream) { fail(); }

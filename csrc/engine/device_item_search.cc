@@ -77,7 +77,7 @@ DeviceItemSearch::DeviceItemSearch(const Manifest& manifest, const Assets& asset
     : items_(load_items(*manifest.retrieval, assets.vocabulary(manifest.item_vocabulary), files,
                         pool)),
       index_(take_index(items_, device, pool)),
-      keys_(copy_resident(items_.keys.data, items_.keys.size * int64_t{sizeof(int64_t)}, device)) {}
+      keys_(copy_resident(items_.keys.data, items_.keys.size, device)) {}
 
 void DeviceItemSearch::run(const CudaContext& context, const UserBatch& users,
                            const std::vector<int64_t>& known, Matrix<const float> vectors,

@@ -81,7 +81,7 @@ std::shared_ptr<void> copy_bounds(const ItemCodes& codes, int device) {
   for (size_t block = 0; block < bounds.size(); ++block) {
     bounds[block] = {codes.inverse_scales()[block], codes.full_view().errors[block]};
   }
-  return copy_resident(bounds.data(), codes.blocks() * int64_t{sizeof(BlockBound)}, device);
+  return copy_resident(bounds.data(), codes.blocks(), device);
 }
 
 void copy_coded(const ItemCodes& codes, int device, ThreadPool* pool, DeviceItems& items) {
@@ -95,8 +95,7 @@ void copy_coded(const ItemCodes& codes, int device, ThreadPool* pool, DeviceItem
   items.bounds = copy_bounds(codes, device);
   view.bounds = static_cast<const BlockBound*>(items.bounds.get());
   if (codes.rotation() == nullptr) return;
-  items.axes = copy_resident(codes.rotation()->axes(),
-                             int64_t{view.dim} * view.dim * int64_t{sizeof(float)}, device);
+  items.axes = copy_resident(codes.rotation()->axes(), int64_t{view.dim} * view.dim, device);
   view.axes = static_cast<const float*>(items.axes.get());
   view.turned = codes.rotation()->error();
 }
@@ -110,7 +109,7 @@ std::shared_ptr<const DeviceItems> copy_items(const ItemIndex& index, int device
   items->view.dim = static_cast<int32_t>(index.dim());
   items->units = copy_units(index.unit_vectors(), device);
   items->view.units = static_cast<const float*>(items->units.get());
-  const bool coded = index.codes() != nullptr && index.dim() <= kMostCodedDims;
+  const bool coded = index.codes() != nullptr && index.dim() <= kMostMmaDims;
   if (coded) copy_coded(*index.codes(), device, pool, *items);
   return items;
 }

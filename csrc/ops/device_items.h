@@ -17,7 +17,7 @@ constexpr int kTileLoads = kMmaRows * kMmaBytes / 16;  // one a lane
 constexpr int kStepLoads = kItemTiles * kTileLoads;
 
 // Of queries, whose codes a block of threads keeps in shared memory.
-constexpr int64_t kMostCodedDims = 4096;
+constexpr int64_t kMostMmaDims = 4096;
 
 // With an item about code / inverse_scale, what that leaves out is at most as long as `error`.
 struct alignas(8) BlockBound {

@@ -24,7 +24,7 @@ int64_t padded_row_bytes(int64_t bytes) {
 
 std::shared_ptr<void> copy_scales(const EmbeddingTable& table, int device) {
   if (table.scales == nullptr) return nullptr;
-  return copy_resident(table.scales, table.rows * int64_t{sizeof(float)}, device);
+  return copy_resident(table.scales, table.rows, device);
 }
 
 // Rows [begin, begin + count) of the table, `row_bytes` from one to the next.
@@ -89,9 +89,9 @@ DeviceTable DeviceTable::copy(const EmbeddingTable& table, int device) {
   copy.device_ = device;
   copy.view_.row_bytes = padded_row_bytes(table.row_bytes);
   const int64_t row_bytes = copy.view_.row_bytes;
-  copy.data_ = row_bytes == table.row_bytes
-                   ? copy_resident(table.data, table.rows * row_bytes, device)
-                   : copy_padded(table, row_bytes, device);
+  copy.data_ = row_bytes == table.row_bytes ? copy_resident(static_cast<const char*>(table.data),
+                                                            table.rows * row_bytes, device)
+                                            : copy_padded(table, row_bytes, device);
   copy.view_.data = copy.data_.get();
   copy.scales_ = copy_scales(table, device);
   copy.view_.scales = static_cast<const float*>(copy.scales_.get());

@@ -21,18 +21,13 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-template <typename T>
-std::shared_ptr<void> copy_slots(Span<const T> slots, int device) {
-  return copy_resident(slots.data, slots.size * int64_t{sizeof(T)}, device);
-}
-
 }  // namespace
 
 DeviceVocabulary::DeviceVocabulary(const Vocabulary& vocabulary, int device)
     : view_(vocabulary),
       device_(device),
-      slot_keys_(copy_slots(vocabulary.slot_keys(), device)),
-      slot_rows_(copy_slots(vocabulary.slot_rows(), device)) {
+      slot_keys_(copy_resident(vocabulary.slot_keys().data, vocabulary.slot_keys().size, device)),
+      slot_rows_(copy_resident(vocabulary.slot_rows().data, vocabulary.slot_rows().size, device)) {
   if (vocabulary.slot_keys().empty()) return;
   const int64_t capacity = vocabulary.slot_keys().size;
   view_ = Vocabulary::hashed({static_cast<const int64_t*>(slot_keys_.get()), capacity},

@@ -52,8 +52,17 @@ std::shared_ptr<void> allocate_mapped(int64_t bytes, int device);
 void copy_to_device(void* to, const void* from, int64_t bytes, int device, CudaStream stream);
 void copy_to_host(void* to, const void* from, int64_t bytes, int device, CudaStream stream);
 
+// The calling thread's own stream of a device, which the legacy default stream does not wait for.
+CudaStream thread_stream(int device);
+
 // Resident memory with a copy of the host's values.
-std::shared_ptr<void> copy_resident(const void* values, int64_t bytes, int device);
+template <typename T>
+std::shared_ptr<void> copy_resident(const T* values, int64_t size, int device) {
+  const int64_t bytes = size * int64_t{sizeof(T)};
+  std::shared_ptr<void> copy = allocate_resident(bytes, device);
+  if (bytes > 0) copy_to_device(copy.get(), values, bytes, device, thread_stream(device));
+  return copy;
+}
 
 // The values of an array of the device, when all that the stream has got is done.
 template <typename T>
@@ -74,9 +83,6 @@ void copy_rows_async(void* to, int64_t row_bytes, const void* from, int64_t from
 
 // Returns when all that the stream has got is done. Throws DeviceError when some of it failed.
 void synchronize(int device, CudaStream stream);
-
-// The calling thread's own stream of a device, which the legacy default stream does not wait for.
-CudaStream thread_stream(int device);
 
 // The device whose memory this is, or kHost.
 int device_of(const void* pointer);
