@@ -59,7 +59,7 @@ CodeScan code_scan_for(Isa isa) {
 }
 
 CodedQueries::CodedQueries(const Search& search, int64_t first, int64_t count, const CodeView& view)
-    : items_(*search.index->codes()), view_(view) {
+    : items_(*search.index->codes()), view_(view), count_(count) {
   const int64_t dim = search.index->dim();
   codes_.resize(static_cast<size_t>(count * stride()));
   std::vector<int8_t> codes(static_cast<size_t>(stride()));
@@ -68,11 +68,10 @@ CodedQueries::CodedQueries(const Search& search, int64_t first, int64_t count, c
     queries_.push_back(encode(values, items_, dim, codes.data()));
     // Of each tile step by step, the queries one after another.
     const int64_t first_of_tile = q / kTileQueries * kTileQueries;
-    const int64_t of_tile = std::min<int64_t>(kTileQueries, count - first_of_tile);
     int8_t* to = codes_.data() + first_of_tile * stride() + (q - first_of_tile) * kStepDims;
     for (int64_t step = 0; step < view_.steps; ++step) {
       std::copy_n(codes.data() + step * kStepDims, kStepDims, to);
-      to += of_tile * kStepDims;
+      to += tile_size(first_of_tile) * kStepDims;
     }
   }
 }

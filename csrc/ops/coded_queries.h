@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -29,12 +30,12 @@ class CodedQueries {
   // A tile of queries, those from `first` (a multiple of kTileQueries) on, against a block.
   // `thresholds` are least products, offset included; `ahead` is a block that will be scanned soon,
   // or null.
-  CodeTile tile(int64_t first, int64_t count, int64_t block, const int32_t* thresholds,
-                int64_t threshold_stride, const uint8_t* ahead) const {
+  CodeTile tile(int64_t first, int64_t block, const int32_t* thresholds, int64_t threshold_stride,
+                const uint8_t* ahead) const {
     return {items_.block(view_, block),
             view_.steps,
             codes_.data() + first * stride(),
-            static_cast<int>(count),
+            tile_size(first),
             thresholds,
             threshold_stride,
             ahead};
@@ -51,8 +52,14 @@ class CodedQueries {
  private:
   int64_t stride() const { return view_.steps * kStepDims; }
 
+  // Of the tile that begins there.
+  int tile_size(int64_t first) const {
+    return static_cast<int>(std::min<int64_t>(kTileQueries, count_ - first));
+  }
+
   const ItemCodes& items_;
   const CodeView& view_;
+  int64_t count_;
   std::vector<int8_t> codes_;  // of tiles of queries, each [steps, queries, kStepDims]
   std::vector<CodedQuery> queries_;
 };

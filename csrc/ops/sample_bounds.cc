@@ -42,7 +42,7 @@ class Sample {
         i + 1 < blocks_ ? codes_.block(codes_.full_view(), block(i + 1)) : nullptr;
     const uint64_t allowed = allowed_items(search_, block(i));
     CodeHits hits;
-    scan_(queries_.tile(begin, end - begin, block(i), &kAll, 0, ahead), hits);
+    scan_(queries_.tile(begin, block(i), &kAll, 0, ahead), hits);
     for (int64_t q = begin; q < end; ++q) {
       const float unit = queries_.unit(q, block(i));
       const float bound = queries_.bound(q, block(i));

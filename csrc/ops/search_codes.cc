@@ -144,8 +144,7 @@ class CodeSearch {
         if (allowed == 0) continue;
         const int32_t* of_block = thresholds.data() + (block - step_begin);
         for (int64_t q = 0; q < count_; q += kTileQueries) {
-          scan_tile(found, q, std::min<int64_t>(q + kTileQueries, count_), block, allowed,
-                    of_block + q * kBlocksPerStep, kBlocksPerStep,
+          scan_tile(found, q, block, allowed, of_block + q * kBlocksPerStep, kBlocksPerStep,
                     q == 0 ? codes_at(block + kBlocksAhead) : nullptr);
         }
       }
@@ -172,12 +171,11 @@ class CodeSearch {
     }
   }
 
-  // Queries [first, end), at most a tile of them, against one block; found is [queries].
-  void scan_tile(Candidates* found, int64_t first, int64_t end, int64_t block, uint64_t allowed,
+  // The tile of queries that begins with `first` against one block; found is [queries].
+  void scan_tile(Candidates* found, int64_t first, int64_t block, uint64_t allowed,
                  const int32_t* thresholds, int64_t threshold_stride, const uint8_t* ahead) {
     CodeHits hits;
-    const CodeTile tile =
-        queries_.tile(first, end - first, block, thresholds, threshold_stride, ahead);
+    const CodeTile tile = queries_.tile(first, block, thresholds, threshold_stride, ahead);
     for (uint32_t any = scan_(tile, hits); any != 0; any &= any - 1) {
       const int hit = __builtin_ctz(any);
       offer(found[first + hit], first + hit, block, hits.items[hit] & allowed, hits.products[hit]);
