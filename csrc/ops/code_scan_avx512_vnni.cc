@@ -160,6 +160,27 @@ uint32_t scan_count(const CodeTile& tile, CodeHits& hits) {
 
 }  // namespace
 
+void code_thresholds_avx512(const ThresholdTerms& query, const float* errors,
+                            const float* inverse_scales, int64_t blocks, int32_t* thresholds) {
+  constexpr int64_t kLanes = 16;
+  const __m512 largest = _mm512_set1_ps(kLargestThreshold);
+  const __m512 least = _mm512_set1_ps(-kLargestThreshold);
+  for (int64_t b = 0; b < blocks; b += kLanes) {
+    const int64_t left = blocks - b;
+    const auto mask = left < kLanes ? static_cast<__mmask16>((1u << left) - 1) : __mmask16{0xffff};
+    const __m512 error_part =
+        _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, errors + b), _mm512_set1_ps(query.error_share));
+    const __m512 inverse = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, inverse_scales + b),
+                                         _mm512_set1_ps(query.inverse_scale));
+    const __m512 product =
+        _mm512_mul_ps(_mm512_sub_ps(_mm512_set1_ps(query.wanted), error_part), inverse);
+    const __m512 clamped = _mm512_max_ps(_mm512_min_ps(product, largest), least);
+    const __m512i rounded = _mm512_cvttps_epi32(clamped);
+    _mm512_mask_storeu_epi32(thresholds + b, mask,
+                             _mm512_add_epi32(rounded, _mm512_set1_epi32(query.offset - 2)));
+  }
+}
+
 uint32_t code_scan_avx512_vnni(const CodeTile& tile, CodeHits& hits) {
   return scan_count<kTileQueries>(tile, hits);
 }

@@ -31,6 +31,25 @@ struct CodeHits {
 // Says in bit q whether query q has hits, and only then writes them.
 using CodeScan = uint32_t (*)(const CodeTile& tile, CodeHits& hits);
 
+// What a query's thresholds are made of.
+struct ThresholdTerms {
+  float wanted;         // what the score of an item must reach, less the query's slack
+  float error_share;    // of a block's error that is added to estimates
+  float inverse_scale;  // of the query's codes
+  int32_t offset;       // what the items' offset adds to products
+};
+constexpr float kLargestThreshold = 1e9f;  // beyond any sum of products
+
+// Writes the least product with which an item of each block can still be wanted: rounded down, and
+// by one more for what fp32 has rounded up. All arrays are [blocks].
+using CodeThresholds = void (*)(const ThresholdTerms& query, const float* errors,
+                                const float* inverse_scales, int64_t blocks, int32_t* thresholds);
+
+void code_thresholds_portable(const ThresholdTerms& query, const float* errors,
+                              const float* inverse_scales, int64_t blocks, int32_t* thresholds);
+void code_thresholds_avx512(const ThresholdTerms& query, const float* errors,
+                            const float* inverse_scales, int64_t blocks, int32_t* thresholds);
+
 uint32_t code_scan_portable(const CodeTile& tile, CodeHits& hits);
 uint32_t code_scan_avx2(const CodeTile& tile, CodeHits& hits);
 uint32_t code_scan_avx512_vnni(const CodeTile& tile, CodeHits& hits);

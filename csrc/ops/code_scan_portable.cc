@@ -1,6 +1,18 @@
+#include <algorithm>
+
 #include "ops/code_scan_kernel.h"
 
 namespace recengine {
+
+void code_thresholds_portable(const ThresholdTerms& query, const float* errors,
+                              const float* inverse_scales, int64_t blocks, int32_t* thresholds) {
+  for (int64_t b = 0; b < blocks; ++b) {
+    const float product =
+        (query.wanted - errors[b] * query.error_share) * (query.inverse_scale * inverse_scales[b]);
+    const float clamped = std::max(-kLargestThreshold, std::min(product, kLargestThreshold));
+    thresholds[b] = static_cast<int32_t>(clamped) - 2 + query.offset;
+  }
+}
 
 uint32_t code_scan_portable(const CodeTile& tile, CodeHits& hits) {
   uint32_t any = 0;

@@ -58,6 +58,11 @@ CodeScan code_scan_for(Isa isa) {
                      code_scan_avx512_vnni);
 }
 
+CodeThresholds code_thresholds_for(Isa isa) {
+  return pick_kernel(isa, code_thresholds_portable, code_thresholds_portable,
+                     code_thresholds_portable, code_thresholds_avx512);
+}
+
 CodedQueries::CodedQueries(const Search& search, int64_t first, int64_t count, const CodeView& view)
     : items_(*search.index->codes()), view_(view), count_(count) {
   const int64_t dim = search.index->dim();

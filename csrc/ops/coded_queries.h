@@ -11,6 +11,7 @@
 namespace recengine {
 
 CodeScan code_scan_for(Isa isa);
+CodeThresholds code_thresholds_for(Isa isa);
 
 // A query as signed codes: about scale * code, and its part of the bounds.
 struct CodedQuery {

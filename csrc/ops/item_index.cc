@@ -6,6 +6,7 @@
 #include <string>
 
 #include "ops/item_codes.h"
+#include "ops/search.h"
 #include "recengine/error.h"
 
 namespace recengine {
@@ -56,6 +57,11 @@ ItemIndex ItemIndex::from_unit_vectors(const ItemVectors& unit_vectors, ThreadPo
   index.unit_vectors_ = unit_vectors;
   index.codes_ = codes_of(unit_vectors, pool);
   return index;
+}
+
+int64_t ItemIndex::threads_worth(int64_t queries) const {
+  const int64_t per_thread = codes_ == nullptr ? kScanProductsPerChunk : kCodeProductsPerChunk;
+  return std::max<int64_t>(rows() * dim() * queries / per_thread, 1);
 }
 
 std::vector<int64_t> ItemIndex::partial_scans() const {

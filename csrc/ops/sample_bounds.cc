@@ -14,13 +14,18 @@ namespace recengine {
 namespace {
 
 constexpr int64_t kSampledBlocks = 32;  // or more
-constexpr int64_t kMostStride = 128;    // from one of them to the next
-constexpr int64_t kMostBlocks = 2048;   // in a sample; larger catalogs have a longer stride
+constexpr int64_t kMostStride = 64;     // from one of them to the next
+constexpr int64_t kMostBlocks = 8192;   // in a sample; larger catalogs have a longer stride
 constexpr int64_t kBlocksPerPart = 64;  // scored by one thread
 constexpr int64_t kLeastStride = 4;     // that makes a sample worth it
 
+// Of so many items of a block the best one stands for all: those of a high rank are rarely
+// together.
+constexpr int64_t kGroupItems = 16;
+constexpr int64_t kGroups = kBlockItems / kGroupItems;
+
 // Every stride-th block of the catalog, in full even where searches read it in part: only that
-// bounds scores from below.
+// estimates scores.
 class Sample {
  public:
   Sample(const Context& context, const Search& search, int64_t first, int64_t count, int64_t stride)
@@ -34,8 +39,8 @@ class Sample {
 
   int64_t blocks() const { return blocks_; }
 
-  // Lower bounds of the scores of a block's items for queries [begin, end), at most a tile of them;
-  // -inf for items that are not allowed. `scores` are [queries, blocks * kBlockItems].
+  // About the best scores in a block's groups for queries [begin, end), at most a tile of them;
+  // -inf for a group of which no item is allowed. `scores` are [queries, blocks * kGroups].
   void score_block(int64_t begin, int64_t end, int64_t i, Matrix<float> scores) const {
     constexpr int32_t kAll = -kMostThreshold;
     const uint8_t* const ahead =
@@ -44,46 +49,46 @@ class Sample {
     CodeHits hits;
     scan_(queries_.tile(begin, block(i), &kAll, 0, ahead), hits);
     for (int64_t q = begin; q < end; ++q) {
-      const float unit = queries_.unit(q, block(i));
-      const float bound = queries_.bound(q, block(i));
-      const int32_t offset = queries_[q].offset;
-      const int32_t* const products = hits.products[q - begin];
-      float* const of_block = scores.row(q) + i * kBlockItems;
-      for (int64_t item = 0; item < kBlockItems; ++item) {
-        of_block[item] = static_cast<float>(products[item] - offset) * unit - bound;
-      }
+      int32_t* const products = hits.products[q - begin];
       for (uint64_t dropped = ~allowed; dropped != 0; dropped &= dropped - 1) {
-        of_block[__builtin_ctzll(dropped)] = kLowest;
+        products[__builtin_ctzll(dropped)] = kAll;
+      }
+      const float unit = queries_.unit(q, block(i));
+      const int32_t offset = queries_[q].offset;
+      for (int64_t group = 0; group < kGroups; ++group) {
+        const int32_t* const first = products + group * kGroupItems;
+        const int32_t best = *std::max_element(first, first + kGroupItems);
+        scores.row(q)[i * kGroups + group] =
+            best == kAll ? kLowest : static_cast<float>(best - offset) * unit;
       }
     }
   }
 
-  // Of a query's scores; drops the excluded items from them.
-  float guess(int64_t q, Span<float> scores) const {
-    drop_excluded(first_ + q, scores);
-    return value_of_rank(scores, rank());
+  // Of a query's scores.
+  float guess(int64_t q, Span<const float> scores) const {
+    return value_of_rank(scores, rank(first_ + q));
   }
 
  private:
   int64_t block(int64_t i) const { return stride_ / 2 + i * stride_; }
 
   // Of the K best the sample holds about K / stride, more or fewer by chance: one that ranks behind
-  // these is very likely not among the K best.
-  int64_t rank() const {
+  // these, and behind what is excluded, is very likely not among the K best.
+  int64_t rank(int64_t query) const {
     const double expected = static_cast<double>(search_.k()) / static_cast<double>(stride_);
-    return static_cast<int64_t>(expected + 3 * std::sqrt(expected) + 4);
+    return static_cast<int64_t>(expected + 3 * std::sqrt(expected) + 4) + excluded(query);
   }
 
-  // Rows may lie behind the index: of items that were appended to it.
-  void drop_excluded(int64_t query, Span<float> scores) const {
+  // How many excluded rows of a query are in the sample. Rows may lie behind the index: of items
+  // that were appended to it.
+  int64_t excluded(int64_t query) const {
     const Exclusions& exclusions = *search_.exclusions;
-    const auto place = static_cast<size_t>(query);
-    for (int64_t i = exclusions.begin[place]; i < exclusions.begin[place + 1]; ++i) {
-      const int64_t row = exclusions.rows[static_cast<size_t>(i)];
+    const auto begin = exclusions.rows.begin() + exclusions.begin[static_cast<size_t>(query)];
+    const auto end = exclusions.rows.begin() + exclusions.begin[static_cast<size_t>(query) + 1];
+    return std::count_if(begin, end, [this](int64_t row) {
       const int64_t behind = row / kBlockItems - block(0);
-      if (behind < 0 || behind % stride_ != 0 || behind / stride_ >= blocks_) continue;
-      scores[behind / stride_ * kBlockItems + row % kBlockItems] = kLowest;
-    }
+      return behind >= 0 && behind % stride_ == 0 && behind / stride_ < blocks_;
+    });
   }
 
   const Search& search_;
@@ -105,7 +110,7 @@ std::vector<float> sample_bounds(const Context& context, const Search& search, i
       std::max(std::min(blocks / kSampledBlocks, kMostStride), blocks / kMostBlocks);
   if (stride < kLeastStride) return guesses;
   const Sample sample(context, search, first, count, stride);
-  const int64_t sampled = sample.blocks() * kBlockItems;
+  const int64_t sampled = sample.blocks() * kGroups;
   const std::unique_ptr<float[]> memory(new float[static_cast<size_t>(count * sampled)]);
   const Matrix<float> scores(memory.get(), count, sampled);
   const int64_t tiles = (count + kTileQueries - 1) / kTileQueries;

@@ -19,10 +19,12 @@ namespace recengine {
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 constexpr int64_t kQueriesPerPass = 72;  // of a scan; bounds its memory
 
-// Of scans of vectors: items that all queries of a pass score from L1, and what is worth a thread's
-// waking.
+// Items that all queries of a pass score from L1, in scans of vectors.
 constexpr int64_t kScanBlockBytes = 32 << 10;
-constexpr int64_t kScanProductsPerChunk = 1 << 20;
+
+// Products of a query and an item, by dimension, that are worth a thread's waking.
+constexpr int64_t kScanProductsPerChunk = 1 << 20;  // of vectors
+constexpr int64_t kCodeProductsPerChunk = 1 << 22;  // of codes
 
 // What each query must not be answered with: rows [begin[q], begin[q + 1]), ascending.
 struct Exclusions {

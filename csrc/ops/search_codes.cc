@@ -1,11 +1,12 @@
 // Exact search by a scan of 8-bit codes. With q' and x' what the codes stand for,
 //   |<q, x> - <q', x'>| <= |q| |x - x'| + |q - q'| |x'|   (Cauchy-Schwarz)
-// so a product of codes bounds the score of its item from both sides. An item whose upper bound is
-// below the K-th best lower bound cannot be among the K best; the others are scored.
+// so a product of codes bounds the score of its item. An item whose upper bound is below the scores
+// of K others cannot be among the K best. First the K that look best are scored, then those that
+// their scores do not rule out.
 //
 // A partial scan reads fewer dimensions of rotated vectors and the length of each item's rest. With
 // the lengths as one more dimension of query and item its product is an upper bound of the score,
-// and the same bounds on its codes hold. It has no lower bound: candidates are scored in batches.
+// and the same bounds on its codes hold.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -24,16 +25,13 @@
 namespace recengine {
 namespace {
 
-constexpr int64_t kBlocksAhead = 2;             // fetched before they are scanned
-constexpr int64_t kBlocksPerStep = 16;          // scanned with the thresholds of their beginning
-constexpr int64_t kScoredTogether = 512;        // candidates of a partial scan
-constexpr int64_t kProductsPerChunk = 1 << 22;  // below, waking a thread costs more than it saves
-constexpr float kLargestThreshold = 1e9f;       // beyond any sum of products, within 32 bits
+constexpr int64_t kBlocksAhead = 2;     // fetched before they are scanned
+constexpr int64_t kBlocksPerStep = 16;  // scanned with the thresholds of their beginning
+constexpr int64_t kLeastGrowth = 256;   // of candidates between looking them through
 
-// An item that may be among the best, with bounds of its score; both are the score once known.
+// An item that may be among the best.
 struct Candidate {
-  float lower;
-  float upper;
+  float upper;  // bound of its score, or the score once known
   uint32_t row;
 };
 
@@ -42,19 +40,9 @@ struct Candidates {
   Candidate* items = nullptr;  // [capacity]
   int64_t size = 0;
   int64_t known = 0;      // of the first ones the score is known
-  int64_t rank = 0;       // whose lower bound is a bound for all
   int64_t limit = 0;      // size at which they are looked through
   int64_t scored = 0;     // so far, those that were dropped included
   ExcludedRows excluded;  // of the rows that are being scanned
-
-  void open(int64_t wanted_rank, int64_t growth, ExcludedRows rows) {
-    size = 0;
-    known = 0;
-    scored = 0;
-    rank = wanted_rank;
-    limit = rank + growth;
-    excluded = rows;
-  }
 };
 
 class CodeSearch {
@@ -69,24 +57,24 @@ class CodeSearch {
         view_(codes_.view(count)),
         queries_(search, first, count, view_),
         scan_(code_scan_for(context.isa)),
+        thresholds_(code_thresholds_for(context.isa)),
         first_(first),
         count_(count),
         k_(search.k()),
         bounds_(static_cast<size_t>(count)) {
-    const int64_t worth = index_.rows() * index_.dim() * count / kProductsPerChunk;
     const int64_t steps = (codes_.blocks() + kBlocksPerStep - 1) / kBlocksPerStep;
-    num_chunks_ = count_chunks(context.pool, worth, steps);
+    num_chunks_ = count_chunks(context.pool, index_.threads_worth(count), steps);
     if (num_chunks_ > 1) pool_ = context.pool;
     chunk_blocks_ = (steps + num_chunks_ - 1) / num_chunks_ * kBlocksPerStep;
-    growth_ = k_ + (view_.partial == nullptr ? kBlockItems : kScoredTogether);
-    capacity_ = 2 * k_ + 4 * growth_;
+    growth_ = 2 * k_ + kLeastGrowth;
+    capacity_ = k_ + 3 * growth_;
     const int64_t lists =
         pool_ == nullptr ? 1 : std::min<int64_t>(pool_->num_workers() + 1, num_chunks_);
     memory_.reset(new Candidate[static_cast<size_t>(lists * count * capacity_)]);
     candidates_.resize(static_cast<size_t>(lists * count));
     for (int64_t list = 0; list < lists * count; ++list) {
       candidates_[static_cast<size_t>(list)].items = memory_.get() + list * capacity_;
-      candidates_[static_cast<size_t>(list)].open(k_, growth_, ExcludedRows());
+      candidates_[static_cast<size_t>(list)].limit = k_ + growth_;
     }
     for (int64_t list = 0; list < lists; ++list) {
       idle_.push_back(candidates_.data() + list * count);
@@ -109,6 +97,7 @@ class CodeSearch {
 
  private:
   std::atomic<float>& bound(int64_t q) { return bounds_[static_cast<size_t>(q)]; }
+  const std::atomic<float>& bound(int64_t q) const { return bounds_[static_cast<size_t>(q)]; }
 
   // The candidates of all queries, for one thread: there are as many as threads.
   Candidates* take() {
@@ -137,7 +126,7 @@ class CodeSearch {
       const int64_t step_begin = block;
       const int64_t step_end = std::min(block + step, end);
       for (int64_t q = 0; q < count_; ++q) {
-        set_thresholds(q, block, step_end, thresholds.data() + q * kBlocksPerStep);
+        set_thresholds(q, block, step_end - block, thresholds.data() + q * kBlocksPerStep);
       }
       for (; block < step_end; ++block) {
         const uint64_t allowed = allowed_items(search_, block);
@@ -156,19 +145,12 @@ class CodeSearch {
     return block < codes_.blocks() ? codes_.block(view_, block) : nullptr;
   }
 
-  // The least product, offset included, with which an item of each block can still be wanted.
-  void set_thresholds(int64_t q, int64_t first_block, int64_t end_block, int32_t* thresholds) {
+  void set_thresholds(int64_t q, int64_t first_block, int64_t blocks, int32_t* thresholds) const {
     const CodedQuery& coded = queries_[q];
     const float wanted = bound(q).load(std::memory_order_relaxed) - coded.slack;
-    const float inverse = 1 / coded.scale;
-    for (int64_t block = first_block; block < end_block; ++block) {
-      const float product =
-          (wanted - view_.errors[static_cast<size_t>(block)] * coded.error_share) *
-          (inverse * codes_.inverse_scales()[block]);
-      const float clamped = std::max(-kLargestThreshold, std::min(product, kLargestThreshold));
-      // Rounded down, and by one more for what fp32 has rounded up.
-      thresholds[block - first_block] = static_cast<int32_t>(clamped) - 2 + coded.offset;
-    }
+    thresholds_({wanted, coded.error_share, 1 / coded.scale, coded.offset},
+                view_.errors.data() + first_block, codes_.inverse_scales() + first_block, blocks,
+                thresholds);
   }
 
   // The tile of queries that begins with `first` against one block; found is [queries].
@@ -189,43 +171,54 @@ class CodeSearch {
     float wanted = bound(q).load(std::memory_order_relaxed);
     for (; items != 0; items &= items - 1) {
       const int item = __builtin_ctzll(items);
-      const float about = static_cast<float>(products[item] - offset) * unit;
-      if (about + slack < wanted) continue;
+      const float upper = static_cast<float>(products[item] - offset) * unit + slack;
+      if (upper < wanted) continue;
       const int64_t row = block * kBlockItems + item;
       if (found.excluded.holds(row)) continue;
       if (found.size == found.limit) {
         tighten(q, found);
         wanted = bound(q).load(std::memory_order_relaxed);
       }
-      const float lower = view_.partial == nullptr ? about - slack : kLowest;
-      found.items[found.size++] = {lower, about + slack, static_cast<uint32_t>(row)};
+      found.items[found.size++] = {upper, static_cast<uint32_t>(row)};
     }
   }
 
-  // Drops what the bounds now rule out and, if that is too little, what the scores rule out.
+  // Drops what the scores of the best rule out and, if that is too little, all but the K best.
   void tighten(int64_t q, Candidates& found) {
+    raise(bound(q), score_best(q, found));
     drop(q, found);
     if (found.size > capacity_ - growth_) {
-      score(q, found);
+      score(q, found, found.size);
       const auto better = [](const Candidate& a, const Candidate& b) {
-        return sort_key(a.lower, a.row) > sort_key(b.lower, b.row);
+        return sort_key(a.upper, a.row) > sort_key(b.upper, b.row);
       };
-      std::nth_element(found.items, found.items + found.rank - 1, found.items + found.size, better);
-      found.size = found.known = found.rank;
-      raise(bound(q), found.items[found.rank - 1].lower);
+      std::nth_element(found.items, found.items + k_ - 1, found.items + found.size, better);
+      found.size = found.known = k_;
+      raise(bound(q), found.items[k_ - 1].upper);
     }
     found.limit = found.size + growth_;
   }
 
-  // Raises the query's bound to about the lower bound of the rank and drops what is below it.
-  void drop(int64_t q, Candidates& found) {
-    if (view_.partial != nullptr) score(q, found);
-    if (found.size >= found.rank) {
-      static thread_local std::vector<float> lowers;
-      lowers.clear();
-      for (int64_t i = 0; i < found.size; ++i) lowers.push_back(found.items[i].lower);
-      raise(bound(q), value_of_rank(lowers, found.rank));
+  // Scores those that look best, so that the scores of K are known. Returns what K of them reach
+  // and not many more; -inf when there are fewer than K.
+  float score_best(int64_t q, Candidates& found) const {
+    static thread_local std::vector<float> values;
+    const auto value_of_kth = [&](int64_t size) {
+      values.clear();
+      for (int64_t i = 0; i < size; ++i) values.push_back(found.items[i].upper);
+      return value_of_rank(values, k_);
+    };
+    const float least = value_of_kth(found.size);
+    int64_t end = found.known;
+    for (int64_t i = end; i < found.size && end - found.known < 2 * k_; ++i) {
+      if (found.items[i].upper >= least) std::swap(found.items[i], found.items[end++]);
     }
+    score(q, found, end);
+    return value_of_kth(found.known);
+  }
+
+  // Drops what is below the query's bound.
+  void drop(int64_t q, Candidates& found) {
     const float wanted = bound(q).load(std::memory_order_relaxed);
     const auto ruled_out = [wanted](const Candidate& c) { return c.upper < wanted; };
     Candidate* const known = found.items + found.known;
@@ -233,27 +226,23 @@ class CodeSearch {
     found.size = std::remove_if(found.items, found.items + found.size, ruled_out) - found.items;
   }
 
-  // Replaces the bounds of all candidates by their scores.
-  void score(int64_t q, Candidates& found) const {
+  // Replaces the bounds of the candidates up to `end` by their scores.
+  void score(int64_t q, Candidates& found, int64_t end) const {
     static thread_local std::vector<uint32_t> rows;
     static thread_local std::vector<float> scores;
     rows.clear();
-    for (int64_t i = found.known; i < found.size; ++i) rows.push_back(found.items[i].row);
+    for (int64_t i = found.known; i < end; ++i) rows.push_back(found.items[i].row);
     scores.resize(rows.size());
     const auto count = static_cast<int64_t>(rows.size());
     score_rows(index_.unit_vectors(), {rows.data(), count}, search_.queries.row(first_ + q),
                scores.data(), context_.isa);
-    for (const float score : scores) {
-      Candidate& candidate = found.items[found.known++];
-      candidate.lower = candidate.upper = score;
-    }
+    for (const float score : scores) found.items[found.known++].upper = score;
     found.scored += count;
   }
 
   void answer(int64_t q) {
     Candidates found;
     found.scored = scored_before_;
-    found.rank = k_;
     std::vector<Candidate> all;  // those with known scores first
     std::vector<uint64_t> keys;
     for (size_t list = static_cast<size_t>(q); list < candidates_.size();
@@ -266,20 +255,18 @@ class CodeSearch {
     }
     found.items = all.data();
     found.size = static_cast<int64_t>(all.size());
-    if (view_.partial != nullptr) score(q, found);
-    const float guess = guesses_[static_cast<size_t>(q)];
-    const auto above = std::count_if(all.begin(), all.end(),
-                                     [guess](const Candidate& c) { return c.lower >= guess; });
-    if (guess > kLowest && above < k_) {
+    const float reached = score_best(q, found);
+    if (reached < guesses_[static_cast<size_t>(q)]) {
       // The guess was too high, or there are fewer than K: search again without one.
       CodeSearch(context_, search_, first_ + q, 1, /*may_guess=*/false, found.scored).run();
       return;
     }
+    raise(bound(q), reached);
     drop(q, found);
-    score(q, found);
+    score(q, found, found.size);
     keys.reserve(static_cast<size_t>(found.size));
     for (int64_t i = 0; i < found.size; ++i) {
-      keys.push_back(sort_key(found.items[i].lower, found.items[i].row));
+      keys.push_back(sort_key(found.items[i].upper, found.items[i].row));
     }
     write_answer(keys, search_, first_ + q, found.scored,
                  queries_[q].slack + view_.largest_error * queries_[q].error_share);
@@ -293,6 +280,7 @@ class CodeSearch {
   const CodeView& view_;
   CodedQueries queries_;
   CodeScan scan_;
+  CodeThresholds thresholds_;
   ThreadPool* pool_ = nullptr;  // null also for what is not worth several threads
   int64_t first_;               // query of the call
   int64_t count_;
