@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <condition_variable>
+#include <functional>
 #include <map>
 #include <mutex>
+#include <numeric>
 #include <openvino/core/model.hpp>
 #include <openvino/op/constant.hpp>
 #include <openvino/runtime/core.hpp>
@@ -166,6 +168,12 @@ Ports find_ports(const std::string& what, const ov::Model& model, const GraphSig
 
 ov::Shape to_shape(const std::vector<int64_t>& dims) { return {dims.begin(), dims.end()}; }
 
+// Values of a row of the batch.
+int64_t row_width(const GraphArgument& argument) {
+  return std::accumulate(argument.shape.begin() + 1, argument.shape.end(), int64_t{1},
+                         std::multiplies<>());
+}
+
 }  // namespace
 
 struct DenseGraph::Compiled {
@@ -176,6 +184,10 @@ struct DenseGraph::Compiled {
     ov::InferRequest request;
     std::vector<ov::Output<const ov::Node>> inputs;  // in the order of the signature
     ov::Output<const ov::Node> output;
+    // The request's own, of a graph for one batch size: to give it others takes longer than to
+    // copy.
+    std::vector<float*> input_values;
+    const float* output_values = nullptr;
   };
   // What one call at a time uses; largest batch size first, the graph for any shape last.
   using Stream = std::vector<Executable>;
@@ -237,19 +249,30 @@ struct DenseGraph::Compiled {
     for (Executable& executable : stream) {
       const int64_t rows = executable.rows;
       for (; rows > 0 && row + rows <= end; row += rows) {
-        infer(executable, arguments, row, {out.row(row), rows, out.cols});
+        infer_fixed(executable, arguments, row, {out.row(row), rows, out.cols});
       }
     }
   }
 
-  // Rows first_row .. first_row + out.rows - 1 of the arguments.
+  // Rows first_row .. first_row + out.rows - 1 of the arguments, by the graph for so many.
+  static void infer_fixed(Executable& executable, const std::vector<GraphArgument>& arguments,
+                          int64_t first_row, Matrix<float> out) {
+    for (size_t i = 0; i < arguments.size(); ++i) {
+      const int64_t width = row_width(arguments[i]);
+      std::copy_n(arguments[i].data + first_row * width, out.rows * width,
+                  executable.input_values[i]);
+    }
+    executable.request.infer();
+    std::copy_n(executable.output_values, out.rows * out.cols, out.data);
+  }
+
+  // The same by the graph for any number.
   void infer(Executable& executable, const std::vector<GraphArgument>& arguments, int64_t first_row,
              Matrix<float> out) const {
     for (size_t i = 0; i < arguments.size(); ++i) {
       ov::Shape shape = to_shape(arguments[i].shape);
-      shape[0] = 1;
-      const float* data = arguments[i].data + first_row * int64_t(ov::shape_size(shape));
       shape[0] = static_cast<size_t>(out.rows);
+      const float* data = arguments[i].data + first_row * row_width(arguments[i]);
       executable.request.set_tensor(executable.inputs[i],
                                     ov::Tensor(ov::element::f32, shape, data));
     }
@@ -258,9 +281,12 @@ struct DenseGraph::Compiled {
     executable.request.infer();
     const ov::Tensor answer = executable.request.get_tensor(executable.output);
     if (answer.get_shape() != shape || answer.data() != out.data) {
-      throw RecengineError(what + ": expected an output of shape " +
-                           to_string({out.rows, out.cols}));
+      throw RecengineError(wrong_output(out.rows, out.cols));
     }
+  }
+
+  std::string wrong_output(int64_t rows, int64_t output_cols) const {
+    return what + ": expected an output of shape " + to_string({rows, output_cols});
   }
 
   Executable prepare(const std::shared_ptr<const ov::Model>& model, int64_t rows,
@@ -273,6 +299,15 @@ struct DenseGraph::Compiled {
       executable.inputs.push_back(executable.model.inputs()[input]);
     }
     executable.output = executable.model.outputs()[ports.output];
+    if (rows == 0) return executable;
+    for (const ov::Output<const ov::Node>& input : executable.inputs) {
+      executable.input_values.push_back(executable.request.get_tensor(input).data<float>());
+    }
+    const ov::Tensor answer = executable.request.get_tensor(executable.output);
+    if (answer.get_shape() != to_shape({rows, cols})) {
+      throw CompileError(wrong_output(rows, cols));
+    }
+    executable.output_values = answer.data<float>();
     return executable;
   }
 };

@@ -37,7 +37,7 @@ class DenseGraph {
              const BundleFiles& files, const EngineOptions& options);
   ~DenseGraph();
 
-  // `inputs` in the order of the signature, read and written in place.
+  // `inputs` in the order of the signature.
   void run(const std::vector<GraphArgument>& inputs, Matrix<float> output) const;
 
  private:
