@@ -141,12 +141,12 @@ ThreadPool::Loop* ThreadPool::open_loop() const {
 
 void ThreadPool::announce() { announced_.fetch_add(1, std::memory_order_relaxed); }
 
-void ThreadPool::wait_for_work(std::unique_lock<std::mutex>& lock) {
+void ThreadPool::wait_for_work(std::unique_lock<std::mutex>& lock, std::chrono::microseconds spin) {
   const uint64_t seen = announced_.load(std::memory_order_relaxed);
   const auto changed = [&] { return announced_.load(std::memory_order_relaxed) != seen; };
-  if (spin_.count() > 0) {
+  if (spin.count() > 0) {
     lock.unlock();
-    spin_until(spin_, changed);
+    spin_until(spin, changed);
     lock.lock();
   }
   wake_.wait(lock, changed);
@@ -155,6 +155,7 @@ void ThreadPool::wait_for_work(std::unique_lock<std::mutex>& lock) {
 void ThreadPool::work() {
   pthread_setname_np(pthread_self(), "recengine");  // what profilers and `top -H` show
   take_long_slices();
+  std::chrono::microseconds spin{};
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
     // Loops first: what has begun ends sooner than what only waits.
@@ -164,6 +165,7 @@ void ThreadPool::work() {
       help(*loop);
       lock.lock();
       if (--loop->helpers == 0) loop->left.notify_all();
+      spin = spin_;
     } else if (!tasks_.empty()) {
       std::function<void()> task = std::move(tasks_.front());
       tasks_.pop_front();
@@ -171,10 +173,12 @@ void ThreadPool::work() {
       task();
       task = nullptr;
       lock.lock();
+      spin = {};
     } else if (stopping_) {
       return;
     } else {
-      wait_for_work(lock);
+      wait_for_work(lock, spin);
+      spin = {};
     }
   }
 }

@@ -17,8 +17,8 @@ namespace recengine {
 // on it itself, so no more threads compute than workers + callers and nothing waits for a free one.
 class ThreadPool {
  public:
-  // `spin`: how long an idle thread looks for work before it sleeps. Waking a thread takes tens of
-  // microseconds, so it pays where calls follow each other and nothing else needs the cores.
+  // `spin`: how long a thread that was part of a loop looks for the next before it sleeps. Waking a
+  // thread takes tens of microseconds, and one search is a few loops.
   explicit ThreadPool(int num_workers, std::chrono::microseconds spin = {});
 
   // Joins after what was submitted is finished.
@@ -50,7 +50,7 @@ class ThreadPool {
   void help(Loop& loop);
   Loop* open_loop() const;  // a loop with chunks left; needs mutex_
   void announce();          // that there is work; needs mutex_
-  void wait_for_work(std::unique_lock<std::mutex>& lock);
+  void wait_for_work(std::unique_lock<std::mutex>& lock, std::chrono::microseconds spin);
   void work();
 
   std::mutex mutex_;

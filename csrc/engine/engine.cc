@@ -37,6 +37,11 @@ class CpuEngine : public Engine {
     return widths;
   }
 
+  int64_t threads_worth(Stage stage, int64_t rows) const override {
+    const bool searches = stage == Stage::kTopK || stage == Stage::kRetrieval;
+    return searches ? retrieval_->threads_worth(rows) : 1;
+  }
+
   void retrieve(const UserBatch& users, Recommendations out) const override {
     require_stage(*this, Stage::kRetrieval);
     retrieval_->run(context_, users, out);

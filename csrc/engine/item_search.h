@@ -20,6 +20,7 @@ class ItemSearch {
   ItemSearch(const Manifest& manifest, const Assets& assets, BundleFiles& files, ThreadPool& pool);
 
   int64_t dim() const { return items_.index.dim(); }
+  int64_t threads_worth(int64_t users) const { return items_.index.threads_worth(users); }
 
   // `vectors` [known, dim] are those of the users `known`, ascending rows of the batch; the others
   // get the fallback list. Throws InputError naming the user whose vector is not finite.

@@ -24,6 +24,7 @@ class Retrieval {
   int64_t user_dim() const { return search_ ? search_->dim() : 0; }
 
   // Each needs the stages that it names.
+  int64_t threads_worth(int64_t users) const { return search_->threads_worth(users); }
   void run(const Context& context, const UserBatch& users, Recommendations out) const;
   void look_up(const Context& context, const UserBatch& users, Matrix<float> sparse) const;
   void search(const Context& context, const UserBatch& users, Matrix<const float> vectors,

@@ -19,6 +19,10 @@ constexpr int64_t kMostBlocks = 8192;   // in a sample; larger catalogs have a l
 constexpr int64_t kBlocksPerPart = 64;  // scored by one thread
 constexpr int64_t kLeastStride = 4;     // that makes a sample worth it
 
+// Of how far an estimate may be from the score: few are further, and a guess must hold also where
+// many scores are nearly equal.
+constexpr float kMargin = 0.25f;
+
 // Of so many items of a block the best one stands for all: those of a high rank are rarely
 // together.
 constexpr int64_t kGroupItems = 16;
@@ -54,12 +58,13 @@ class Sample {
         products[__builtin_ctzll(dropped)] = kAll;
       }
       const float unit = queries_.unit(q, block(i));
+      const float margin = kMargin * queries_.bound(q, block(i));
       const int32_t offset = queries_[q].offset;
       for (int64_t group = 0; group < kGroups; ++group) {
         const int32_t* const first = products + group * kGroupItems;
         const int32_t best = *std::max_element(first, first + kGroupItems);
         scores.row(q)[i * kGroups + group] =
-            best == kAll ? kLowest : static_cast<float>(best - offset) * unit;
+            best == kAll ? kLowest : static_cast<float>(best - offset) * unit - margin;
       }
     }
   }

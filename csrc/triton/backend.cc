@@ -1,5 +1,6 @@
 // The entry points that Triton calls. Backend, model and instance state live as long as Triton's
 // objects of the same names.
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <map>
@@ -25,12 +26,15 @@
 namespace recengine::triton {
 namespace {
 
+constexpr std::chrono::microseconds kSpin(
+    50);  // the gaps between the loops of a search are shorter
+
 // What all models share: as many threads as the process has cores.
 class Backend {
  public:
   explicit Backend(const BackendConfig& config)
       : config_(config),
-        pool_(config.threads > 0 ? config.threads : usable_cores()),
+        pool_(config.threads > 0 ? config.threads : usable_cores(), kSpin),
         scheduler_(pool_) {}
 
   Scheduler& scheduler() { return scheduler_; }

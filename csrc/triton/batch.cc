@@ -147,13 +147,14 @@ void respond(Span<Request* const> requests, const Answer& answer, CallMemory& me
 }
 
 void run_call(const ModelConfig& config, const Engine& engine, Span<Request* const> requests,
-              Times times) {
+              Times times, const std::function<void()>& computed) {
   times.compute_start_ns = now_ns();
   try {
     CallMemory memory(engine.device());
     Call call(config.stage, engine, requests, memory);
     const Answer answer = call.run();
     times.compute_end_ns = now_ns();  // on a GPU some of the work is still under way
+    computed();
     respond(requests, answer, memory, times);
     return;
   } catch (...) {
@@ -163,7 +164,9 @@ void run_call(const ModelConfig& config, const Engine& engine, Span<Request* con
     }
   }
   // One of them spoils the call: each alone finds out which.
-  for (int64_t i = 0; i < requests.size; ++i) run_call(config, engine, {&requests[i], 1}, times);
+  for (int64_t i = 0; i < requests.size; ++i) {
+    run_call(config, engine, {&requests[i], 1}, times, [] {});
+  }
 }
 
 // The requests that are still wanted and pass their checks; the others are answered.
@@ -193,7 +196,7 @@ int64_t candidate_width(const Request* request) { return request->candidates().v
 }  // namespace
 
 void run_batch(const ModelConfig& config, const Schema& schema, const Engine& engine,
-               Requests requests) {
+               Requests requests, const std::function<void()>& computed) {
   Times times;
   times.start_ns = now_ns();
   std::vector<Request*> valid = read_all(config, schema, engine, requests, times);
@@ -205,7 +208,8 @@ void run_batch(const ModelConfig& config, const Schema& schema, const Engine& en
     while (end < valid.size() && candidate_width(valid[end]) == candidate_width(valid[begin])) {
       ++end;
     }
-    run_call(config, engine, {&valid[begin], static_cast<int64_t>(end - begin)}, times);
+    const Span<Request* const> call(&valid[begin], static_cast<int64_t>(end - begin));
+    run_call(config, engine, call, times, end == valid.size() ? computed : [] {});
     begin = end;
   }
 }

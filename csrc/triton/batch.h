@@ -1,5 +1,6 @@
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -12,8 +13,9 @@ namespace recengine::triton {
 using Requests = std::vector<std::unique_ptr<Request>>;
 
 // Reads `requests`, runs them as one engine call (one per width of candidates) and answers each.
-// A request that is refused or fails does so alone. Statistics are reported.
+// A request that is refused or fails does so alone. Statistics are reported. `computed` is called
+// before the answers of the last call are sent; not when that call fails.
 void run_batch(const ModelConfig& config, const Schema& schema, const Engine& engine,
-               Requests requests);
+               Requests requests, const std::function<void()>& computed);
 
 }  // namespace recengine::triton

@@ -71,9 +71,9 @@ Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options,
   }
 }
 
-void Model::run(Requests requests) const noexcept {
+void Model::run(Requests requests, const std::function<void()>& computed) const noexcept {
   try {
-    run_batch(config_, schema_, *engine_, std::move(requests));
+    run_batch(config_, schema_, *engine_, std::move(requests), computed);
   } catch (...) {
     // Out of memory: the requests' destructors have answered.
   }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "recengine/engine.h"
@@ -20,8 +21,11 @@ class Model {
 
   const ModelConfig& config() const { return config_; }
 
-  // Answers every one of the requests.
-  void run(Requests requests) const noexcept;
+  // How many threads a batch of so many rows keeps busy by itself, at least 1.
+  int64_t threads_worth(int64_t rows) const { return engine_->threads_worth(config_.stage, rows); }
+
+  // Answers every one of the requests. `computed` may be called when only that is left to do.
+  void run(Requests requests, const std::function<void()>& computed) const noexcept;
 
   // Refuses a request that the server has no time or room for, and counts it.
   void shed(Request& request, ShedReason reason) const noexcept;

@@ -21,6 +21,9 @@ constexpr double kSmoothingDown = 1.0 / 2;
 constexpr double kShareOfDeadline = 0.6;
 constexpr double kLastShareOfDeadline = 0.8;
 
+// A batch of so many rows takes hardly less for each than a larger one.
+constexpr int64_t kEnoughRows = 32;
+
 constexpr size_t kNumStages = static_cast<size_t>(Stage::kRanking) + 1;
 
 void smooth(double& value, double sample) {
@@ -32,9 +35,9 @@ double elapsed_ns(uint64_t from, uint64_t to) { return to > from ? double(to - f
 
 }  // namespace
 
-void LoadEstimate::record(int64_t rows, double duration_ns) {
+void LoadEstimate::record(int64_t rows, double duration_ns, double work_ns) {
   smooth(batch_ns, duration_ns);
-  smooth(row_ns, duration_ns / double(rows));
+  smooth(row_ns, work_ns / double(rows));
 }
 
 Scheduler::~Scheduler() {
@@ -76,13 +79,31 @@ void Scheduler::submit(std::unique_ptr<Request> request) {
   const int64_t rows = request->rows();
   queue.waiting.push_back(std::move(request));
   queue.waiting_rows += rows;
+  if (!can_start(queue)) return;  // who ends a batch looks for the next
+  try {
+    call_worker(lock);
+  } catch (...) {
+    serve();  // out of memory: what is queued is answered all the same
+  }
+}
+
+void Scheduler::call_worker(std::unique_lock<std::mutex>& lock) {
   if (tasks_ == pool_.num_workers()) return;
   ++tasks_;
   lock.unlock();
+  const auto end_task = [this] {
+    const std::lock_guard<std::mutex> guard(mutex_);
+    --tasks_;
+    finished_.notify_all();
+  };
   try {
-    pool_.submit([this] { serve(); });
+    pool_.submit([this, end_task] {
+      serve();
+      end_task();
+    });
   } catch (...) {
-    serve();  // out of memory: what is queued is answered all the same
+    end_task();
+    throw;
   }
 }
 
@@ -127,6 +148,15 @@ double Scheduler::backlog_ns() const {
   return total_ns;
 }
 
+int64_t Scheduler::threads_of(const Queue& queue, int64_t rows) const {
+  return std::min<int64_t>(queue.model->threads_worth(rows), pool_.num_workers());
+}
+
+bool Scheduler::can_start(const Queue& queue) const {
+  if (queue.waiting.empty()) return false;
+  return queue.busy_threads < pool_.num_workers() || queue.waiting_rows >= kEnoughRows;
+}
+
 Scheduler::Queue& Scheduler::queue_of(const Model& model) {
   return **std::find_if(queues_.begin(), queues_.end(),
                         [&model](const auto& queue) { return queue->model == &model; });
@@ -135,7 +165,7 @@ Scheduler::Queue& Scheduler::queue_of(const Model& model) {
 Scheduler::Queue* Scheduler::next_queue() {
   Queue* best = nullptr;
   for (const std::unique_ptr<Queue>& queue : queues_) {
-    if (queue->waiting.empty()) continue;
+    if (!can_start(*queue)) continue;
     const auto rank = [](const Queue& candidate) {
       const auto later_first = -static_cast<int>(candidate.model->config().stage);
       return std::pair(later_first, candidate.waiting.front()->arrival_ns());
@@ -163,8 +193,9 @@ Scheduler::Batch Scheduler::take(Queue& queue) {
     // The answers of a batch come all at its end, so each request in it delays the others.
     const int64_t rows = batch.rows + next.rows();
     const uint64_t deadline_ns = std::min(first_deadline_ns, next.deadline_ns());
+    const double work_ns = double(rows) * queue.estimate.row_ns;
     const bool in_time =
-        double(rows) * queue.estimate.row_ns + later_ns <= elapsed_ns(now, deadline_ns);
+        work_ns / double(threads_of(queue, rows)) + later_ns <= elapsed_ns(now, deadline_ns);
     if (batch.requests.empty() && !in_time) {
       batch.late.push_back(pop(queue));
       continue;
@@ -196,13 +227,13 @@ void Scheduler::serve() noexcept {
     --queue->running;
     finished_.notify_all();
   }
-  --tasks_;
-  finished_.notify_all();
 }
 
 void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
   Batch batch = take(queue);
+  const int64_t threads = batch.rows == 0 ? 0 : threads_of(queue, batch.rows);
   queue.running_rows += batch.rows;
+  queue.busy_threads += threads;
   lock.unlock();
   for (const std::unique_ptr<Request>& request : batch.late) {
     queue.model->shed(*request, ShedReason::kDeadline);
@@ -211,14 +242,33 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
   if (!batch.requests.empty()) {
     const bool is_warmup = batch.requests.front()->is_warmup();
     const uint64_t start_ns = now_ns();
-    queue.model->run(std::move(batch.requests));
-    const double duration_ns = elapsed_ns(start_ns, now_ns());
+    uint64_t computed_ns = 0;
+    const auto computed = [&] {
+      computed_ns = now_ns();
+      end_turn(queue, threads);
+    };
+    queue.model->run(std::move(batch.requests), computed);
+    if (computed_ns == 0) computed();
+    const uint64_t end_ns = now_ns();
+    const double work_ns =
+        elapsed_ns(start_ns, computed_ns) * double(threads) + elapsed_ns(computed_ns, end_ns);
     lock.lock();
     queue.running_rows -= batch.rows;
-    if (!is_warmup) queue.estimate.record(batch.rows, duration_ns);
+    if (!is_warmup) queue.estimate.record(batch.rows, elapsed_ns(start_ns, end_ns), work_ns);
     return;
   }
   lock.lock();
+}
+
+void Scheduler::end_turn(Queue& queue, int64_t threads) noexcept {
+  std::unique_lock<std::mutex> lock(mutex_);
+  queue.busy_threads -= threads;
+  if (!can_start(queue)) return;
+  try {
+    call_worker(lock);
+  } catch (...) {
+    // Out of memory: the calling thread looks for a batch itself when it has answered this one.
+  }
 }
 
 }  // namespace recengine::triton

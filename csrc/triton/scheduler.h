@@ -17,14 +17,16 @@ namespace recengine::triton {
 // What recent batches of a model say about how long new ones will take; smoothed, in ns.
 struct LoadEstimate {
   double batch_ns = 0;  // from being taken to being answered; 0: not known
-  double row_ns = 0;    // the share of one of its rows
+  double row_ns = 0;    // one thread's work on one of its rows
 
-  void record(int64_t rows, double duration_ns);
+  void record(int64_t rows, double duration_ns, double work_ns);
 };
 
 // The bounded queues of all models, and the tasks on the thread pool that empty them. A task takes
 // what waits for one model, up to a full batch, as soon as it is free: batches grow with the load.
-// Later stages go first, so that work already begun is finished.
+// While a model's batches keep all threads busy, what comes waits for the next batch instead of
+// sharing the threads: large batches take less for each row. Later stages go first, so that work
+// already begun is finished.
 class Scheduler {
  public:
   explicit Scheduler(ThreadPool& pool) : pool_(pool) {}
@@ -49,7 +51,8 @@ class Scheduler {
     std::deque<std::unique_ptr<Request>> waiting;
     int64_t waiting_rows = 0;
     int64_t running_rows = 0;
-    int running = 0;  // batches
+    int running = 0;           // batches
+    int64_t busy_threads = 0;  // that those which still compute keep busy
     LoadEstimate estimate;
   };
   struct Batch {
@@ -62,19 +65,26 @@ class Scheduler {
   std::optional<ShedReason> refusal(const Queue& queue, const Request& request) const;
   double later_stages(const Queue& queue, double LoadEstimate::* expected_ns) const;
   double backlog_ns() const;
+  int64_t threads_of(const Queue& queue, int64_t rows) const;
+  bool can_start(const Queue& queue) const;
   Queue& queue_of(const Model& model);
   Queue* next_queue();
   static std::unique_ptr<Request> pop(Queue& queue);
   Batch take(Queue& queue);
 
+  // Has one more thread serve, unless all do; may release the lock.
+  void call_worker(std::unique_lock<std::mutex>& lock);
+
+  // Runs batches until no queue has one that can start.
   void serve() noexcept;
   void run_next(Queue& queue, std::unique_lock<std::mutex>& lock);
+  void end_turn(Queue& queue, int64_t threads) noexcept;
 
   ThreadPool& pool_;
   std::mutex mutex_;
   std::condition_variable finished_;
   std::vector<std::unique_ptr<Queue>> queues_;
-  int tasks_ = 0;  // handed to the pool and not ended
+  int tasks_ = 0;  // on the pool: threads that serve, or soon will
 };
 
 }  // namespace recengine::triton
