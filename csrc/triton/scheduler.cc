@@ -154,7 +154,8 @@ int64_t Scheduler::threads_of(const Queue& queue, int64_t rows) const {
 
 bool Scheduler::can_start(const Queue& queue) const {
   if (queue.waiting.empty()) return false;
-  return queue.busy_threads < pool_.num_workers() || queue.waiting_rows >= kEnoughRows;
+  const int64_t enough = std::min(kEnoughRows, queue.model->config().max_batch_rows);
+  return queue.busy_threads < pool_.num_workers() || queue.waiting_rows >= enough;
 }
 
 Scheduler::Queue& Scheduler::queue_of(const Model& model) {
