@@ -42,6 +42,15 @@ class CodedQueries {
             ahead};
   }
 
+  // Thresholds [blocks] of a query for the items of some blocks whose scores reach `wanted`.
+  void set_thresholds(CodeThresholds kernel, int64_t q, float wanted, int64_t first_block,
+                      int64_t blocks, int32_t* thresholds) const {
+    const CodedQuery& query = (*this)[q];
+    kernel({wanted - query.slack, query.error_share, 1 / query.scale, query.offset},
+           view_.errors.data() + first_block, items_.inverse_scales() + first_block, blocks,
+           thresholds);
+  }
+
   // How far the score of an item of the block may be from its estimate.
   float bound(int64_t q, int64_t block) const {
     return (*this)[q].slack + view_.errors[static_cast<size_t>(block)] * (*this)[q].error_share;

@@ -21,6 +21,9 @@ namespace {
 // A list of so few rows is scored by itself; longer ones are read faster as part of all.
 constexpr int64_t kSparseShare = 32;
 
+// So many excluded rows are sorted by several threads.
+constexpr int64_t kWorthSharing = 1 << 13;
+
 // Below so many items for each that is wanted, most of them would have to be scored twice.
 constexpr int64_t kItemsPerWanted = 32;
 
@@ -31,7 +34,7 @@ void expect(const char* what, int64_t expected, int64_t found) {
   fail(std::string(what) + " " + std::to_string(expected) + ", found " + std::to_string(found));
 }
 
-Exclusions sort_exclusions(int64_t rows, const TopKQuery& query) {
+Exclusions sort_exclusions(ThreadPool* pool, int64_t rows, const TopKQuery& query) {
   const int64_t batch = query.queries.rows;
   const int64_t total = query.exclude_rows.size;
   Exclusions sorted;
@@ -51,11 +54,14 @@ Exclusions sort_exclusions(int64_t rows, const TopKQuery& query) {
       fail("exclude_rows[" + std::to_string(i) + "]: expected 0 to " + std::to_string(rows - 1) +
            ", found " + std::to_string(row));
     }
-    std::sort(sorted.rows.begin() + position, sorted.rows.begin() + position + length);
     position += length;
     sorted.begin[static_cast<size_t>(q) + 1] = position;
   }
   expect("exclude_lengths: expected to sum to", total, position);
+  for_each(total >= kWorthSharing ? pool : nullptr, batch, [&](int64_t q) {
+    const auto* begin = sorted.begin.data() + q;
+    std::sort(sorted.rows.begin() + begin[0], sorted.rows.begin() + begin[1]);
+  });
   return sorted;
 }
 
@@ -112,11 +118,11 @@ void check_topk_shapes(int64_t rows, int64_t dim, const TopKQuery& query, Matrix
 }
 
 void check_topk_values(int64_t rows, const TopKQuery& query) {
-  sort_exclusions(rows, query);
+  sort_exclusions(nullptr, rows, query);
   normalise_queries(query.queries, query.queries.cols);
 }
 
-CheckedCall::CheckedCall(int64_t rows, int64_t dim, const TopKQuery& query,
+CheckedCall::CheckedCall(ThreadPool* pool, int64_t rows, int64_t dim, const TopKQuery& query,
                          Matrix<int64_t> out_rows, Matrix<float> out_scores,
                          TopKCertificate* certificates)
     : padded_dim_((dim + kScoreLanes - 1) / kScoreLanes * kScoreLanes),
@@ -124,7 +130,7 @@ CheckedCall::CheckedCall(int64_t rows, int64_t dim, const TopKQuery& query,
       out_scores_(out_scores),
       certificates_(certificates) {
   check_topk_shapes(rows, dim, query, out_rows, out_scores);
-  exclusions_ = sort_exclusions(rows, query);
+  exclusions_ = sort_exclusions(pool, rows, query);
   units_ = normalise_queries(query.queries, padded_dim_);
 }
 
@@ -190,7 +196,8 @@ void search(const Context& context, const Search& search) {
 void cosine_topk(const Context& context, const ItemIndex& index, const TopKQuery& query,
                  Matrix<int64_t> out_rows, Matrix<float> out_scores,
                  TopKCertificate* certificates) {
-  const CheckedCall call(index.rows(), index.dim(), query, out_rows, out_scores, certificates);
+  const CheckedCall call(context.pool, index.rows(), index.dim(), query, out_rows, out_scores,
+                         certificates);
   if (!call.asks_nothing()) search(context, call.over(index, query.allow_bitmap.data));
 }
 

@@ -156,7 +156,7 @@ ItemSnapshot ItemSnapshot::on(std::shared_ptr<const Base> base, const ItemSnapsh
 
 void ItemSnapshot::search(const Context& context, const TopKQuery& query, Matrix<int64_t> out_rows,
                           Matrix<float> out_scores, TopKCertificate* certificates) const {
-  const CheckedCall call(rows_, dim(), query, out_rows, out_scores, certificates);
+  const CheckedCall call(context.pool, rows_, dim(), query, out_rows, out_scores, certificates);
   if (call.asks_nothing()) return;
   Bitmap memory;
   const uint64_t* allowed = query.allow_bitmap.data;

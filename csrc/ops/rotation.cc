@@ -330,6 +330,10 @@ void Rotation::apply(const float* in, float* out) const {
   }
 }
 
+bool Rotation::pays(const PartialScan& scan, double passing, int64_t queries) const {
+  return cost_of({scan.dims, passing}, queries) < cost_of(dim_, 0, queries);
+}
+
 const PartialScan* Rotation::best(int64_t queries) const { return cheapest(scans_, dim_, queries); }
 
 }  // namespace recengine

@@ -42,6 +42,9 @@ class Rotation {
   // The scan that costs least for so many queries; null: one of all dimensions.
   const PartialScan* best(int64_t queries) const;
 
+  // Whether a scan costs less than one of all dimensions when that share of items passes it.
+  bool pays(const PartialScan& scan, double passing, int64_t queries) const;
+
   // At most kStepDims, of different dims; none where only mixing pays.
   const std::vector<PartialScan>& scans() const { return scans_; }
 

@@ -28,6 +28,12 @@ constexpr float kMargin = 0.25f;
 constexpr int64_t kGroupItems = 16;
 constexpr int64_t kGroups = kBlockItems / kGroupItems;
 
+// An item in the sample.
+struct SampledItem {
+  int64_t block;  // of the sample
+  int64_t place;  // in the block
+};
+
 // Every stride-th block of the catalog, in full even where searches read it in part: only that
 // estimates scores.
 class Sample {
@@ -39,7 +45,20 @@ class Sample {
         first_(first),
         stride_(stride),
         blocks_((codes_.blocks() - stride / 2 + stride - 1) / stride),
-        queries_(search, first, count, codes_.full_view()) {}
+        queries_(search, first, count, codes_.full_view()),
+        excluded_(static_cast<size_t>(count)) {}
+
+  // For every query that has any, before its scores are taken.
+  void find_excluded(int64_t q) {
+    const Exclusions& exclusions = *search_.exclusions;
+    const auto place = static_cast<size_t>(first_ + q);
+    for (int64_t i = exclusions.begin[place]; i < exclusions.begin[place + 1]; ++i) {
+      const int64_t row = exclusions.rows[static_cast<size_t>(i)];
+      const int64_t behind = row / kBlockItems - block(0);
+      if (behind < 0 || behind % stride_ != 0) continue;
+      excluded_[static_cast<size_t>(q)].push_back({behind / stride_, row % kBlockItems});
+    }
+  }
 
   int64_t blocks() const { return blocks_; }
 
@@ -57,6 +76,10 @@ class Sample {
       for (uint64_t dropped = ~allowed; dropped != 0; dropped &= dropped - 1) {
         products[__builtin_ctzll(dropped)] = kAll;
       }
+      const std::vector<SampledItem>& excluded = excluded_[static_cast<size_t>(q)];
+      auto item = std::lower_bound(excluded.begin(), excluded.end(), i,
+                                   [](const SampledItem& a, int64_t b) { return a.block < b; });
+      for (; item != excluded.end() && item->block == i; ++item) products[item->place] = kAll;
       const float unit = queries_.unit(q, block(i));
       const float margin = kMargin * queries_.bound(q, block(i));
       const int32_t offset = queries_[q].offset;
@@ -70,30 +93,16 @@ class Sample {
   }
 
   // Of a query's scores.
-  float guess(int64_t q, Span<const float> scores) const {
-    return value_of_rank(scores, rank(first_ + q));
-  }
+  float guess(Span<const float> scores) const { return value_of_rank(scores, rank()); }
 
  private:
   int64_t block(int64_t i) const { return stride_ / 2 + i * stride_; }
 
   // Of the K best the sample holds about K / stride, more or fewer by chance: one that ranks behind
-  // these, and behind what is excluded, is very likely not among the K best.
-  int64_t rank(int64_t query) const {
+  // these is very likely not among the K best.
+  int64_t rank() const {
     const double expected = static_cast<double>(search_.k()) / static_cast<double>(stride_);
-    return static_cast<int64_t>(expected + 3 * std::sqrt(expected) + 4) + excluded(query);
-  }
-
-  // How many excluded rows of a query are in the sample. Rows may lie behind the index: of items
-  // that were appended to it.
-  int64_t excluded(int64_t query) const {
-    const Exclusions& exclusions = *search_.exclusions;
-    const auto begin = exclusions.rows.begin() + exclusions.begin[static_cast<size_t>(query)];
-    const auto end = exclusions.rows.begin() + exclusions.begin[static_cast<size_t>(query) + 1];
-    return std::count_if(begin, end, [this](int64_t row) {
-      const int64_t behind = row / kBlockItems - block(0);
-      return behind >= 0 && behind % stride_ == 0 && behind / stride_ < blocks_;
-    });
+    return static_cast<int64_t>(expected + 3 * std::sqrt(expected) + 4);
   }
 
   const Search& search_;
@@ -103,6 +112,7 @@ class Sample {
   int64_t stride_;  // from one block to the next
   int64_t blocks_;  // in the sample
   CodedQueries queries_;
+  std::vector<std::vector<SampledItem>> excluded_;  // of each query, ascending
 };
 
 }  // namespace
@@ -114,7 +124,10 @@ std::vector<float> sample_bounds(const Context& context, const Search& search, i
   const int64_t stride =
       std::max(std::min(blocks / kSampledBlocks, kMostStride), blocks / kMostBlocks);
   if (stride < kLeastStride) return guesses;
-  const Sample sample(context, search, first, count, stride);
+  Sample sample(context, search, first, count, stride);
+  if (!search.exclusions->rows.empty()) {
+    for_each(pool, count, [&](int64_t q) { sample.find_excluded(q); });
+  }
   const int64_t sampled = sample.blocks() * kGroups;
   const std::unique_ptr<float[]> memory(new float[static_cast<size_t>(count * sampled)]);
   const Matrix<float> scores(memory.get(), count, sampled);
@@ -130,7 +143,7 @@ std::vector<float> sample_bounds(const Context& context, const Search& search, i
     }
   });
   for_each(pool, count, [&](int64_t q) {
-    guesses[static_cast<size_t>(q)] = sample.guess(q, {scores.row(q), sampled});
+    guesses[static_cast<size_t>(q)] = sample.guess({scores.row(q), sampled});
   });
   return guesses;
 }

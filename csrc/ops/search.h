@@ -56,8 +56,8 @@ struct Search {
 // A call of cosine_topk on items [rows, dim] that passed the checks; borrows its arguments.
 class CheckedCall {
  public:
-  CheckedCall(int64_t rows, int64_t dim, const TopKQuery& query, Matrix<int64_t> out_rows,
-              Matrix<float> out_scores, TopKCertificate* certificates);
+  CheckedCall(ThreadPool* pool, int64_t rows, int64_t dim, const TopKQuery& query,
+              Matrix<int64_t> out_rows, Matrix<float> out_scores, TopKCertificate* certificates);
 
   bool asks_nothing() const { return out_rows_.rows == 0 || out_rows_.cols == 0; }
 

@@ -13,6 +13,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <utility>
 #include <vector>
 
 #include "cpu/isa.h"
@@ -27,7 +28,47 @@ namespace {
 
 constexpr int64_t kBlocksAhead = 2;     // fetched before they are scanned
 constexpr int64_t kBlocksPerStep = 16;  // scanned with the thresholds of their beginning
+constexpr int64_t kTriedBlocks = 32;    // to see what a partial scan leaves
 constexpr int64_t kLeastGrowth = 256;   // of candidates between looking them through
+
+// About the share of items that a view leaves to be scored, from a few blocks.
+double passing_share(Isa isa, const ItemCodes& codes, const CodedQueries& queries,
+                     const std::vector<float>& guesses) {
+  const CodeScan scan = code_scan_for(isa);
+  const CodeThresholds set = code_thresholds_for(isa);
+  const int64_t blocks = std::min(kTriedBlocks, codes.blocks());
+  const auto count = static_cast<int64_t>(guesses.size());
+  int64_t passing = 0;
+  int32_t thresholds[kTileQueries];
+  CodeHits hits;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t block = i * codes.blocks() / blocks;
+    for (int64_t first = 0; first < count; first += kTileQueries) {
+      for (int64_t q = first; q < std::min<int64_t>(first + kTileQueries, count); ++q) {
+        const float wanted = guesses[static_cast<size_t>(q)];
+        queries.set_thresholds(set, q, wanted, block, 1, thresholds + (q - first));
+      }
+      const CodeTile tile = queries.tile(first, block, thresholds, 1, nullptr);
+      for (uint32_t any = scan(tile, hits); any != 0; any &= any - 1) {
+        passing += __builtin_popcountll(hits.items[__builtin_ctz(any)]);
+      }
+    }
+  }
+  return static_cast<double>(passing) / static_cast<double>(blocks * kBlockItems * count);
+}
+
+// The view to search in: a partial one where it pays for these queries, too. The index chose it for
+// queries that are like its items, and those of a model may be far from them.
+const CodeView& choose_view(const Context& context, const Search& search, int64_t first,
+                            const std::vector<float>& guesses) {
+  const ItemCodes& codes = *search.index->codes();
+  const auto count = static_cast<int64_t>(guesses.size());
+  const CodeView& view = codes.view(count);
+  if (view.partial == nullptr) return view;
+  const CodedQueries queries(search, first, count, view);
+  const double passing = passing_share(context.isa, codes, queries, guesses);
+  return codes.rotation()->pays(*view.partial, passing, count) ? view : codes.full_view();
+}
 
 // An item that may be among the best.
 struct Candidate {
@@ -47,21 +88,23 @@ struct Candidates {
 
 class CodeSearch {
  public:
+  // `guesses` are scores that K items of each query probably reach; they are checked.
   CodeSearch(const Context& context, const Search& search, int64_t first, int64_t count,
-             bool may_guess, int64_t scored_before)
+             const CodeView& view, std::vector<float> guesses, int64_t scored_before)
       : context_(context),
         scored_before_(scored_before),
         search_(search),
         index_(*search.index),
         codes_(*search.index->codes()),
-        view_(codes_.view(count)),
+        view_(view),
         queries_(search, first, count, view_),
         scan_(code_scan_for(context.isa)),
         thresholds_(code_thresholds_for(context.isa)),
         first_(first),
         count_(count),
         k_(search.k()),
-        bounds_(static_cast<size_t>(count)) {
+        bounds_(static_cast<size_t>(count)),
+        guesses_(std::move(guesses)) {
     const int64_t steps = (codes_.blocks() + kBlocksPerStep - 1) / kBlocksPerStep;
     num_chunks_ = count_chunks(context.pool, index_.threads_worth(count), steps);
     if (num_chunks_ > 1) pool_ = context.pool;
@@ -79,8 +122,6 @@ class CodeSearch {
     for (int64_t list = 0; list < lists; ++list) {
       idle_.push_back(candidates_.data() + list * count);
     }
-    guesses_ = may_guess ? sample_bounds(context, search, first, count, pool_)
-                         : std::vector<float>(static_cast<size_t>(count), kLowest);
     for (int64_t q = 0; q < count; ++q) {
       bound(q).store(guesses_[static_cast<size_t>(q)], std::memory_order_relaxed);
     }
@@ -97,7 +138,6 @@ class CodeSearch {
 
  private:
   std::atomic<float>& bound(int64_t q) { return bounds_[static_cast<size_t>(q)]; }
-  const std::atomic<float>& bound(int64_t q) const { return bounds_[static_cast<size_t>(q)]; }
 
   // The candidates of all queries, for one thread: there are as many as threads.
   Candidates* take() {
@@ -126,7 +166,8 @@ class CodeSearch {
       const int64_t step_begin = block;
       const int64_t step_end = std::min(block + step, end);
       for (int64_t q = 0; q < count_; ++q) {
-        set_thresholds(q, block, step_end - block, thresholds.data() + q * kBlocksPerStep);
+        queries_.set_thresholds(thresholds_, q, bound(q).load(std::memory_order_relaxed), block,
+                                step_end - block, thresholds.data() + q * kBlocksPerStep);
       }
       for (; block < step_end; ++block) {
         const uint64_t allowed = allowed_items(search_, block);
@@ -143,14 +184,6 @@ class CodeSearch {
   // The codes of a block, or null behind the last.
   const uint8_t* codes_at(int64_t block) const {
     return block < codes_.blocks() ? codes_.block(view_, block) : nullptr;
-  }
-
-  void set_thresholds(int64_t q, int64_t first_block, int64_t blocks, int32_t* thresholds) const {
-    const CodedQuery& coded = queries_[q];
-    const float wanted = bound(q).load(std::memory_order_relaxed) - coded.slack;
-    thresholds_({wanted, coded.error_share, 1 / coded.scale, coded.offset},
-                view_.errors.data() + first_block, codes_.inverse_scales() + first_block, blocks,
-                thresholds);
   }
 
   // The tile of queries that begins with `first` against one block; found is [queries].
@@ -258,7 +291,8 @@ class CodeSearch {
     const float reached = score_best(q, found);
     if (reached < guesses_[static_cast<size_t>(q)]) {
       // The guess was too high, or there are fewer than K: search again without one.
-      CodeSearch(context_, search_, first_ + q, 1, /*may_guess=*/false, found.scored).run();
+      CodeSearch(context_, search_, first_ + q, 1, codes_.full_view(), {kLowest}, found.scored)
+          .run();
       return;
     }
     raise(bound(q), reached);
@@ -302,7 +336,11 @@ class CodeSearch {
 void search_codes(const Context& context, const Search& search) {
   for (int64_t first = 0; first < search.queries.count; first += kQueriesPerPass) {
     const int64_t count = std::min(kQueriesPerPass, search.queries.count - first);
-    CodeSearch(context, search, first, count, /*may_guess=*/true, /*scored_before=*/0).run();
+    const bool alone = search.index->threads_worth(count) == 1;
+    std::vector<float> guesses =
+        sample_bounds(context, search, first, count, alone ? nullptr : context.pool);
+    const CodeView& view = choose_view(context, search, first, guesses);
+    CodeSearch(context, search, first, count, view, std::move(guesses), 0).run();
   }
 }
 

@@ -183,6 +183,19 @@ def test_what_a_partial_scan_leaves_out_is_proven_in_fp64(isa):
     assert (exact.max(axis=1) < certificate.threshold + 1e-6).all()
 
 
+def test_queries_unlike_the_items_do_not_make_a_partial_scan_score_everything(isa):
+    rng = np.random.default_rng(6)
+    kinds = rng.standard_normal((200, 64), dtype=np.float32)
+    vectors = kinds[rng.integers(0, 200, 40_000)]
+    vectors += rng.standard_normal(vectors.shape, dtype=np.float32) / 1000
+    index = ops.ItemIndex(vectors)
+    assert index.partial_scans  # for items, which have two hundred others next to them
+    for query in rng.standard_normal((5, 1, 64), dtype=np.float32):
+        rows, scores, certificate = ops.certified_topk(index, query, 10, isa=isa)
+        assert_same((rows, scores), reference(vectors, query, 10))
+        assert certificate.scored[0] < 4_000
+
+
 @pytest.mark.parametrize("batch", [1, 2, 7, 64, 100])
 def test_partial_scans_of_every_batch_exclude_and_allow(place, batch):
     rng = np.random.default_rng(5)
