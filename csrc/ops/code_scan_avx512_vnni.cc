@@ -160,8 +160,8 @@ uint32_t scan_count(const CodeTile& tile, CodeHits& hits) {
 
 }  // namespace
 
-void code_thresholds_avx512(const ThresholdTerms& query, const float* errors,
-                            const float* inverse_scales, int64_t blocks, int32_t* thresholds) {
+void code_thresholds_avx512_vnni(const ThresholdTerms& query, const float* errors,
+                                 const float* inverse_scales, int64_t blocks, int32_t* thresholds) {
   constexpr int64_t kLanes = 16;
   const __m512 largest = _mm512_set1_ps(kLargestThreshold);
   const __m512 least = _mm512_set1_ps(-kLargestThreshold);

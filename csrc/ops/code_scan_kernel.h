@@ -47,8 +47,8 @@ using CodeThresholds = void (*)(const ThresholdTerms& query, const float* errors
 
 void code_thresholds_portable(const ThresholdTerms& query, const float* errors,
                               const float* inverse_scales, int64_t blocks, int32_t* thresholds);
-void code_thresholds_avx512(const ThresholdTerms& query, const float* errors,
-                            const float* inverse_scales, int64_t blocks, int32_t* thresholds);
+void code_thresholds_avx512_vnni(const ThresholdTerms& query, const float* errors,
+                                 const float* inverse_scales, int64_t blocks, int32_t* thresholds);
 
 uint32_t code_scan_portable(const CodeTile& tile, CodeHits& hits);
 uint32_t code_scan_avx2(const CodeTile& tile, CodeHits& hits);

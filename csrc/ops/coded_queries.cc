@@ -60,7 +60,7 @@ CodeScan code_scan_for(Isa isa) {
 
 CodeThresholds code_thresholds_for(Isa isa) {
   return pick_kernel(isa, code_thresholds_portable, code_thresholds_portable,
-                     code_thresholds_portable, code_thresholds_avx512);
+                     code_thresholds_portable, code_thresholds_avx512_vnni);
 }
 
 CodedQueries::CodedQueries(const Search& search, int64_t first, int64_t count, const CodeView& view)

@@ -22,7 +22,7 @@ namespace {
 constexpr int64_t kSparseShare = 32;
 
 // So many excluded rows are sorted by several threads.
-constexpr int64_t kWorthSharing = 1 << 13;
+constexpr int64_t kWorthSharing = 1 << 11;
 
 // Below so many items for each that is wanted, most of them would have to be scored twice.
 constexpr int64_t kItemsPerWanted = 32;

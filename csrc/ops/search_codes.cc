@@ -288,8 +288,13 @@ class CodeSearch {
     }
     found.items = all.data();
     found.size = static_cast<int64_t>(all.size());
-    const float reached = score_best(q, found);
-    if (reached < guesses_[static_cast<size_t>(q)]) {
+    const float guess = guesses_[static_cast<size_t>(q)];
+    float reached = score_best(q, found);
+    if (reached < guess) {
+      score(q, found, found.size);
+      reached = score_best(q, found);
+    }
+    if (reached < guess) {
       // The guess was too high, or there are fewer than K: search again without one.
       CodeSearch(context_, search_, first_ + q, 1, codes_.full_view(), {kLowest}, found.scored)
           .run();

@@ -26,8 +26,8 @@
 namespace recengine::triton {
 namespace {
 
-constexpr std::chrono::microseconds kSpin(
-    50);  // the gaps between the loops of a search are shorter
+// Longer than the gaps between the loops of a search.
+constexpr std::chrono::microseconds kSpin(50);
 
 // What all models share: as many threads as the process has cores.
 class Backend {

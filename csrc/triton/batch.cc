@@ -146,6 +146,8 @@ void respond(Span<Request* const> requests, const Answer& answer, CallMemory& me
   }
 }
 
+const std::function<void()> nothing = [] {};
+
 void run_call(const ModelConfig& config, const Engine& engine, Span<Request* const> requests,
               Times times, const std::function<void()>& computed) {
   times.compute_start_ns = now_ns();
@@ -165,7 +167,7 @@ void run_call(const ModelConfig& config, const Engine& engine, Span<Request* con
   }
   // One of them spoils the call: each alone finds out which.
   for (int64_t i = 0; i < requests.size; ++i) {
-    run_call(config, engine, {&requests[i], 1}, times, [] {});
+    run_call(config, engine, {&requests[i], 1}, times, nothing);
   }
 }
 
@@ -209,7 +211,8 @@ void run_batch(const ModelConfig& config, const Schema& schema, const Engine& en
       ++end;
     }
     const Span<Request* const> call(&valid[begin], static_cast<int64_t>(end - begin));
-    run_call(config, engine, call, times, end == valid.size() ? computed : [] {});
+    const bool last = end == valid.size();
+    run_call(config, engine, call, times, last ? computed : nothing);
     begin = end;
   }
 }

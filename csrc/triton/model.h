@@ -21,7 +21,7 @@ class Model {
 
   const ModelConfig& config() const { return config_; }
 
-  // How many threads a batch of so many rows keeps busy by itself, at least 1.
+  // How many threads a batch of so many rows could keep busy by itself, at least 1.
   int64_t threads_worth(int64_t rows) const { return engine_->threads_worth(config_.stage, rows); }
 
   // Answers every one of the requests. `computed` may be called when only that is left to do.

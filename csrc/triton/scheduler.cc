@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <limits>
 #include <numeric>
 #include <utility>
@@ -83,7 +84,7 @@ void Scheduler::submit(std::unique_ptr<Request> request) {
   try {
     call_worker(lock);
   } catch (...) {
-    serve();  // out of memory: what is queued is answered all the same
+    serve(lock);  // out of memory: what is queued is answered all the same
   }
 }
 
@@ -91,18 +92,18 @@ void Scheduler::call_worker(std::unique_lock<std::mutex>& lock) {
   if (tasks_ == pool_.num_workers()) return;
   ++tasks_;
   lock.unlock();
-  const auto end_task = [this] {
-    const std::lock_guard<std::mutex> guard(mutex_);
-    --tasks_;
-    finished_.notify_all();
-  };
   try {
-    pool_.submit([this, end_task] {
-      serve();
-      end_task();
+    pool_.submit([this] {
+      std::unique_lock<std::mutex> own(mutex_);
+      serve(own);
+      // Under the lock that found nothing to do: who comes later calls another thread.
+      --tasks_;
+      finished_.notify_all();
     });
   } catch (...) {
-    end_task();
+    lock.lock();
+    --tasks_;
+    finished_.notify_all();
     throw;
   }
 }
@@ -215,8 +216,7 @@ Scheduler::Batch Scheduler::take(Queue& queue) {
   return batch;
 }
 
-void Scheduler::serve() noexcept {
-  std::unique_lock<std::mutex> lock(mutex_);
+void Scheduler::serve(std::unique_lock<std::mutex>& lock) noexcept {
   while (Queue* queue = next_queue()) {
     ++queue->running;
     try {
@@ -235,7 +235,11 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
   const int64_t threads = batch.rows == 0 ? 0 : threads_of(queue, batch.rows);
   queue.running_rows += batch.rows;
   queue.busy_threads += threads;
-  lock.unlock();
+  // Batches that share the threads have their part of them.
+  const double busy = double(std::max<int64_t>(queue.busy_threads, 1));
+  const double used = double(threads) * std::min(1.0, double(pool_.num_workers()) / busy);
+  if (can_start(queue)) call_another(lock);
+  if (lock.owns_lock()) lock.unlock();
   for (const std::unique_ptr<Request>& request : batch.late) {
     queue.model->shed(*request, ShedReason::kDeadline);
   }
@@ -248,11 +252,11 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
       computed_ns = now_ns();
       end_turn(queue, threads);
     };
-    queue.model->run(std::move(batch.requests), computed);
+    queue.model->run(std::move(batch.requests), std::ref(computed));
     if (computed_ns == 0) computed();
     const uint64_t end_ns = now_ns();
     const double work_ns =
-        elapsed_ns(start_ns, computed_ns) * double(threads) + elapsed_ns(computed_ns, end_ns);
+        elapsed_ns(start_ns, computed_ns) * used + elapsed_ns(computed_ns, end_ns);
     lock.lock();
     queue.running_rows -= batch.rows;
     if (!is_warmup) queue.estimate.record(batch.rows, elapsed_ns(start_ns, end_ns), work_ns);
@@ -264,11 +268,14 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
 void Scheduler::end_turn(Queue& queue, int64_t threads) noexcept {
   std::unique_lock<std::mutex> lock(mutex_);
   queue.busy_threads -= threads;
-  if (!can_start(queue)) return;
+  if (can_start(queue)) call_another(lock);
+}
+
+void Scheduler::call_another(std::unique_lock<std::mutex>& lock) noexcept {
   try {
     call_worker(lock);
   } catch (...) {
-    // Out of memory: the calling thread looks for a batch itself when it has answered this one.
+    // Out of memory: the calling thread looks again when it has answered its batch.
   }
 }
 

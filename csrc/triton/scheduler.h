@@ -22,11 +22,11 @@ struct LoadEstimate {
   void record(int64_t rows, double duration_ns, double work_ns);
 };
 
-// The bounded queues of all models, and the tasks on the thread pool that empty them. A task takes
-// what waits for one model, up to a full batch, as soon as it is free: batches grow with the load.
-// While a model's batches keep all threads busy, what comes waits for the next batch instead of
-// sharing the threads: large batches take less for each row. Later stages go first, so that work
-// already begun is finished.
+// The bounded queues of all models, and the tasks on the thread pool that empty them. A free task
+// takes what waits for one model, up to a full batch: batches grow with the load. While a model's
+// batches keep all threads busy, what comes waits for the next batch instead of sharing the
+// threads: large batches take less for each row. Later stages go first, so that work already begun
+// is finished.
 class Scheduler {
  public:
   explicit Scheduler(ThreadPool& pool) : pool_(pool) {}
@@ -72,11 +72,13 @@ class Scheduler {
   static std::unique_ptr<Request> pop(Queue& queue);
   Batch take(Queue& queue);
 
-  // Has one more thread serve, unless all do; may release the lock.
+  // Has one more thread serve, unless all do; may release the lock. Throws std::bad_alloc, with the
+  // lock.
   void call_worker(std::unique_lock<std::mutex>& lock);
+  void call_another(std::unique_lock<std::mutex>& lock) noexcept;  // the same, if it can
 
-  // Runs batches until no queue has one that can start.
-  void serve() noexcept;
+  // Runs batches until no queue has one that can start; takes and leaves the lock locked.
+  void serve(std::unique_lock<std::mutex>& lock) noexcept;
   void run_next(Queue& queue, std::unique_lock<std::mutex>& lock);
   void end_turn(Queue& queue, int64_t threads) noexcept;
 

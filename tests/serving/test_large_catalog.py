@@ -1,4 +1,4 @@
-"""A catalog so large that one search keeps all threads busy: what comes waits for the next batch."""
+"""A catalog of which one search keeps two threads busy: what comes waits for the next batch."""
 
 import grpc
 import numpy as np
@@ -24,10 +24,14 @@ def repository(tmp_path_factory):
         return compile_bundle(folder / "bundle", folder / "repository")
 
 
-@pytest.fixture(scope="module")
-def large(repository, tmp_path_factory):
+@pytest.fixture(scope="module", params=[1, 2])
+def large(repository, tmp_path_factory, request):
     log = tmp_path_factory.mktemp("log") / "log"
-    with TritonServer(repository, log=log) as server, RawClient(server.endpoints.grpc) as client:
+    threads = [f"--backend-config=recengine,threads={request.param}"]
+    with (
+        TritonServer(repository, log=log, arguments=threads) as server,
+        RawClient(server.endpoints.grpc) as client,
+    ):
         yield client
 
 
@@ -52,7 +56,12 @@ def test_searches_that_wait_run_together_and_answer_as_alone(large, repository):
     assert after.execution_count - before.execution_count < 300
 
 
-def test_a_search_that_fails_lets_the_next_begin(large):
+def test_requests_one_after_another_all_find_a_thread(large):
+    for i in range(300):
+        assert (large.infer("retrieval", user(i))["item_ids"] >= 0).all()
+
+
+def test_a_batch_that_is_refused_lets_the_next_begin(large):
     bad = user(0) | {"lengths": np.array([[1, 3, 99]], np.int32)}
     for _ in range(3):
         futures = [large.send(make_request("recommend", bad)) for _ in range(40)]

@@ -132,7 +132,7 @@ class Engine {
   virtual bool has(Stage stage) const = 0;
   virtual GraphWidths widths() const = 0;
 
-  // How many of the host's threads a batch of the stage keeps busy by itself, at least 1.
+  // How many of the host's threads a batch of the stage could keep busy by itself, at least 1.
   virtual int64_t threads_worth(Stage stage, int64_t rows) const = 0;
 
   // The k nearest items of each user; a user with nothing known gets the fallback list.

@@ -40,7 +40,7 @@ class ItemIndex {
   const ItemVectors& unit_vectors() const { return unit_vectors_; }
   const ItemCodes* codes() const { return codes_.get(); }  // null for a small catalog
 
-  // How many threads a search for so many queries keeps busy, at least 1.
+  // How many threads a search for so many queries could keep busy, at least 1.
   int64_t threads_worth(int64_t queries) const;
 
   // How many dimensions of rotated vectors a search may read instead of all, ascending; empty where
