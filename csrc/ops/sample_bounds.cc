@@ -48,7 +48,8 @@ class Sample {
         queries_(search, first, count, codes_.full_view()),
         excluded_(static_cast<size_t>(count)) {}
 
-  // For every query that has any, before its scores are taken.
+  // For every query that has any, before its scores are taken. Rows may lie behind the index: of
+  // items that were appended to it.
   void find_excluded(int64_t q) {
     const Exclusions& exclusions = *search_.exclusions;
     const auto place = static_cast<size_t>(first_ + q);
