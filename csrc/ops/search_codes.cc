@@ -9,8 +9,6 @@
 // and the same bounds on its codes hold.
 #include <algorithm>
 #include <atomic>
-#include <cmath>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <utility>

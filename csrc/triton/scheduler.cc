@@ -80,16 +80,12 @@ void Scheduler::submit(std::unique_ptr<Request> request) {
   const int64_t rows = request->rows();
   queue.waiting.push_back(std::move(request));
   queue.waiting_rows += rows;
-  if (!can_start(queue)) return;  // who ends a batch looks for the next
-  try {
-    call_worker(lock);
-  } catch (...) {
-    serve(lock);  // out of memory: what is queued is answered all the same
-  }
+  if (!can_start(queue)) return;        // who ends a batch looks for the next
+  if (!call_worker(lock)) serve(lock);  // what is queued is answered all the same
 }
 
-void Scheduler::call_worker(std::unique_lock<std::mutex>& lock) {
-  if (tasks_ == pool_.num_workers()) return;
+bool Scheduler::call_worker(std::unique_lock<std::mutex>& lock) noexcept {
+  if (tasks_ == pool_.num_workers()) return true;
   ++tasks_;
   lock.unlock();
   try {
@@ -100,11 +96,12 @@ void Scheduler::call_worker(std::unique_lock<std::mutex>& lock) {
       --tasks_;
       finished_.notify_all();
     });
+    return true;
   } catch (...) {
     lock.lock();
     --tasks_;
     finished_.notify_all();
-    throw;
+    return false;
   }
 }
 
@@ -238,7 +235,7 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
   // Batches that share the threads have their part of them.
   const double busy = double(std::max<int64_t>(queue.busy_threads, 1));
   const double used = double(threads) * std::min(1.0, double(pool_.num_workers()) / busy);
-  if (can_start(queue)) call_another(lock);
+  if (can_start(queue)) call_worker(lock);
   if (lock.owns_lock()) lock.unlock();
   for (const std::unique_ptr<Request>& request : batch.late) {
     queue.model->shed(*request, ShedReason::kDeadline);
@@ -268,15 +265,7 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
 void Scheduler::end_turn(Queue& queue, int64_t threads) noexcept {
   std::unique_lock<std::mutex> lock(mutex_);
   queue.busy_threads -= threads;
-  if (can_start(queue)) call_another(lock);
-}
-
-void Scheduler::call_another(std::unique_lock<std::mutex>& lock) noexcept {
-  try {
-    call_worker(lock);
-  } catch (...) {
-    // Out of memory: the calling thread looks again when it has answered its batch.
-  }
+  if (can_start(queue)) call_worker(lock);
 }
 
 }  // namespace recengine::triton

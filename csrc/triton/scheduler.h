@@ -72,10 +72,10 @@ class Scheduler {
   static std::unique_ptr<Request> pop(Queue& queue);
   Batch take(Queue& queue);
 
-  // Has one more thread serve, unless all do; may release the lock. Throws std::bad_alloc, with the
-  // lock.
-  void call_worker(std::unique_lock<std::mutex>& lock);
-  void call_another(std::unique_lock<std::mutex>& lock) noexcept;  // the same, if it can
+  // Has one more thread serve, unless all do; may release the lock. False, with the lock, when
+  // there is no memory for that: then the caller must serve, at the latest when its batch is
+  // answered.
+  bool call_worker(std::unique_lock<std::mutex>& lock) noexcept;
 
   // Runs batches until no queue has one that can start; takes and leaves the lock locked.
   void serve(std::unique_lock<std::mutex>& lock) noexcept;
