@@ -24,13 +24,16 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/bench/overload"))
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     parser.add_argument("--seconds", type=float, default=OverloadPlan.seconds)
+    parser.add_argument("--rounds", type=int, default=OverloadPlan.rounds)
     parser.add_argument("--deadline-ms", type=float, default=OverloadPlan.deadline_ms)
     arguments = parser.parse_args()
     bundle, repository = arguments.work / "bundle", arguments.work / "model_repository"
     synthetic.write(bundle, SIZE)
     shutil.rmtree(repository, ignore_errors=True)
     compile_bundle(bundle, repository)
-    plan = OverloadPlan(seconds=arguments.seconds, deadline_ms=arguments.deadline_ms)
+    plan = OverloadPlan(
+        seconds=arguments.seconds, rounds=arguments.rounds, deadline_ms=arguments.deadline_ms
+    )
     about = (
         f"Model: synthetic, {SIZE.items:,} items of {SIZE.dim} dimensions, {SIZE.candidates} "
         f"candidates, ranker {SIZE.hidden[0]}-{SIZE.hidden[1]}."

@@ -12,13 +12,11 @@
 namespace recengine::triton {
 namespace {
 
-// An estimate that is too high refuses work in vain: it comes down faster than it goes up.
-constexpr double kSmoothingUp = 1.0 / 8;
-constexpr double kSmoothingDown = 1.0 / 2;
+constexpr double kSmoothing = 1.0 / 8;
 
-// Share of its deadline that a request may be expected to spend here. The rest is for what cannot
-// be seen from here: the network, and the server's threads before and after. Later stages have less
-// of that before them, and to refuse there is to have worked for nothing.
+// Share of the time that a request has left which it may be expected to spend here. The rest is for
+// what cannot be seen from here: the network, and the server's threads before and after. Later
+// stages have less of that before them, and to refuse there is to have worked for nothing.
 constexpr double kShareOfDeadline = 0.6;
 constexpr double kLastShareOfDeadline = 0.8;
 
@@ -28,18 +26,17 @@ constexpr int64_t kEnoughRows = 32;
 constexpr size_t kNumStages = static_cast<size_t>(Stage::kRanking) + 1;
 
 void smooth(double& value, double sample) {
-  const double share = sample > value ? kSmoothingUp : kSmoothingDown;
-  value = value == 0 ? sample : value + share * (sample - value);
+  value = value == 0 ? sample : value + kSmoothing * (sample - value);
 }
 
 double elapsed_ns(uint64_t from, uint64_t to) { return to > from ? double(to - from) : 0; }
 
-}  // namespace
-
-void LoadEstimate::record(int64_t rows, double duration_ns, double work_ns) {
-  smooth(batch_ns, duration_ns);
-  smooth(row_ns, work_ns / double(rows));
+double share_of_deadline(Stage stage) {
+  return stage == Stage::kRanking || stage == Stage::kOrder ? kLastShareOfDeadline
+                                                            : kShareOfDeadline;
 }
+
+}  // namespace
 
 Scheduler::~Scheduler() {
   std::unique_lock<std::mutex> lock(mutex_);
@@ -56,7 +53,7 @@ void Scheduler::add(const Model& model) {
 void Scheduler::remove(const Model& model) {
   std::unique_lock<std::mutex> lock(mutex_);
   Queue& queue = queue_of(model);
-  finished_.wait(lock, [&queue] { return queue.waiting.empty() && queue.running == 0; });
+  finished_.wait(lock, [&queue] { return queue.waiting.empty() && queue.running.empty(); });
   const auto is_it = [&queue](const std::unique_ptr<Queue>& other) {
     return other.get() == &queue;
   };
@@ -108,42 +105,66 @@ bool Scheduler::call_worker(std::unique_lock<std::mutex>& lock) noexcept {
 std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& request) const {
   if (request.is_warmup()) return std::nullopt;
   // An idle model always tries: what it learns corrects an estimate that is too high.
-  if (queue.waiting.empty() && queue.running == 0) return std::nullopt;
+  if (queue.waiting.empty() && queue.running.empty()) return std::nullopt;
   if (queue.waiting_rows + request.rows() > queue.model->config().max_queue_rows) {
     return ShedReason::kQueueFull;
   }
-  const double expected_ns = backlog_ns() / pool_.num_workers() + queue.estimate.batch_ns +
-                             later_stages(queue, &LoadEstimate::batch_ns);
-  const Stage stage = queue.model->config().stage;
-  const bool last = stage == Stage::kRanking || stage == Stage::kOrder;
-  const double share = last ? kLastShareOfDeadline : kShareOfDeadline;
-  const double granted_ns = elapsed_ns(request.arrival_ns(), request.deadline_ns());
-  if (expected_ns > share * granted_ns) return ShedReason::kDeadline;
+  const double left_ns = elapsed_ns(now_ns(), request.deadline_ns());
+  const double share = share_of_deadline(queue.model->config().stage);
+  if (expected_ns(queue, request) > share * left_ns) return ShedReason::kDeadline;
   return std::nullopt;
 }
 
-// What is expected of the stages after this one: the time of a batch, or of a row. What dense
-// graphs take in other backends is not seen from here.
-double Scheduler::later_stages(const Queue& queue, double LoadEstimate::* expected_ns) const {
-  std::array<double, kNumStages> later_ns{};
-  for (const std::unique_ptr<Queue>& other : queues_) {
-    const Stage stage = other->model->config().stage;
-    if (stage <= queue.model->config().stage) continue;
-    double& longest_ns = later_ns[static_cast<size_t>(stage)];
-    longest_ns = std::max(longest_ns, other->estimate.*expected_ns);
-  }
-  return std::accumulate(later_ns.begin(), later_ns.end(), 0.0);
+// From now to the answer of a request that comes now: the work that goes before it, shared by all
+// threads, and the batch that it will be part of, whose answers come all at its end.
+double Scheduler::expected_ns(const Queue& queue, const Request& request) const {
+  const int64_t max_rows = queue.model->config().max_batch_rows;
+  const int64_t rows = std::min(queue.waiting_rows + request.rows(), max_rows);
+  const double shared_ns = to_the_end(queue, rows - request.rows(), &Scheduler::work_ns);
+  return (backlog_ns(queue) - shared_ns) / pool_.num_workers() +
+         to_the_end(queue, rows, &Scheduler::batch_ns);
 }
 
-// Work on all that was taken in and is not answered, later stages included, for one thread.
-double Scheduler::backlog_ns() const {
+// One thread's work before something new in the queue is begun, and on what waits there: the rest
+// of what runs, and all later stages of what waits or runs in this stage or in a later one. What is
+// in an earlier stage goes after it.
+double Scheduler::backlog_ns(const Queue& own) const {
+  const uint64_t now = now_ns();
   double total_ns = 0;
   for (const std::unique_ptr<Queue>& queue : queues_) {
-    const int64_t rows = queue->waiting_rows + queue->running_rows;
-    total_ns +=
-        double(rows) * (queue->estimate.row_ns + later_stages(*queue, &LoadEstimate::row_ns));
+    const bool earlier = queue->model->config().stage < own.model->config().stage;
+    if (!earlier) total_ns += to_the_end(*queue, queue->waiting_rows, &Scheduler::work_ns);
+    for (const Batch* batch : queue->running) {
+      const double batch_work_ns = work_ns(*queue, batch->rows);
+      const double all_ns =
+          earlier ? batch_work_ns : to_the_end(*queue, batch->rows, &Scheduler::work_ns);
+      total_ns += all_ns - std::min(elapsed_ns(batch->start_ns, now) * batch->used, batch_work_ns);
+    }
   }
   return total_ns;
+}
+
+// What is expected of the queue's stage and of those after it; of several models of a stage it is
+// the longest. What dense graphs take in other backends is not seen from here.
+double Scheduler::to_the_end(const Queue& queue, int64_t rows, Expected expected) const {
+  const Stage first = queue.model->config().stage;
+  std::array<double, kNumStages> stages_ns{};
+  stages_ns[static_cast<size_t>(first)] = (this->*expected)(queue, rows);
+  for (const std::unique_ptr<Queue>& later : queues_) {
+    const Stage stage = later->model->config().stage;
+    if (stage <= first) continue;
+    double& longest_ns = stages_ns[static_cast<size_t>(stage)];
+    longest_ns = std::max(longest_ns, (this->*expected)(*later, rows));
+  }
+  return std::accumulate(stages_ns.begin(), stages_ns.end(), 0.0);
+}
+
+double Scheduler::work_ns(const Queue& queue, int64_t rows) const {
+  return double(rows) * queue.row_ns;
+}
+
+double Scheduler::batch_ns(const Queue& queue, int64_t rows) const {
+  return work_ns(queue, rows) / double(threads_of(queue, rows));
 }
 
 int64_t Scheduler::threads_of(const Queue& queue, int64_t rows) const {
@@ -184,23 +205,22 @@ std::unique_ptr<Request> Scheduler::pop(Queue& queue) {
 Scheduler::Batch Scheduler::take(Queue& queue) {
   const int64_t max_rows = queue.model->config().max_batch_rows;
   const uint64_t now = now_ns();
-  const double later_ns = later_stages(queue, &LoadEstimate::batch_ns);
-  uint64_t first_deadline_ns = std::numeric_limits<uint64_t>::max();
+  const double share = share_of_deadline(queue.model->config().stage);
+  double first_left_ns = std::numeric_limits<double>::infinity();
   Batch batch;
   while (!queue.waiting.empty()) {
     const Request& next = *queue.waiting.front();
-    // The answers of a batch come all at its end, so each request in it delays the others.
     const int64_t rows = batch.rows + next.rows();
-    const uint64_t deadline_ns = std::min(first_deadline_ns, next.deadline_ns());
-    const double work_ns = double(rows) * queue.estimate.row_ns;
-    const bool in_time =
-        work_ns / double(threads_of(queue, rows)) + later_ns <= elapsed_ns(now, deadline_ns);
-    if (batch.requests.empty() && !in_time) {
+    const double expected_ns = to_the_end(queue, rows, &Scheduler::batch_ns);
+    const double left_ns = std::min(first_left_ns, elapsed_ns(now, next.deadline_ns()));
+    if (batch.requests.empty() && expected_ns > left_ns) {
       batch.late.push_back(pop(queue));
       continue;
     }
-    if (!batch.requests.empty() && (!in_time || rows > max_rows)) break;
-    first_deadline_ns = deadline_ns;
+    // The answers of a batch come all at its end, so each request in it delays the others.
+    const bool fits = rows <= max_rows && expected_ns <= share * left_ns;
+    if (!batch.requests.empty() && !fits) break;
+    first_left_ns = left_ns;
     batch.rows = rows;
     batch.requests.push_back(pop(queue));
   }
@@ -215,26 +235,25 @@ Scheduler::Batch Scheduler::take(Queue& queue) {
 
 void Scheduler::serve(std::unique_lock<std::mutex>& lock) noexcept {
   while (Queue* queue = next_queue()) {
-    ++queue->running;
     try {
       run_next(*queue, lock);
     } catch (...) {
       // Out of memory while taking a batch: the destructors of its requests have answered.
       if (!lock.owns_lock()) lock.lock();
     }
-    --queue->running;
     finished_.notify_all();
   }
 }
 
 void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
   Batch batch = take(queue);
-  const int64_t threads = batch.rows == 0 ? 0 : threads_of(queue, batch.rows);
-  queue.running_rows += batch.rows;
-  queue.busy_threads += threads;
+  queue.running.push_back(&batch);  // nothing below throws
+  batch.threads = batch.rows == 0 ? 0 : threads_of(queue, batch.rows);
+  queue.busy_threads += batch.threads;
   // Batches that share the threads have their part of them.
   const double busy = double(std::max<int64_t>(queue.busy_threads, 1));
-  const double used = double(threads) * std::min(1.0, double(pool_.num_workers()) / busy);
+  batch.used = double(batch.threads) * std::min(1.0, double(pool_.num_workers()) / busy);
+  batch.start_ns = now_ns();
   if (can_start(queue)) call_worker(lock);
   if (lock.owns_lock()) lock.unlock();
   for (const std::unique_ptr<Request>& request : batch.late) {
@@ -243,23 +262,21 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
   batch.late.clear();
   if (!batch.requests.empty()) {
     const bool is_warmup = batch.requests.front()->is_warmup();
-    const uint64_t start_ns = now_ns();
     uint64_t computed_ns = 0;
     const auto computed = [&] {
       computed_ns = now_ns();
-      end_turn(queue, threads);
+      end_turn(queue, batch.threads);
     };
     queue.model->run(std::move(batch.requests), std::ref(computed));
     if (computed_ns == 0) computed();
-    const uint64_t end_ns = now_ns();
     const double work_ns =
-        elapsed_ns(start_ns, computed_ns) * used + elapsed_ns(computed_ns, end_ns);
+        elapsed_ns(batch.start_ns, computed_ns) * batch.used + elapsed_ns(computed_ns, now_ns());
     lock.lock();
-    queue.running_rows -= batch.rows;
-    if (!is_warmup) queue.estimate.record(batch.rows, elapsed_ns(start_ns, end_ns), work_ns);
-    return;
+    if (!is_warmup) smooth(queue.row_ns, work_ns / double(batch.rows));
+  } else {
+    lock.lock();
   }
-  lock.lock();
+  queue.running.erase(std::find(queue.running.begin(), queue.running.end(), &batch));
 }
 
 void Scheduler::end_turn(Queue& queue, int64_t threads) noexcept {

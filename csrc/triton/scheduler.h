@@ -14,14 +14,6 @@
 
 namespace recengine::triton {
 
-// What recent batches of a model say about how long new ones will take; smoothed, in ns.
-struct LoadEstimate {
-  double batch_ns = 0;  // from being taken to being answered; 0: not known
-  double row_ns = 0;    // one thread's work on one of its rows
-
-  void record(int64_t rows, double duration_ns, double work_ns);
-};
-
 // The bounded queues of all models, and the tasks on the thread pool that empty them. A free task
 // takes what waits for one model, up to a full batch: batches grow with the load. While a model's
 // batches keep all threads busy, what comes waits for the next batch instead of sharing the
@@ -46,25 +38,33 @@ class Scheduler {
   void submit(std::unique_ptr<Request> request);
 
  private:
-  struct Queue {
-    const Model* model = nullptr;
-    std::deque<std::unique_ptr<Request>> waiting;
-    int64_t waiting_rows = 0;
-    int64_t running_rows = 0;
-    int running = 0;           // batches
-    int64_t busy_threads = 0;  // that those which still compute keep busy
-    LoadEstimate estimate;
-  };
   struct Batch {
     Requests requests;
     Requests late;  // cannot make their deadline any more
     int64_t rows = 0;
+    int64_t threads = 0;  // that it keeps busy while it is computed
+    double used = 0;      // of them, as it began: batches that run together share the threads
+    uint64_t start_ns = 0;
   };
+  struct Queue {
+    const Model* model = nullptr;
+    std::deque<std::unique_ptr<Request>> waiting;
+    int64_t waiting_rows = 0;
+    std::vector<const Batch*> running;
+    int64_t busy_threads = 0;  // that those which still compute keep busy
+    double row_ns = 0;  // one thread's work on a row, as recent batches say; smoothed, 0: not known
+  };
+
+  // A batch of so many rows: one thread's work on it, or the time that it takes.
+  using Expected = double (Scheduler::*)(const Queue& queue, int64_t rows) const;
 
   // These need the lock.
   std::optional<ShedReason> refusal(const Queue& queue, const Request& request) const;
-  double later_stages(const Queue& queue, double LoadEstimate::* expected_ns) const;
-  double backlog_ns() const;
+  double expected_ns(const Queue& queue, const Request& request) const;
+  double backlog_ns(const Queue& own) const;
+  double to_the_end(const Queue& queue, int64_t rows, Expected expected) const;
+  double work_ns(const Queue& queue, int64_t rows) const;
+  double batch_ns(const Queue& queue, int64_t rows) const;
   int64_t threads_of(const Queue& queue, int64_t rows) const;
   bool can_start(const Queue& queue) const;
   Queue& queue_of(const Model& model);

@@ -21,6 +21,7 @@ from recengine.serving.bench.overload import (
     describe_burst,
     overload_bars,
     overload_table,
+    summarize_bursts,
 )
 from recengine.serving.bench.perf_analyzer import (
     Windows,
@@ -153,19 +154,34 @@ def test_burst_counts_late_answers_apart_from_good_ones():
     plan = OverloadPlan(seconds=2, deadline_ms=50)
     burst = describe_burst(
         4,
+        10,
         answers([10, 60, 1, 20, 3], ["ok", "ok", "shed", "ok", "shed"]),
         answers([12, 11], ["ok", "ok"]),
         2,
         plan,
     )
     assert (burst["good_per_s"], burst["late_per_s"], burst["shed"]) == (1, 0.5, 2)
+    assert burst["of_capacity"] == 0.1
     assert (burst["shed_p50_ms"], burst["next_ms"], burst["next_20_max_ms"]) == (2, 12, 12)
+
+
+def test_bursts_of_one_load_become_their_median_and_all_their_sheds():
+    plan = OverloadPlan(seconds=1, deadline_ms=50)
+    runs = [
+        describe_burst(
+            4, 10, answers([1] * (n + 1), ["ok"] * n + ["shed"]), answers([n], ["ok"]), 1, plan
+        )
+        for n in (8, 2, 5)
+    ]
+    found = summarize_bursts(runs)
+    assert (found["load"], found["of_capacity"], found["good_per_s"]) == (4, 0.5, 5)
+    assert (found["shed"], found["shed_counted_by_server"], found["next_ms"]) == (3, 3, 8)
 
 
 def test_bars_of_overload_name_what_was_missed(tmp_path):
     plan = OverloadPlan(loads=(4,), seconds=1, deadline_ms=50)
     kept = answers([10] * 100 + [1] * 300, ["ok"] * 100 + ["shed"] * 300)
-    burst = describe_burst(4, kept, answers([12], ["ok"]), 299, plan)
+    burst = describe_burst(4, 100, kept, answers([12], ["ok"]), 299, plan)
     result = {"capacity": 100, "deadline_ms": 50, "idle_p99_ms": 10, "bursts": [burst]}
     missed = [bar.name for bar in overload_bars(result) if not bar.met]
     assert missed == ["sheds that client and server count differently"]

@@ -125,6 +125,9 @@ def overload(
     model: Annotated[str, typer.Option(help="The model to ask.")] = "recommend",
     load: Annotated[list[float] | None, typer.Option(help="Multiples of capacity.")] = None,
     seconds: Annotated[float, typer.Option(help="Length of each burst.")] = OverloadPlan.seconds,
+    rounds: Annotated[
+        int, typer.Option(help="Bursts of each load; medians are reported.")
+    ] = OverloadPlan.rounds,
     deadline_ms: Annotated[
         float, typer.Option(help="An answer within it is a good one.")
     ] = OverloadPlan.deadline_ms,
@@ -134,7 +137,7 @@ def overload(
 
     Half of the cores serve, the other half generate the load.
     """
-    plan = OverloadPlan(tuple(load or OverloadPlan.loads), seconds, deadline_ms)
+    plan = OverloadPlan(tuple(load or OverloadPlan.loads), seconds, rounds, deadline_ms)
     source = bundle or latest_version(repository / "retrieval")
     requests = draw_requests(source, NUM_REQUESTS, _distribution(distribution))
     run_overload(repository, model, requests, plan, out, tritonserver)
@@ -187,10 +190,12 @@ def run_overload(
         "Overload",
         result,
         [
-            f"Open loop, Poisson arrivals, {plan.seconds:g} s a burst. Good: answered within "
-            f"{plan.deadline_ms:g} ms of being due. Capacity {result['capacity']:.1f}/s, idle p50 "
-            f"{result['idle_p50_ms']:.1f} ms, p99 {result['idle_p99_ms']:.1f} ms. Server on cores "
-            f"{result['server_cores']}, load generator on cores {result['generator_cores']}. "
+            f"Open loop, Poisson arrivals; medians of {plan.rounds} bursts of {plan.seconds:g} s a "
+            f"load, before each its capacity (median {result['capacity']:.1f}/s). Good: answered "
+            f"within {plan.deadline_ms:g} ms of being due. "
+            f"Idle p50 {result['idle_p50_ms']:.1f} ms, p99 {result['idle_p99_ms']:.1f} ms. "
+            f"Server on cores {result['server_cores']}, "
+            f"load generator on cores {result['generator_cores']}. "
             f"{about}",
             overload_table(result),
         ],
