@@ -1,7 +1,8 @@
 """gRPC status and message -> typed error, and whether the request may be sent again.
 
-Triton answers UNAVAILABLE for four different things, so the message decides. All requests are
-reads: sending one twice is safe, the question is only whether it helps or hurts the server.
+Triton answers UNAVAILABLE for four things, and NOT_FOUND for a model that it does not know
+and for one that it has unloaded to stop: the message decides. All requests are reads: sending one
+twice is safe, the question is only whether it helps or hurts the server.
 """
 
 from __future__ import annotations
@@ -39,14 +40,17 @@ class Failure(NamedTuple):
     retry: Retry
 
 
-_UNAVAILABLE = (
-    ("This protocol is restricted", AccessDenied, Retry.NEVER),
-    (SHED_TOKEN, Overloaded, Retry.BUDGET),
-    ("Exceeds maximum queue size", Overloaded, Retry.BUDGET),
-    ("Request timeout expired", DeadlineExceeded, Retry.NEVER),
-    ("failed to connect", ServerUnavailable, Retry.RECONNECT),
-    ("DNS resolution failed", ServerUnavailable, Retry.RECONNECT),
-)
+_BY_MESSAGE = {
+    "UNAVAILABLE": (
+        ("This protocol is restricted", AccessDenied, Retry.NEVER),
+        (SHED_TOKEN, Overloaded, Retry.BUDGET),
+        ("Exceeds maximum queue size", Overloaded, Retry.BUDGET),
+        ("Request timeout expired", DeadlineExceeded, Retry.NEVER),
+        ("failed to connect", ServerUnavailable, Retry.RECONNECT),
+        ("DNS resolution failed", ServerUnavailable, Retry.RECONNECT),
+    ),
+    "NOT_FOUND": (("has no available versions", ServerUnavailable, Retry.ONCE),),
+}
 
 _BY_STATUS: dict[str, tuple[type[RecengineError], Retry]] = {
     "INVALID_ARGUMENT": (InputError, Retry.NEVER),
@@ -69,9 +73,8 @@ def classify(status: str | None, message: str, model: str) -> Failure:
     """
     code = (status or "UNKNOWN").rpartition(".")[2]
     kind, retry = _BY_STATUS.get(code, (ServerError, Retry.NEVER))
-    if code == "UNAVAILABLE":
-        for token, token_kind, token_retry in _UNAVAILABLE:
-            if token.lower() in message.lower():
-                kind, retry = token_kind, token_retry
-                break
+    for token, token_kind, token_retry in _BY_MESSAGE.get(code, ()):
+        if token.lower() in message.lower():
+            kind, retry = token_kind, token_retry
+            break
     return Failure(kind(f"[{model}] {code}: {message}"), retry)

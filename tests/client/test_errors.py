@@ -13,6 +13,7 @@ from recengine.errors import (
 CONNECT = "failed to connect to all addresses; last error: UNKNOWN: Connection refused"
 RESTRICTED = "This protocol is restricted, expecting header 'triton-grpc-protocol-key'"
 SHED = "in ensemble 'recommend', recengine: shed: the deadline cannot be met"
+UNLOADED = "Request for unknown model: 'recommend' has no available versions"
 STOPPING = "GRPC server is shutting down and has stopped accepting new requests"
 
 
@@ -30,6 +31,7 @@ STOPPING = "GRPC server is shutting down and has stopped accepting new requests"
         ("CANCELLED", "", ServerUnavailable, Retry.ONCE),
         ("INVALID_ARGUMENT", "unexpected shape", InputError, Retry.NEVER),
         ("NOT_FOUND", "Request for unknown model", ServerError, Retry.NEVER),
+        ("NOT_FOUND", UNLOADED, ServerUnavailable, Retry.ONCE),
         ("DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceeded, Retry.NEVER),
         ("UNAUTHENTICATED", "no token", AccessDenied, Retry.NEVER),
         ("PERMISSION_DENIED", "not you", AccessDenied, Retry.NEVER),
