@@ -24,6 +24,8 @@ def pool_on_gpu(tables, rows, lengths, *, weights=None, **options):
 class Cpu:
     """The instruction set named."""
 
+    thread_counts = (1, 2, 5)
+
     def __init__(self, isa):
         self.isa = isa
 
@@ -47,6 +49,7 @@ class Gpu:
     """The first GPU, real or emulated."""
 
     isa = None
+    thread_counts = (None,)
 
     def embedding_bag(self, tables, rows, lengths, **options):
         return pool_on_gpu([ops.DeviceTable(table) for table in tables], rows, lengths, **options)

@@ -43,7 +43,7 @@ runtimes=
 for library in libasan.so libubsan.so libstdc++.so.6; do
   runtimes+=" $("${CXX:-c++}" -print-file-name=$library)"
 done
-LD_PRELOAD=$runtimes "$python" "$venv/bin/pytest" -q -p no:cacheprovider -n 2 \
+LD_PRELOAD=$runtimes "$python" "$venv/bin/pytest" -q -p no:cacheprovider -n 2 --hypothesis-profile=few \
   tests/ops tests/engine tests/test_device.py
 
 # The backend: malformed requests to a real server that loads the sanitised library. The tests run on

@@ -17,17 +17,14 @@ def fused_parts(table, bag):
     """Codes, scales and biases of fused rows, read byte by byte."""
     half = table._layout == "tbe" or table.row_type == "int4"
     bytes_of_codes = table.dim if table.row_type == "int8" else (table.dim + 1) // 2
-    codes, parts = np.zeros((len(bag), table.dim), np.float32), np.zeros((len(bag), 2), np.float32)
-    for i, row in enumerate(bag):
-        raw = table.data[row].tobytes()
-        at = 0 if table._layout == "tbe" else bytes_of_codes
-        parts[i] = np.frombuffer(raw, "<f2" if half else "<f4", 2, at)
-        for d in range(table.dim):
-            code = raw[
-                (4 if table._layout == "tbe" else 0) + (d if table.row_type == "int8" else d // 2)
-            ]
-            codes[i, d] = code if table.row_type == "int8" else code >> 4 * (d % 2) & 15
-    return codes, parts[:, 0], parts[:, 1]
+    first, at = (4, 0) if table._layout == "tbe" else (0, bytes_of_codes)
+    raw = table.data[bag]
+    codes = raw[:, first : first + bytes_of_codes]
+    if table.row_type == "int4":
+        codes = np.stack([codes & 15, codes >> 4], axis=2).reshape(len(raw), 2 * bytes_of_codes)
+    parts = np.ascontiguousarray(raw[:, at : at + (4 if half else 8)])
+    scales, biases = parts.view("<f2" if half else "<f4").astype(np.float32).T
+    return codes[:, : table.dim].astype(np.float32), scales, biases
 
 
 def stored_parts(table, bag):

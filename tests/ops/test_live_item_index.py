@@ -1,4 +1,5 @@
 import gc
+import itertools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -194,19 +195,21 @@ LiveItemIndexMachine.TestCase.settings = settings(max_examples=200, stateful_ste
 TestAnyOrderOfCalls = LiveItemIndexMachine.TestCase
 
 
-def assert_answers_as_model(live, model, rng, **options):
+def assert_answers_as_model(live, model, rng):
     """All ways to search: by codes, by vectors (k is large) and by few allowed rows."""
     queries = rng.integers(-2, 3, (4, model.dim)).astype(np.float32)
     exclude = [rng.integers(0, model.rows, model.rows // 3) for _ in queries]
     for k, share in [(1, 0.9), (30, None), (30, 0.5), (30, 0.01), (model.rows // 16, 0.9)]:
         allow = None if share is None else rng.random(model.rows) < share
         for excluded in (None, exclude):
-            found = ops.cosine_topk(live, queries, k, exclude=excluded, allow=allow, **options)
-            assert_same(found, model.search(queries, k, excluded, allow))
+            expected = model.search(queries, k, excluded, allow)
+            limits = {"exclude": excluded, "allow": allow}
+            for isa, threads in itertools.product(ops.supported_isas(), (1, 2)):
+                found = ops.cosine_topk(live, queries, k, isa=isa, threads=threads, **limits)
+                assert_same(found, expected)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_base_that_is_searched_by_codes_answers_as_one_built_anew(isa, threads):
+def test_a_base_that_is_searched_by_codes_answers_as_one_built_anew():
     rng = np.random.default_rng(1)
     vectors = rng.integers(-2, 3, (20_000, 32)).astype(np.float32)
     live, model = ops.LiveItemIndex(vectors), Model(vectors)
@@ -214,7 +217,7 @@ def test_a_base_that_is_searched_by_codes_answers_as_one_built_anew(isa, threads
         more = rng.integers(-2, 3, (700, 32)).astype(np.float32)
         more[:300] = vectors[rng.integers(0, 20_000, 300)]
         assert live.append(more) == model.append(more)
-        assert_answers_as_model(live, model, rng, isa=isa, threads=threads)
+        assert_answers_as_model(live, model, rng)
         removed = rng.choice(model.live(), 2000, replace=False)
         live.remove(removed)
         model.remove(removed)
@@ -222,12 +225,12 @@ def test_a_base_that_is_searched_by_codes_answers_as_one_built_anew(isa, threads
         others = vectors[rng.integers(0, 20_000, 900)]
         live.replace(replaced, others)
         model.replace(replaced, others)
-        assert_answers_as_model(live, model, rng, isa=isa, threads=threads)
+        assert_answers_as_model(live, model, rng)
         if step == 0:
             assert live.pending == 1600
             live.merge()
             assert live.pending == 0
-            assert_answers_as_model(live, model, rng, isa=isa, threads=threads)
+            assert_answers_as_model(live, model, rng)
 
 
 def test_a_large_delta_is_searched_by_several_threads(isa):
