@@ -32,4 +32,9 @@ cp -f $build/libtriton_recengine.so "$package/recengine/backends/recengine/"
 export PYTHONPATH=$package:$PWD:$site PYTHONDONTWRITEBYTECODE=1
 export RECENGINE_BACKEND_DIRECTORY=$package/recengine/backends RECENGINE_VENV=$venv
 (cd "$package" && "$python" -c 'from recengine import ops; print(*ops.cuda_devices())') | grep emulated
-"$python" "$venv/bin/pytest" -p no:cacheprovider -m cuda -n 2 --dist loadfile tests/ops tests/engine tests/serving tests/test_cuda.py tests/test_device.py tests/test_gpu_bench.py "${@:2}"
+run() {
+  "$python" "$venv/bin/pytest" -p no:cacheprovider "$@" \
+    tests/ops tests/engine tests/serving tests/test_cuda.py tests/test_device.py tests/test_gpu_bench.py
+}
+run -m "cuda and not alone" -n 2 --dist loadfile "${@:2}"
+run -m "cuda and alone" "${@:2}"

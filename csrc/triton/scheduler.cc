@@ -15,8 +15,8 @@ namespace {
 constexpr double kSmoothing = 1.0 / 8;
 
 // Share of the time that a request has left which it may be expected to spend here. The rest is for
-// what cannot be seen from here: the network, and the server's threads before and after. Later
-// stages have less of that before them, and to refuse there is to have worked for nothing.
+// what cannot be seen from here: the network, and the server's threads before and after. A later
+// stage is told the whole timeout again, and to refuse there is to have worked for nothing.
 constexpr double kShareOfDeadline = 0.6;
 constexpr double kLastShareOfDeadline = 0.8;
 
@@ -109,62 +109,54 @@ std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& 
   if (queue.waiting_rows + request.rows() > queue.model->config().max_queue_rows) {
     return ShedReason::kQueueFull;
   }
+  const double expected_ns =
+      backlog_ns(queue) / pool_.num_workers() + batch_ns(queue, request.rows());
   const double left_ns = elapsed_ns(now_ns(), request.deadline_ns());
   const double share = share_of_deadline(queue.model->config().stage);
-  if (expected_ns(queue, request) > share * left_ns) return ShedReason::kDeadline;
+  if (expected_ns > share * left_ns) return ShedReason::kDeadline;
   return std::nullopt;
 }
 
-// From now to the answer of a request that comes now: the work that goes before it, shared by all
-// threads, and the batch that it will be part of, whose answers come all at its end.
-double Scheduler::expected_ns(const Queue& queue, const Request& request) const {
-  const int64_t max_rows = queue.model->config().max_batch_rows;
-  const int64_t rows = std::min(queue.waiting_rows + request.rows(), max_rows);
-  const double shared_ns = to_the_end(queue, rows - request.rows(), &Scheduler::work_ns);
-  return (backlog_ns(queue) - shared_ns) / pool_.num_workers() +
-         to_the_end(queue, rows, &Scheduler::batch_ns);
-}
-
-// One thread's work before something new in the queue is begun, and on what waits there: the rest
-// of what runs, and all later stages of what waits or runs in this stage or in a later one. What is
-// in an earlier stage goes after it.
+// One thread's work before something new in the queue is begun: the rest of what runs, and what
+// waits for this stage or a later one, with all stages after it. What waits in an earlier stage
+// goes after it.
 double Scheduler::backlog_ns(const Queue& own) const {
   const uint64_t now = now_ns();
   double total_ns = 0;
   for (const std::unique_ptr<Queue>& queue : queues_) {
     const bool earlier = queue->model->config().stage < own.model->config().stage;
-    if (!earlier) total_ns += to_the_end(*queue, queue->waiting_rows, &Scheduler::work_ns);
+    int64_t rows_to_the_end = earlier ? 0 : queue->waiting_rows;
+    double work_ns = double(rows_to_the_end) * queue->row_ns;
     for (const Batch* batch : queue->running) {
-      const double batch_work_ns = work_ns(*queue, batch->rows);
-      const double all_ns =
-          earlier ? batch_work_ns : to_the_end(*queue, batch->rows, &Scheduler::work_ns);
-      total_ns += all_ns - std::min(elapsed_ns(batch->start_ns, now) * batch->used, batch_work_ns);
+      const double done_ns = elapsed_ns(batch->start_ns, now) * batch->used;
+      work_ns += std::max(0.0, double(batch->rows) * queue->row_ns - done_ns);
+      if (!earlier) rows_to_the_end += batch->rows;
     }
+    total_ns += work_ns + double(rows_to_the_end) * later_row_ns(*queue);
   }
   return total_ns;
 }
 
-// What is expected of the queue's stage and of those after it; of several models of a stage it is
-// the longest. What dense graphs take in other backends is not seen from here.
-double Scheduler::to_the_end(const Queue& queue, int64_t rows, Expected expected) const {
-  const Stage first = queue.model->config().stage;
+// How long a batch takes to its answers, with the stages after this one, over whose batches and
+// threads its rows spread.
+double Scheduler::batch_ns(const Queue& queue, int64_t rows) const {
+  const double later_rows = std::max(1.0, double(rows) / pool_.num_workers());
+  return double(rows) * queue.row_ns / double(threads_of(queue, rows)) +
+         later_rows * later_row_ns(queue);
+}
+
+// One thread's work on a row in the stages after this one. Of several models of a stage the least
+// that is known: a model that refuses for another's sake would never learn better, the later stage
+// can still refuse. What dense graphs take in other backends is not seen from here.
+double Scheduler::later_row_ns(const Queue& queue) const {
   std::array<double, kNumStages> stages_ns{};
-  stages_ns[static_cast<size_t>(first)] = (this->*expected)(queue, rows);
   for (const std::unique_ptr<Queue>& later : queues_) {
     const Stage stage = later->model->config().stage;
-    if (stage <= first) continue;
-    double& longest_ns = stages_ns[static_cast<size_t>(stage)];
-    longest_ns = std::max(longest_ns, (this->*expected)(*later, rows));
+    if (stage <= queue.model->config().stage || later->row_ns == 0) continue;
+    double& least_ns = stages_ns[static_cast<size_t>(stage)];
+    least_ns = least_ns == 0 ? later->row_ns : std::min(least_ns, later->row_ns);
   }
   return std::accumulate(stages_ns.begin(), stages_ns.end(), 0.0);
-}
-
-double Scheduler::work_ns(const Queue& queue, int64_t rows) const {
-  return double(rows) * queue.row_ns;
-}
-
-double Scheduler::batch_ns(const Queue& queue, int64_t rows) const {
-  return work_ns(queue, rows) / double(threads_of(queue, rows));
 }
 
 int64_t Scheduler::threads_of(const Queue& queue, int64_t rows) const {
@@ -211,7 +203,7 @@ Scheduler::Batch Scheduler::take(Queue& queue) {
   while (!queue.waiting.empty()) {
     const Request& next = *queue.waiting.front();
     const int64_t rows = batch.rows + next.rows();
-    const double expected_ns = to_the_end(queue, rows, &Scheduler::batch_ns);
+    const double expected_ns = batch_ns(queue, rows);
     const double left_ns = std::min(first_left_ns, elapsed_ns(now, next.deadline_ns()));
     if (batch.requests.empty() && expected_ns > left_ns) {
       batch.late.push_back(pop(queue));
@@ -251,8 +243,10 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
   batch.threads = batch.rows == 0 ? 0 : threads_of(queue, batch.rows);
   queue.busy_threads += batch.threads;
   // Batches that share the threads have their part of them.
-  const double busy = double(std::max<int64_t>(queue.busy_threads, 1));
-  batch.used = double(batch.threads) * std::min(1.0, double(pool_.num_workers()) / busy);
+  int64_t busy = 0;
+  for (const std::unique_ptr<Queue>& other : queues_) busy += other->busy_threads;
+  batch.used =
+      double(batch.threads) * std::min(1.0, pool_.num_workers() / std::max(1.0, double(busy)));
   batch.start_ns = now_ns();
   if (can_start(queue)) call_worker(lock);
   if (lock.owns_lock()) lock.unlock();
@@ -262,6 +256,7 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
   batch.late.clear();
   if (!batch.requests.empty()) {
     const bool is_warmup = batch.requests.front()->is_warmup();
+    const uint64_t begun_ns = now_ns();
     uint64_t computed_ns = 0;
     const auto computed = [&] {
       computed_ns = now_ns();
@@ -270,7 +265,7 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
     queue.model->run(std::move(batch.requests), std::ref(computed));
     if (computed_ns == 0) computed();
     const double work_ns =
-        elapsed_ns(batch.start_ns, computed_ns) * batch.used + elapsed_ns(computed_ns, now_ns());
+        elapsed_ns(begun_ns, computed_ns) * batch.used + elapsed_ns(computed_ns, now_ns());
     lock.lock();
     if (!is_warmup) smooth(queue.row_ns, work_ns / double(batch.rows));
   } else {

@@ -43,7 +43,7 @@ class Scheduler {
     Requests late;  // cannot make their deadline any more
     int64_t rows = 0;
     int64_t threads = 0;  // that it keeps busy while it is computed
-    double used = 0;      // of them, as it began: batches that run together share the threads
+    double used = 0;      // that it got as it began: batches that run together share the threads
     uint64_t start_ns = 0;
   };
   struct Queue {
@@ -55,16 +55,11 @@ class Scheduler {
     double row_ns = 0;  // one thread's work on a row, as recent batches say; smoothed, 0: not known
   };
 
-  // A batch of so many rows: one thread's work on it, or the time that it takes.
-  using Expected = double (Scheduler::*)(const Queue& queue, int64_t rows) const;
-
   // These need the lock.
   std::optional<ShedReason> refusal(const Queue& queue, const Request& request) const;
-  double expected_ns(const Queue& queue, const Request& request) const;
   double backlog_ns(const Queue& own) const;
-  double to_the_end(const Queue& queue, int64_t rows, Expected expected) const;
-  double work_ns(const Queue& queue, int64_t rows) const;
   double batch_ns(const Queue& queue, int64_t rows) const;
+  double later_row_ns(const Queue& queue) const;
   int64_t threads_of(const Queue& queue, int64_t rows) const;
   bool can_start(const Queue& queue) const;
   Queue& queue_of(const Model& model);

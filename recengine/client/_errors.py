@@ -1,7 +1,7 @@
 """gRPC status and message -> typed error, and whether the request may be sent again.
 
 Triton answers UNAVAILABLE for four things, and NOT_FOUND for a model that it does not know
-and for one that it has unloaded to stop: the message decides. All requests are reads: sending one
+and for one that it has unloaded: the message decides. All requests are reads: sending one
 twice is safe, the question is only whether it helps or hurts the server.
 """
 

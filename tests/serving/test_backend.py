@@ -314,6 +314,11 @@ def test_what_was_accepted_is_answered_before_a_terminated_server_ends(serve, us
         answers = [(future.code(), future.details() or "") for future in futures]
     assert answers[0][0] == grpc.StatusCode.OK
     # Those that came too late are refused as such; none is lost or answered with an error of ours.
+    assert {code for code, _ in answers} <= {
+        grpc.StatusCode.OK,
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.NOT_FOUND,
+    }
     for code, message in answers:
         if code != grpc.StatusCode.OK:
             assert type(classify(str(code), message, "recommend").error) is ServerUnavailable

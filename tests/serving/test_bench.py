@@ -175,7 +175,16 @@ def test_bursts_of_one_load_become_their_median_and_all_their_sheds():
     ]
     found = summarize_bursts(runs)
     assert (found["load"], found["of_capacity"], found["good_per_s"]) == (4, 0.5, 5)
-    assert (found["shed"], found["shed_counted_by_server"], found["next_ms"]) == (3, 3, 8)
+    assert (found["shed"], found["shed_miscounted"], found["next_ms"]) == (3, 0, 8)
+    assert found["shed_p50_ms"] == 1
+
+
+def test_a_burst_without_sheds_has_no_latency_of_them_and_a_shed_next_request_is_not_fast():
+    plan = OverloadPlan(seconds=1, deadline_ms=50)
+    calm = describe_burst(1, 10, answers([1], ["ok"]), answers([2], ["ok"]), 0, plan)
+    shed = describe_burst(1, 10, answers([3], ["shed"]), answers([2], ["shed"]), 2, plan)
+    found = summarize_bursts([calm, shed])
+    assert (found["shed_p50_ms"], found["next_ms"]) == (3, np.inf)
 
 
 def test_bars_of_overload_name_what_was_missed(tmp_path):

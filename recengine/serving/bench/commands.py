@@ -126,7 +126,7 @@ def overload(
     load: Annotated[list[float] | None, typer.Option(help="Multiples of capacity.")] = None,
     seconds: Annotated[float, typer.Option(help="Length of each burst.")] = OverloadPlan.seconds,
     rounds: Annotated[
-        int, typer.Option(help="Bursts of each load; medians are reported.")
+        int, typer.Option(min=1, help="Bursts of each load; medians are reported.")
     ] = OverloadPlan.rounds,
     deadline_ms: Annotated[
         float, typer.Option(help="An answer within it is a good one.")

@@ -104,8 +104,8 @@ def measure_overload(
         progress: told each number as it comes.
 
     Returns:
-        `idle_p50_ms`, `idle_p99_ms`, `capacity` [1/s] and `bursts`, one per load: see
-        `summarize_bursts`.
+        `idle_p50_ms`, `idle_p99_ms`, `capacity` [1/s], `bursts`, one per load (see
+        `summarize_bursts`), and `runs`, all of them.
 
     Raises:
         ServerError: a request failed for another reason than load.
@@ -142,6 +142,7 @@ def measure_overload(
         "idle_p99_ms": float(idle_p99),
         "capacity": float(np.median([b["capacity"] for runs in bursts.values() for b in runs])),
         "bursts": [summarize_bursts(runs) for runs in bursts.values()],
+        "runs": [run for runs in bursts.values() for run in runs],
     }
 
 
@@ -169,6 +170,7 @@ def describe_burst(
     plan: OverloadPlan,
 ) -> dict[str, Any]:
     """What came of one burst; rates are per second of the burst."""
+    by_server = counted - int((after.outcome == "shed").sum())
     answered, shed = answers.latencies_ms("ok"), answers.latencies_ms("shed")
     good = int((answered <= plan.deadline_ms).sum())
     return {
@@ -179,26 +181,32 @@ def describe_burst(
         "good_per_s": good / plan.seconds,
         "late_per_s": (len(answered) - good) / plan.seconds,
         "shed": len(shed),
-        "shed_counted_by_server": counted - int((after.outcome == "shed").sum()),
+        "shed_counted_by_server": (by_server := counted - int((after.outcome == "shed").sum())),
+        "shed_miscounted": abs(len(shed) - by_server),
         "answered_p50_ms": _percentile(answered, 50),
         "answered_p99_ms": _percentile(answered, 99),
         "shed_p50_ms": _percentile(shed, 50),
         "shed_p99_ms": _percentile(shed, 99),
-        "next_ms": float(after.latency_ms[0]),
+        "next_ms": float(after.latency_ms[0]) if after.outcome[0] == "ok" else math.inf,
         "next_20_max_ms": float(after.latency_ms.max()),
         "generator_cpu_share": answers.cpu_s / answers.seconds,
     }
 
 
 def summarize_bursts(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Bursts of one load as one: medians, sums of the sheds, the worst of the requests after."""
-    sums, worst = ("shed", "shed_counted_by_server"), ("next_ms", "next_20_max_ms")
+    """Bursts of one load as one: medians, all sheds, the worst answered p99 and next requests."""
+    sums = ("shed", "shed_counted_by_server", "shed_miscounted")
+    worst = ("answered_p99_ms", "next_ms", "next_20_max_ms")
 
     def merged(name: str) -> float:
         values: list[float] = [run[name] for run in runs]
         if name in sums:
             return sum(values)
-        return max(values) if name in worst else float(np.median(values))
+        if name in worst:
+            return max(values)
+        # A burst in which nothing was shed has no latency of that.
+        finite = [value for value in values if math.isfinite(value)]
+        return float(np.median(finite)) if finite else math.inf
 
     return {name: merged(name) for name in runs[0]}
 
@@ -213,7 +221,7 @@ def overload_bars(result: dict[str, Any]) -> list[Bar]:
             bars.append(Bar(f"good answers at {load}×, share of capacity", share, found, True))
     worst = max(burst["answered_p99_ms"] for burst in result["bursts"])
     bars.append(Bar("p99 of answered requests [ms]", result["deadline_ms"], worst, False))
-    missed = max(abs(b["shed"] - b["shed_counted_by_server"]) for b in result["bursts"])
+    missed = max(burst["shed_miscounted"] for burst in result["bursts"])
     bars.append(Bar("sheds that client and server count differently", 0, missed, False))
     shed = [burst for burst in result["bursts"] if burst["shed"]]
     if shed:
