@@ -11,7 +11,7 @@ from recengine import ops
 settings.register_profile("any", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any")
 # For builds that are many times slower: --hypothesis-profile=few
-settings.register_profile("few", settings.get_profile("any"), max_examples=20)
+settings.register_profile("few", settings.get_profile("any"), max_examples=50)
 
 
 def pytest_runtest_setup(item):

@@ -26,7 +26,7 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-@pytest.mark.parametrize("batch", [1, 8, 9, 16, 17, 33, 64, 130])
+@pytest.mark.parametrize("batch", [1, 8, 9, 16, 17, 33, 64, 65, 200])
 def test_batches_of_every_size(batch):
     vectors, queries = normal(1, ROWS, 64), normal(2, batch, 64)
     rows, scores, certificate = gpu_search(vectors, queries, 10)

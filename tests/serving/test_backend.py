@@ -319,6 +319,7 @@ def test_what_was_accepted_is_answered_before_a_terminated_server_ends(serve, us
         grpc.StatusCode.UNAVAILABLE,
         grpc.StatusCode.NOT_FOUND,
     }
+    assert not any(SHED in message for _, message in answers)
     for code, message in answers:
         if code != grpc.StatusCode.OK:
             assert type(classify(str(code), message, "recommend").error) is ServerUnavailable

@@ -181,7 +181,7 @@ def describe_burst(
         "good_per_s": good / plan.seconds,
         "late_per_s": (len(answered) - good) / plan.seconds,
         "shed": len(shed),
-        "shed_counted_by_server": (by_server := counted - int((after.outcome == "shed").sum())),
+        "shed_counted_by_server": by_server,
         "shed_miscounted": abs(len(shed) - by_server),
         "answered_p50_ms": _percentile(answered, 50),
         "answered_p99_ms": _percentile(answered, 99),
