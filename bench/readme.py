@@ -54,8 +54,8 @@ def embedding_bag(result: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "cosine-topk-amd-epyc-2core": cosine_topk,
-    "embedding-bag-amd-epyc-2core": embedding_bag,
+    "cosine-topk-amd-epyc-avx512-vnni-2core": cosine_topk,
+    "embedding-bag-amd-epyc-avx512-vnni-2core": embedding_bag,
 }
 """By the result that the table is made from, which is its marker, too."""
 

@@ -9,8 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from bench.compiler import compile_cpp
+from recengine import ops
 
 RUNS = 3
+VECTORS = {
+    "avx512_vnni": ("-mavx512f", "-mavx512vnni"),
+    "avx512": ("-mavx2",),  # whose 8-bit products are those of avx2
+    "avx2": ("-mavx2",),
+}
+"""What limits.cc is built with, by instruction set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +52,8 @@ class Limits:
 def measure_limits(folder: Path, threads: int) -> Limits:
     """Builds limits.cc and runs it some times, in processes of its own: the best is the limit."""
     program = folder / "limits"
-    flags = ["-mavx512f", "-mavx512vnni", "-pthread"]
-    compile_cpp(Path(__file__).with_name("limits.cc"), program, flags)
+    vectors = VECTORS[ops.default_isa()]
+    compile_cpp(Path(__file__).with_name("limits.cc"), program, [*vectors, "-pthread"])
     runs = [_run([str(program), str(threads)]) for _ in range(RUNS)]
     return Limits(**{name: _best([run[name] for run in runs]) for name in runs[0]})
 

@@ -4,64 +4,170 @@
 
 #include "ops/code_scan_kernel.h"
 
+// What must stay in registers is inlined whatever it costs.
+#define RECENGINE_INLINE inline __attribute__((always_inline))
+
 namespace recengine {
 namespace {
 
-constexpr int kVectorItems = 8;
-constexpr int kVectors = kBlockItems / kVectorItems;
+constexpr int64_t kVectorBytes = 32;  // a register: a step of some items
+constexpr int64_t kVectorItems = kVectorBytes / kStepDims;
+constexpr int64_t kStepBytes = kBlockItems * kStepDims;
+constexpr int kAtOnce = 2;  // vectors of items, whose codes of four steps are half of the registers
+constexpr int64_t kLine = kAtOnce * kVectorBytes;
+static_assert(kLine == 64 && kSummedSteps == 4, "a cache line of each of four steps");
 
-// Four dimensions of a query as 16-bit values, twice in each 128-bit half.
-__m256i broadcast_query(const int8_t* query) {
-  int32_t bytes;
-  std::memcpy(&bytes, query, sizeof bytes);
-  const __m128i words = _mm_cvtepi8_epi16(_mm_cvtsi32_si128(bytes));
-  return _mm256_broadcastq_epi64(words);
+RECENGINE_INLINE __m256i load(const uint8_t* codes) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
 }
 
-// Products of 8 items by one step: the two 32-bit halves of each item's sum, four items a vector.
-void add_step(const uint8_t* codes, __m256i query, __m256i& low, __m256i& high) {
-  const __m128i* half = reinterpret_cast<const __m128i*>(codes);
-  const __m256i first = _mm256_cvtepu8_epi16(_mm_loadu_si128(half));
-  const __m256i second = _mm256_cvtepu8_epi16(_mm_loadu_si128(half + 1));
-  low = _mm256_add_epi32(low, _mm256_madd_epi16(first, query));
-  high = _mm256_add_epi32(high, _mm256_madd_epi16(second, query));
+// Four dimensions of a query, for every item.
+RECENGINE_INLINE __m256i broadcast(const int8_t* query) {
+  int32_t four;
+  std::memcpy(&four, query, sizeof four);
+  return _mm256_set1_epi32(four);
+}
+
+RECENGINE_INLINE __m256i threshold_of(const CodeTile& tile, int q) {
+  return _mm256_set1_epi32(tile.thresholds[q * tile.threshold_stride]);
+}
+
+// By how much the products of some items reach the thresholds of the queries.
+template <int kQueries>
+using Sums = __m256i[kQueries][kAtOnce];
+
+// Adds kSteps steps of queries that lie `stride` bytes apart from one to the next. Their products
+// are summed in 16 bits, which kMostSummed keeps them within, and widened once: the multiplier is
+// what limits this kernel.
+template <int kQueries, int kSteps>
+RECENGINE_INLINE void add(const uint8_t* at, const int8_t* queries, int64_t stride,
+                          Sums<kQueries>& sums) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i codes[kSteps][kAtOnce];
+  for (int step = 0; step < kSteps; ++step) {
+    for (int i = 0; i < kAtOnce; ++i) {
+      codes[step][i] = load(at + step * kStepBytes + i * kVectorBytes);
+      __asm__("" : "+x"(codes[step][i]));  // GCC loads it again for every query otherwise
+    }
+  }
+  for (int q = 0; q < kQueries; ++q) {
+    __m256i words[kAtOnce];
+    for (int step = 0; step < kSteps; ++step) {
+      const __m256i query = broadcast(queries + step * stride + q * kStepDims);
+      for (int i = 0; i < kAtOnce; ++i) {
+        const __m256i products = _mm256_maddubs_epi16(codes[step][i], query);
+        words[i] = step == 0 ? products : _mm256_add_epi16(words[i], products);
+      }
+    }
+    for (int i = 0; i < kAtOnce; ++i) {
+      sums[q][i] = _mm256_add_epi32(sums[q][i], _mm256_madd_epi16(words[i], ones));
+    }
+  }
+}
+
+// Adds the hits of two vectors to `hits`.
+template <int kQueries>
+uint32_t write(const CodeTile& tile, const Sums<kQueries>& sums, int first_query, int64_t first,
+               CodeHits& hits) {
+  uint32_t any = 0;
+  for (int i = 0; i < kQueries; ++i) {
+    for (int v = 0; v < kAtOnce; ++v) {
+      const int below = _mm256_movemask_ps(_mm256_castsi256_ps(sums[i][v]));
+      if (below == 0xff) continue;
+      const int q = first_query + i;
+      const int64_t item = first + v * kVectorItems;
+      any |= 1u << q;
+      hits.items[q] |= static_cast<uint64_t>(~below & 0xff) << item;
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(hits.products[q] + item),
+                          _mm256_add_epi32(sums[i][v], threshold_of(tile, q)));
+    }
+  }
+  return any;
+}
+
+// Some queries of a tile.
+template <int kQueries>
+uint32_t scan(const CodeTile& tile, int first_query, const uint8_t* ahead, CodeHits& hits) {
+  const int64_t stride = tile.count * kStepDims;
+  uint32_t any = 0;
+  for (int q = 0; q < kQueries; ++q) hits.items[first_query + q] = 0;
+  for (int64_t first = 0; first < kBlockItems; first += kAtOnce * kVectorItems) {
+    Sums<kQueries> sums;
+    for (int q = 0; q < kQueries; ++q) {
+      sums[q][0] = sums[q][1] =
+          _mm256_sub_epi32(_mm256_setzero_si256(), threshold_of(tile, first_query + q));
+    }
+    const uint8_t* at = tile.codes + first * kStepDims;
+    const int8_t* queries = tile.queries + first_query * kStepDims;
+    int64_t step = 0;
+    for (; step + kSummedSteps <= tile.steps; step += kSummedSteps) {
+      // In the order of memory and evenly between the loads. Hardware prefetch stops at the end of
+      // a page; this does not.
+      for (int i = 0; i < kSummedSteps; ++i) __builtin_prefetch(ahead + i * kLine);
+      ahead += kSummedSteps * kLine;
+      add<kQueries, kSummedSteps>(at, queries, stride, sums);
+      at += kSummedSteps * kStepBytes;
+      queries += kSummedSteps * stride;
+    }
+    for (; step < tile.steps; ++step) {
+      __builtin_prefetch(ahead);
+      ahead += kLine;
+      add<kQueries, 1>(at, queries, stride, sums);
+      at += kStepBytes;
+      queries += stride;
+    }
+    // Not negative where any query has a hit. One test for all: hits are rare.
+    __m256i most = _mm256_max_epi32(sums[0][0], sums[0][1]);
+    for (int q = 1; q < kQueries; ++q) {
+      most = _mm256_max_epi32(most, _mm256_max_epi32(sums[q][0], sums[q][1]));
+    }
+    if (__builtin_expect(_mm256_movemask_ps(_mm256_castsi256_ps(most)) == 0xff, 1)) continue;
+    any |= write<kQueries>(tile, sums, first_query, first, hits);
+  }
+  return any;
+}
+
+// The queries of a tile from `first` on, kQueries or all that are left.
+template <int kQueries>
+uint32_t scan_some(const CodeTile& tile, int first, const uint8_t* ahead, CodeHits& hits) {
+  if constexpr (kQueries > 1) {
+    if (tile.count - first < kQueries) {
+      return scan_some<kQueries - 1>(tile, first, ahead, hits);
+    }
+  }
+  return scan<kQueries>(tile, first, ahead, hits);
 }
 
 }  // namespace
 
-// 16-bit products: the 8-bit ones of this instruction set saturate.
+void code_thresholds_avx2(const ThresholdTerms& query, const float* errors,
+                          const float* inverse_scales, int64_t blocks, int32_t* thresholds) {
+  constexpr int64_t kLanes = 8;
+  const __m256 largest = _mm256_set1_ps(kLargestThreshold);
+  const __m256 least = _mm256_set1_ps(-kLargestThreshold);
+  int64_t b = 0;
+  for (; b + kLanes <= blocks; b += kLanes) {
+    const __m256 error_part =
+        _mm256_mul_ps(_mm256_loadu_ps(errors + b), _mm256_set1_ps(query.error_share));
+    const __m256 inverse =
+        _mm256_mul_ps(_mm256_loadu_ps(inverse_scales + b), _mm256_set1_ps(query.inverse_scale));
+    const __m256 product =
+        _mm256_mul_ps(_mm256_sub_ps(_mm256_set1_ps(query.wanted), error_part), inverse);
+    const __m256 clamped = _mm256_max_ps(_mm256_min_ps(product, largest), least);
+    const __m256i rounded = _mm256_cvttps_epi32(clamped);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(thresholds + b),
+                        _mm256_add_epi32(rounded, _mm256_set1_epi32(query.offset - 2)));
+  }
+  code_thresholds_portable(query, errors + b, inverse_scales + b, blocks - b, thresholds + b);
+}
+
 uint32_t code_scan_avx2(const CodeTile& tile, CodeHits& hits) {
+  constexpr int kQueriesAtOnce = 4;  // more of their sums go through memory
+  const uint8_t* ahead = tile.ahead == nullptr ? tile.codes : tile.ahead;
   uint32_t any = 0;
-  for (int q = 0; q < tile.count; ++q) {
-    const __m256i threshold = _mm256_set1_epi32(tile.thresholds[q * tile.threshold_stride]);
-    uint64_t items = 0;
-    // Half of the block at a time: its sums stay in registers.
-    for (int begin = 0; begin < kVectors; begin += kVectors / 2) {
-      __m256i low[kVectors / 2];
-      __m256i high[kVectors / 2];
-      for (int v = 0; v < kVectors / 2; ++v) low[v] = high[v] = _mm256_setzero_si256();
-      for (int64_t step = 0; step < tile.steps; ++step) {
-        const __m256i part = broadcast_query(tile.queries + (step * tile.count + q) * kStepDims);
-        const uint8_t* codes = tile.codes + (step * kBlockItems + begin * kVectorItems) * kStepDims;
-        for (int v = 0; v < kVectors / 2; ++v) {
-          add_step(codes + v * kVectorItems * kStepDims, part, low[v], high[v]);
-        }
-      }
-      for (int v = 0; v < kVectors / 2; ++v) {
-        const int vector = begin + v;
-        // hadd leaves items 0 1 4 5 | 2 3 6 7.
-        const __m256i sums =
-            _mm256_permute4x64_epi64(_mm256_hadd_epi32(low[v], high[v]), 0b11'01'10'00);
-        const __m256i below = _mm256_cmpgt_epi32(threshold, sums);
-        const auto hit =
-            static_cast<uint32_t>(~_mm256_movemask_ps(_mm256_castsi256_ps(below))) & 0xff;
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(hits.products[q] + vector * kVectorItems),
-                            sums);
-        items |= uint64_t{hit} << (vector * kVectorItems);
-      }
-    }
-    hits.items[q] = items;
-    if (items != 0) any |= 1u << q;
+  for (int first = 0; first < tile.count; first += kQueriesAtOnce) {
+    any |= scan_some<kQueriesAtOnce>(tile, first, ahead, hits);
+    ahead = tile.codes;
   }
   return any;
 }

@@ -12,6 +12,12 @@ constexpr int kTileQueries = 12;  // whose sums with 32 items fit the registers
 constexpr int32_t kMostThreshold = 3 << 29;
 static_assert(int64_t{255} * 127 * kMostCodedDims + kMostThreshold <= INT32_MAX);
 
+// Kernels may sum the products of so many neighbouring dimensions of some steps in 16 bits. What
+// the query's codes of one sign may add up to there, whatever the items' codes:
+constexpr int64_t kSummedDims = 2;
+constexpr int64_t kSummedSteps = 4;
+constexpr int kMostSummed = INT16_MAX / 255;
+
 // One block of items against a few queries.
 struct CodeTile {
   const uint8_t* codes;       // as ItemCodes::block() gives them
@@ -47,11 +53,13 @@ using CodeThresholds = void (*)(const ThresholdTerms& query, const float* errors
 
 void code_thresholds_portable(const ThresholdTerms& query, const float* errors,
                               const float* inverse_scales, int64_t blocks, int32_t* thresholds);
+void code_thresholds_avx2(const ThresholdTerms& query, const float* errors,
+                          const float* inverse_scales, int64_t blocks, int32_t* thresholds);
 void code_thresholds_avx512_vnni(const ThresholdTerms& query, const float* errors,
                                  const float* inverse_scales, int64_t blocks, int32_t* thresholds);
 
 uint32_t code_scan_portable(const CodeTile& tile, CodeHits& hits);
-uint32_t code_scan_avx2(const CodeTile& tile, CodeHits& hits);
+uint32_t code_scan_avx2(const CodeTile& tile, CodeHits& hits);  // within kMostSummed
 uint32_t code_scan_avx512_vnni(const CodeTile& tile, CodeHits& hits);
 
 }  // namespace recengine

@@ -25,12 +25,41 @@ std::vector<float> viewed(const float* unit, const ItemCodes& items, const CodeV
   return values;
 }
 
-CodedQuery encode(const std::vector<float>& values, const ItemCodes& items, int64_t dim,
-                  int8_t* codes) {
+// The most that values of one sign add up to in one of the sums that kMostSummed is for.
+float most_summed(const std::vector<float>& values) {
+  constexpr size_t kDims = kStepDims * kSummedSteps;
+  float most = 0;
+  for (size_t first = 0; first < values.size(); first += kDims) {
+    const size_t end = std::min(first + kDims, values.size());
+    for (size_t half = first; half < first + kStepDims; half += kSummedDims) {
+      float positive = 0;
+      float negative = 0;
+      for (size_t step = half; step < end; step += kStepDims) {
+        for (size_t d = step; d < step + kSummedDims; ++d) {
+          (values[d] > 0 ? positive : negative) += values[d];
+        }
+      }
+      most = std::max({most, positive, -negative});
+    }
+  }
+  return most;
+}
+
+// The scale at which the codes of the values fit a kernel.
+float fitting_scale(const std::vector<float>& values, bool summed_in_16_bits) {
   float largest = 0;
   for (const float value : values) largest = std::max(largest, std::fabs(value));
+  if (largest == 0) return 1;
+  const float scale = largest / kLargestCode;
+  if (!summed_in_16_bits) return scale;
+  constexpr float kRounded = 0.5f * kSummedSteps * kSummedDims;  // a code may be half a unit larger
+  return std::max(scale, most_summed(values) / (kMostSummed - kRounded));
+}
+
+CodedQuery encode(const std::vector<float>& values, const ItemCodes& items, int64_t dim,
+                  bool summed_in_16_bits, int8_t* codes) {
   CodedQuery query;
-  if (largest > 0) query.scale = largest / kLargestCode;
+  query.scale = fitting_scale(values, summed_in_16_bits);
   double squares = 0;
   int32_t sum = 0;
   for (const float value : values) {
@@ -59,18 +88,20 @@ CodeScan code_scan_for(Isa isa) {
 }
 
 CodeThresholds code_thresholds_for(Isa isa) {
-  return pick_kernel(isa, code_thresholds_portable, code_thresholds_portable,
-                     code_thresholds_portable, code_thresholds_avx512_vnni);
+  return pick_kernel(isa, code_thresholds_portable, code_thresholds_avx2, code_thresholds_avx2,
+                     code_thresholds_avx512_vnni);
 }
 
-CodedQueries::CodedQueries(const Search& search, int64_t first, int64_t count, const CodeView& view)
+CodedQueries::CodedQueries(Isa isa, const Search& search, int64_t first, int64_t count,
+                           const CodeView& view)
     : items_(*search.index->codes()), view_(view), count_(count) {
+  const bool summed_in_16_bits = code_scan_for(isa) == code_scan_avx2;
   const int64_t dim = search.index->dim();
   codes_.resize(static_cast<size_t>(count * stride()));
   std::vector<int8_t> codes(static_cast<size_t>(stride()));
   for (int64_t q = 0; q < count; ++q) {
     const std::vector<float> values = viewed(search.queries.row(first + q), items_, view_, dim);
-    queries_.push_back(encode(values, items_, dim, codes.data()));
+    queries_.push_back(encode(values, items_, dim, summed_in_16_bits, codes.data()));
     // Of each tile step by step, the queries one after another.
     const int64_t first_of_tile = q / kTileQueries * kTileQueries;
     int8_t* to = codes_.data() + first_of_tile * stride() + (q - first_of_tile) * kStepDims;

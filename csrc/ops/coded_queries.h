@@ -24,7 +24,7 @@ struct CodedQuery {
 // Some queries of a search as a view of the items' codes is multiplied with.
 class CodedQueries {
  public:
-  CodedQueries(const Search& search, int64_t first, int64_t count, const CodeView& view);
+  CodedQueries(Isa isa, const Search& search, int64_t first, int64_t count, const CodeView& view);
 
   const CodedQuery& operator[](int64_t q) const { return queries_[static_cast<size_t>(q)]; }
 

@@ -45,7 +45,7 @@ class Sample {
         first_(first),
         stride_(stride),
         blocks_((codes_.blocks() - stride / 2 + stride - 1) / stride),
-        queries_(search, first, count, codes_.full_view()),
+        queries_(context.isa, search, first, count, codes_.full_view()),
         excluded_(static_cast<size_t>(count)) {}
 
   // For every query that has any, before its scores are taken. Rows may lie behind the index: of

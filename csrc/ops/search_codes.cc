@@ -63,7 +63,7 @@ const CodeView& choose_view(const Context& context, const Search& search, int64_
   const auto count = static_cast<int64_t>(guesses.size());
   const CodeView& view = codes.view(count);
   if (view.partial == nullptr) return view;
-  const CodedQueries queries(search, first, count, view);
+  const CodedQueries queries(context.isa, search, first, count, view);
   const double passing = passing_share(context.isa, codes, queries, guesses);
   return codes.rotation()->pays(*view.partial, passing, count) ? view : codes.full_view();
 }
@@ -95,7 +95,7 @@ class CodeSearch {
         index_(*search.index),
         codes_(*search.index->codes()),
         view_(view),
-        queries_(search, first, count, view_),
+        queries_(context.isa, search, first, count, view_),
         scan_(code_scan_for(context.isa)),
         thresholds_(code_thresholds_for(context.isa)),
         first_(first),

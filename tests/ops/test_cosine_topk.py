@@ -153,6 +153,17 @@ def test_products_of_the_longest_codes_fit_their_sums(isa, batch):
     assert_same(found, reference(vectors, queries, 2))
 
 
+def test_items_along_a_query_of_one_sign_are_not_lost_to_an_overflow(isa):
+    rng = np.random.default_rng(17)
+    vectors = rng.choice(np.float32([-1, 1]), (9_000, 64))  # codes as large as they get
+    vectors[[4_000, 8_000]], vectors[[4_100, 8_100]] = 1, -1
+    queries = np.ones((13, 64), np.float32)
+    queries[1::2] = -1
+    queries[2::3, 16:] *= 0.01
+    found = ops.cosine_topk(vectors, queries, 3, isa=isa)
+    assert_same(found, reference(vectors, queries, 3))
+
+
 def test_a_certificate_proves_the_answer_in_fp64(place):
     rng = np.random.default_rng(9)
     vectors = rng.standard_normal((40_000, 48), dtype=np.float32)

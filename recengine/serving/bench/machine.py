@@ -12,10 +12,11 @@ _PACKAGES = ("recengine", "openvino", "nvidia-pytriton", "tritonclient", "numpy"
 
 
 def describe_machine() -> dict[str, str | int | float]:
-    """CPU model, cores that this process may use, memory, kernel."""
+    """CPU model and its vector instructions, cores that this process may use, memory, kernel."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "cpu": _cpu_model(),
+        "cpu": _cpuinfo("model name"),
+        "vectors": _vectors(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory / 2**30, 1),
         "kernel": platform.release(),
@@ -24,10 +25,11 @@ def describe_machine() -> dict[str, str | int | float]:
 
 
 def machine_name() -> str:
-    """A short name for result files: "amd-epyc-2core"."""
-    model = re.sub(r"\(.*?\)|@.*|\b(cpu|processor|\d+-core)\b", " ", _cpu_model().lower())
+    """A short name for result files: "amd-epyc-avx2-2core"."""
+    model = _cpuinfo("model name").lower()
+    model = re.sub(r"\(.*?\)|@.*|\b(cpu|processor|\d+-core)\b", " ", model)
     words = re.findall(r"[a-z0-9]+", model)
-    return "-".join([*words, f"{len(os.sched_getaffinity(0))}core"])
+    return "-".join([*words, *_vectors().split("_"), f"{len(os.sched_getaffinity(0))}core"])
 
 
 def describe_versions(packages: tuple[str, ...] = ()) -> dict[str, str]:
@@ -41,8 +43,16 @@ def describe_versions(packages: tuple[str, ...] = ()) -> dict[str, str]:
     return versions
 
 
-def _cpu_model() -> str:
+def _vectors() -> str:
+    """What tells generations of a CPU apart whose model a cloud hides."""
+    flags = _cpuinfo("flags").split()
+    known = {"avx512_vnni": "avx512_vnni", "avx512f": "avx512", "avx2": "avx2"}
+    return next((name for flag, name in known.items() if flag in flags), platform.machine())
+
+
+def _cpuinfo(key: str) -> str:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
+        name, _, value = line.partition(":")
+        if name.strip() == key:
+            return value.strip()
     return platform.machine()
