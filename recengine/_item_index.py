@@ -2,11 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from recengine import _ops
 from recengine._arrays import as_numpy, cast_array
+from recengine.errors import InputError
+
+_CODE_ARRAYS: dict[str, type[np.generic]] = {
+    "codes": np.uint8,
+    "bounds": np.float32,
+    "axes": np.float32,
+    "scans": np.float32,
+}
+_CodeArrays = tuple[
+    npt.NDArray[np.uint8],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.float32],
+]
+
+
+def _as_arrays(codes: Mapping[str, npt.ArrayLike] | None) -> _CodeArrays | None:
+    if codes is None:
+        return None
+    if set(codes) != set(_CODE_ARRAYS):
+        raise InputError(
+            f"[item_index] codes: expected {sorted(_CODE_ARRAYS)}, found {sorted(codes)}"
+        )
+    blocks, bounds, axes, scans = (
+        cast_array(f"[item_index] {name}", codes[name], dtype)
+        for name, dtype in _CODE_ARRAYS.items()
+    )
+    return blocks, bounds, axes, scans
 
 
 class ItemIndex:
@@ -28,7 +59,9 @@ class ItemIndex:
         self._native = _ops.ItemIndex.build(cast_array("[item_index] vectors", vectors, np.float32))
 
     @classmethod
-    def from_unit_vectors(cls, unit_vectors: npt.ArrayLike) -> ItemIndex:
+    def from_unit_vectors(
+        cls, unit_vectors: npt.ArrayLike, codes: Mapping[str, npt.ArrayLike] | None = None
+    ) -> ItemIndex:
         """An index over vectors that are of unit length already; they are not copied.
 
         They must stay as they are while the index lives: its codes are made from them here. Rows of
@@ -37,9 +70,12 @@ class ItemIndex:
         Args:
             unit_vectors: float32 [rows, dim], or float16, which stand for their values in float32:
                 scores are made of these, and queries stay float32.
+            codes: what `stored_codes` gave for these vectors, so that nothing is packed; "codes" is
+                not copied and may be a `numpy.memmap`.
 
         Raises:
-            InputError: the rank is not 2, or a value is not finite where there are codes.
+            InputError: the rank is not 2, a value is not finite where there are codes, or `codes`
+                are not of these vectors: some blocks of 64 items are packed again and compared.
         """
         name = "[item_index] unit_vectors"
         array = as_numpy(name, unit_vectors)
@@ -48,8 +84,18 @@ class ItemIndex:
         else:
             array = cast_array(name, array, np.float32)
         index = cls.__new__(cls)
-        index._native = _ops.ItemIndex.from_unit_vectors(array)
+        index._native = _ops.ItemIndex.from_unit_vectors(array, _as_arrays(codes))
         return index
+
+    def stored_codes(self) -> dict[str, npt.NDArray[Any]] | None:
+        """The codes as arrays to store and to give to `from_unit_vectors`, on any machine.
+
+        Returns:
+            "codes" uint8, a read-only view, dim bytes an item or four more, and "bounds", "axes"
+            and "scans", float32, all of rank 1; None for a small catalog, which has no codes.
+        """
+        arrays = self._native.stored_codes()
+        return None if arrays is None else dict(zip(_CODE_ARRAYS, arrays, strict=True))
 
     @property
     def rows(self) -> int:

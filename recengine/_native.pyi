@@ -114,10 +114,39 @@ class ItemIndex:
     def build(vectors: numpy.typing.NDArray[numpy.float32]) -> ItemIndex: ...
     @staticmethod
     @typing.overload
-    def from_unit_vectors(unit_vectors: numpy.typing.NDArray[numpy.float32]) -> ItemIndex: ...
+    def from_unit_vectors(
+        unit_vectors: numpy.typing.NDArray[numpy.float32],
+        codes: tuple[
+            numpy.typing.NDArray[numpy.uint8],
+            numpy.typing.NDArray[numpy.float32],
+            numpy.typing.NDArray[numpy.float32],
+            numpy.typing.NDArray[numpy.float32],
+        ]
+        | None,
+    ) -> ItemIndex: ...
     @staticmethod
     @typing.overload
-    def from_unit_vectors(unit_vectors: numpy.typing.NDArray[numpy.uint16]) -> ItemIndex: ...
+    def from_unit_vectors(
+        unit_vectors: numpy.typing.NDArray[numpy.uint16],
+        codes: tuple[
+            numpy.typing.NDArray[numpy.uint8],
+            numpy.typing.NDArray[numpy.float32],
+            numpy.typing.NDArray[numpy.float32],
+            numpy.typing.NDArray[numpy.float32],
+        ]
+        | None,
+    ) -> ItemIndex: ...
+    def stored_codes(
+        self,
+    ) -> (
+        tuple[
+            numpy.typing.NDArray[numpy.uint8],
+            numpy.typing.NDArray[numpy.float32],
+            numpy.typing.NDArray[numpy.float32],
+            numpy.typing.NDArray[numpy.float32],
+        ]
+        | None
+    ): ...
     @property
     def dim(self) -> int: ...
     @property

@@ -142,13 +142,15 @@ class Graph(_Model):
 class Index(_Model):
     """Unit item vectors [rows, dim] and raw keys [rows]; row r is vocabulary row r + 1.
 
-    Vectors are float32 or float16; keys are int64.
+    Vectors are float32 or float16; keys are int64. Once compiled, a large catalog has a file of
+    `codes`, with the tensors of `ops.ItemIndex.stored_codes`, so that a server need not pack them.
     """
 
     rows: Annotated[int, Field(gt=0)]
     dim: Annotated[int, Field(gt=0)]
     vectors: Tensor
     keys: Tensor
+    codes: str | None = None
 
 
 class Fallback(_Model):
@@ -313,6 +315,8 @@ class Manifest(_Model):
         if self.retrieval is not None and self._holds("topk"):
             index, fallback = self.retrieval.index, self.retrieval.fallback
             tensors += [index.vectors, index.keys, fallback.rows, fallback.scores]
+            if index.codes is not None:
+                files.add(index.codes)
         for graph in self.graphs.values():
             files.add(graph.file)
             if graph.weights is not None:
@@ -407,6 +411,25 @@ def load_tensor(directory: Path | str, tensor: Tensor) -> np.ndarray[Any, Any]:
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{path}: tensor {tensor.tensor!r}: {error}") from None
     return array
+
+
+def map_tensor(directory: Path | str, tensor: Tensor) -> np.ndarray[Any, Any]:
+    """One tensor of a bundle, mapped read-only: it may be larger than the memory.
+
+    Raises:
+        BundleError: the file is not safetensors, has no such tensor, or one that is not supported.
+    """
+    path = Path(directory) / tensor.file
+    dtypes = {name: dtype for dtype, name in _SAFETENSORS_DTYPES.items()}
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entry = json.loads(file.read(length))[tensor.tensor]
+        dtype, shape = dtypes[entry["dtype"]], tuple(entry["shape"])
+        offset = 8 + length + entry["data_offsets"][0]
+        return np.memmap(path, dtype, "r", offset, shape)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{path}: tensor {tensor.tensor!r}: {error}") from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:

@@ -24,7 +24,8 @@ struct BoundTable {
 
 struct BoundIndex {
   ItemIndex index;
-  std::optional<pybind11::array> borrowed;
+  std::optional<pybind11::array> borrowed;  // vectors
+  std::optional<pybind11::array> codes;     // borrowed, too
 };
 
 struct BoundVocabulary {

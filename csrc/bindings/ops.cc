@@ -217,23 +217,62 @@ std::pair<Array<int64_t>, Array<float>> call_order(const Array<int64_t>& candida
 BoundIndex build_index(const Array<float>& vectors) {
   const Matrix<const float> matrix = as_matrix("[item_index] vectors", vectors);
   py::gil_scoped_release release;
-  return {ItemIndex::build(matrix, shared_pool(usable_cores())), std::nullopt};
+  return {ItemIndex::build(matrix, shared_pool(usable_cores())), std::nullopt, std::nullopt};
 }
 
-BoundIndex borrow_index(const ItemVectors& unit_vectors, py::array owner) {
-  ThreadPool* pool = shared_pool(usable_cores());
-  std::optional<py::gil_scoped_release> release(std::in_place);
-  ItemIndex index = ItemIndex::from_unit_vectors(unit_vectors, pool);
-  release.reset();
-  return {std::move(index), std::move(owner)};
+// Codes, bounds, axes and scans, as StoredCodes has them.
+using CodeArrays = std::tuple<Array<uint8_t>, Array<float>, Array<float>, Array<float>>;
+
+std::vector<float> copy_floats(const char* name, const Array<float>& array) {
+  const Span<const float> values = as_span(name, array);
+  return {values.data, values.data + values.size};
 }
 
-BoundIndex borrow_floats(const Array<float>& unit_vectors) {
-  return borrow_index({as_matrix("[item_index] unit_vectors", unit_vectors), {}}, unit_vectors);
+StoredCodes as_codes(const CodeArrays& arrays) {
+  const auto& [codes, bounds, axes, scans] = arrays;
+  return {as_span("[item_index] codes", codes), copy_floats("[item_index] bounds", bounds),
+          copy_floats("[item_index] axes", axes), copy_floats("[item_index] scans", scans)};
 }
 
-BoundIndex borrow_halves(const Array<uint16_t>& unit_vectors) {
-  return borrow_index({{}, as_matrix("[item_index] unit_vectors", unit_vectors)}, unit_vectors);
+BoundIndex borrow_index(const ItemVectors& unit_vectors, py::array owner,
+                        std::optional<CodeArrays> arrays) {
+  BoundIndex bound{{}, std::move(owner), std::nullopt};
+  if (arrays) {
+    const StoredCodes codes = as_codes(*arrays);
+    bound.codes = std::get<0>(*arrays);
+    const py::gil_scoped_release release;
+    bound.index = ItemIndex::with_codes(unit_vectors, codes);
+  } else {
+    ThreadPool* pool = shared_pool(usable_cores());
+    const py::gil_scoped_release release;
+    bound.index = ItemIndex::from_unit_vectors(unit_vectors, pool);
+  }
+  return bound;
+}
+
+BoundIndex borrow_floats(const Array<float>& unit_vectors, std::optional<CodeArrays> codes) {
+  return borrow_index({as_matrix("[item_index] unit_vectors", unit_vectors), {}}, unit_vectors,
+                      std::move(codes));
+}
+
+BoundIndex borrow_halves(const Array<uint16_t>& unit_vectors, std::optional<CodeArrays> codes) {
+  return borrow_index({{}, as_matrix("[item_index] unit_vectors", unit_vectors)}, unit_vectors,
+                      std::move(codes));
+}
+
+template <typename T>
+Array<T> copied(const std::vector<T>& values) {
+  return Array<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+// The codes are a view.
+std::optional<CodeArrays> stored_codes(const py::object& self) {
+  const auto stored = self.cast<const BoundIndex&>().index.stored_codes();
+  if (!stored) return std::nullopt;
+  Array<uint8_t> codes({stored->codes.size}, stored->codes.data, self);
+  codes.attr("setflags")("write"_a = false);
+  return CodeArrays(std::move(codes), copied(stored->bounds), copied(stored->axes),
+                    copied(stored->scans));
 }
 
 std::unique_ptr<LiveItemIndex> build_live_index(const Array<float>& vectors) {
@@ -314,8 +353,11 @@ void bind_classes(py::module_& module) {
       .def_property_readonly("row_type", &row_type_name);
   py::class_<BoundIndex>(module, "ItemIndex")
       .def_static("build", &build_index, py::arg("vectors").noconvert())
-      .def_static("from_unit_vectors", &borrow_floats, py::arg("unit_vectors").noconvert())
-      .def_static("from_unit_vectors", &borrow_halves, py::arg("unit_vectors").noconvert())
+      .def_static("from_unit_vectors", &borrow_floats, py::arg("unit_vectors").noconvert(),
+                  py::arg("codes").noconvert())
+      .def_static("from_unit_vectors", &borrow_halves, py::arg("unit_vectors").noconvert(),
+                  py::arg("codes").noconvert())
+      .def("stored_codes", [](const py::object& self) { return stored_codes(self); })
       .def_property_readonly("rows", [](const BoundIndex& self) { return self.index.rows(); })
       .def_property_readonly("dim", [](const BoundIndex& self) { return self.index.dim(); })
       .def_property_readonly("partial_scans",

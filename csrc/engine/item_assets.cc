@@ -44,6 +44,26 @@ ItemVectors map_vectors(const IndexSpec& spec, BundleFiles& files) {
   return {{}, {static_cast<const uint16_t*>(halves), spec.rows, spec.dim}};
 }
 
+std::vector<float> read_floats(const Safetensors& tensors, const char* name) {
+  const auto values = tensors.vector<float>(name);
+  return {values.data, values.data + values.size};
+}
+
+// With the codes that compile packed, where it did: those of a large catalog.
+ItemIndex load_index(const IndexSpec& spec, BundleFiles& files, ThreadPool& pool) {
+  const ItemVectors vectors = map_vectors(spec, files);
+  require_unit_rows(pool, vectors);
+  if (!spec.codes) return ItemIndex::from_unit_vectors(vectors, &pool);
+  const Safetensors& tensors = files.tensors(*spec.codes);
+  const StoredCodes codes = {tensors.vector<uint8_t>("codes"), read_floats(tensors, "bounds"),
+                             read_floats(tensors, "axes"), read_floats(tensors, "scans")};
+  try {
+    return ItemIndex::with_codes(vectors, codes);
+  } catch (const InputError& error) {
+    throw BundleError(files.file(*spec.codes).path() + ": " + error.what());
+  }
+}
+
 void require_keys(ThreadPool& pool, Span<const int64_t> keys, const Vocabulary& vocabulary) {
   if (keys.size != vocabulary.size()) {
     throw BundleError("index: expected " + std::to_string(vocabulary.size()) +
@@ -79,9 +99,7 @@ ItemAssets load_items(const RetrievalSpec& spec, const Vocabulary& item_vocabula
                       BundleFiles& files, ThreadPool& pool) {
   ItemAssets items;
   items.vocabulary = &item_vocabulary;
-  const ItemVectors vectors = map_vectors(spec.index, files);
-  require_unit_rows(pool, vectors);
-  items.index = ItemIndex::from_unit_vectors(vectors, &pool);
+  items.index = load_index(spec.index, files, pool);
   items.keys =
       files.tensors(spec.index.keys.file).vector<int64_t>(spec.index.keys.tensor, spec.index.rows);
   require_keys(pool, items.keys, item_vocabulary);

@@ -151,11 +151,12 @@ RetrievalSpec read_retrieval(const JsonValue& value) {
   spec.bags = read_bags(value.at("bags"));
   spec.graph = value.at("graph").as_string();
   const JsonValue index = value.at("index");
-  index.require_only({"rows", "dim", "vectors", "keys"});
+  index.require_only({"rows", "dim", "vectors", "keys", "codes"});
   spec.index.rows = index.at("rows").as_int(1);
   spec.index.dim = positive_int32(index.at("dim"));
   spec.index.vectors = read_tensor_name(index.at("vectors"));
   spec.index.keys = read_tensor_name(index.at("keys"));
+  if (const auto codes = index.find("codes")) spec.index.codes = codes->as_string();
   const JsonValue fallback = value.at("fallback");
   fallback.require_only({"rows", "scores"});
   spec.fallback.rows = read_tensor_name(fallback.at("rows"));
@@ -252,6 +253,7 @@ class Resolver {
     if (manifest_.retrieval && manifest_.holds(StageKind::kTopK)) {
       file(manifest_.retrieval->index.vectors.file);
       file(manifest_.retrieval->index.keys.file);
+      if (manifest_.retrieval->index.codes) file(*manifest_.retrieval->index.codes);
       file(manifest_.retrieval->fallback.rows.file);
       file(manifest_.retrieval->fallback.scores.file);
     }

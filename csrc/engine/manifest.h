@@ -78,6 +78,7 @@ struct IndexSpec {
   int64_t dim = 0;
   TensorName vectors;
   TensorName keys;
+  std::optional<std::string> codes;  // the file that has them
 };
 
 struct FallbackSpec {

@@ -42,9 +42,10 @@ const CodeView& ItemCodes::view(int64_t queries) const {
 }
 
 // The rests' step comes first where there is one.
-void ItemCodes::make_views(int64_t dim) {
+ItemCodes::ItemCodes(const ItemVectors& vectors, std::shared_ptr<const Rotation> rotation)
+    : blocks_((vectors.rows() + kBlockItems - 1) / kBlockItems), rotation_(std::move(rotation)) {
   const int64_t rest_steps = rotation_ == nullptr || rotation_->scans().empty() ? 0 : 1;
-  steps_ = rest_steps + (dim + kStepDims - 1) / kStepDims;
+  steps_ = rest_steps + (vectors.dim() + kStepDims - 1) / kStepDims;
   CodeView all;
   all.first_step = rest_steps;
   all.steps = steps_ - rest_steps;
@@ -58,39 +59,59 @@ void ItemCodes::make_views(int64_t dim) {
       views_.push_back(view);
     }
   }
-  for (CodeView& view : views_) view.errors.resize(static_cast<size_t>(blocks_));
+  const auto blocks = static_cast<size_t>(blocks_);
+  for (CodeView& view : views_) view.errors.resize(blocks);
+  scales_.resize(blocks);
+  inverse_scales_.resize(blocks);
+  norms_.resize(blocks);
 }
 
 std::shared_ptr<const ItemCodes> ItemCodes::pack(const ItemVectors& vectors, ThreadPool* pool) {
-  auto codes = std::make_shared<ItemCodes>();
-  codes->blocks_ = (vectors.rows() + kBlockItems - 1) / kBlockItems;
-  codes->rotation_ = Rotation::find(vectors, pool);
-  codes->make_views(vectors.dim());
-  const auto blocks = static_cast<size_t>(codes->blocks_);
-  const int64_t bytes = codes->blocks_ * kBlockItems * codes->steps_ * kStepDims;
-  codes->codes_.reset(allocate(static_cast<size_t>(bytes)));
-  codes->scales_.resize(blocks);
-  codes->inverse_scales_.resize(blocks);
-  std::vector<float> norms(blocks);
+  const std::shared_ptr<ItemCodes> codes(new ItemCodes(vectors, Rotation::find(vectors, pool)));
+  codes->owned_.reset(allocate(static_cast<size_t>(codes->blocks_ * codes->block_bytes())));
+  codes->codes_ = codes->owned_.get();
   std::atomic<bool> codable{true};
   const auto pack_blocks = [&](int64_t task) {
     const int64_t end = std::min((task + 1) * kBlocksPerTask, codes->blocks_);
     for (int64_t block = task * kBlocksPerTask; block < end; ++block) {
-      if (!codes->pack_block(vectors, block, norms[static_cast<size_t>(block)])) codable = false;
+      BlockBounds bounds;
+      uint8_t* const to = codes->owned_.get() + block * codes->block_bytes();
+      if (!codes->pack_block(vectors, block, to, bounds)) codable = false;
+      codes->set_bounds(block, bounds);
     }
   };
   const int64_t tasks = (codes->blocks_ + kBlocksPerTask - 1) / kBlocksPerTask;
   for_each(pool, tasks, pack_blocks);
   if (!codable) return nullptr;
-  for (const float norm : norms) codes->largest_norm_ = std::max(codes->largest_norm_, norm);
-  for (CodeView& view : codes->views_) {
-    for (const float error : view.errors) view.largest_error = std::max(view.largest_error, error);
-  }
+  codes->find_largest();
   return codes;
 }
 
+void ItemCodes::set_bounds(int64_t block, const BlockBounds& bounds) {
+  const auto place = static_cast<size_t>(block);
+  scales_[place] = bounds.scale;
+  inverse_scales_[place] = 1 / bounds.scale;
+  norms_[place] = bounds.largest_norm;
+  for (size_t v = 0; v < views_.size(); ++v) views_[v].errors[place] = bounds.errors[v];
+}
+
+ItemCodes::BlockBounds ItemCodes::bounds_of(int64_t block) const {
+  const auto place = static_cast<size_t>(block);
+  BlockBounds bounds{scales_[place], norms_[place]};
+  for (size_t v = 0; v < views_.size(); ++v) bounds.errors[v] = views_[v].errors[place];
+  return bounds;
+}
+
+void ItemCodes::find_largest() {
+  for (const float norm : norms_) largest_norm_ = std::max(largest_norm_, norm);
+  for (CodeView& view : views_) {
+    for (const float error : view.errors) view.largest_error = std::max(view.largest_error, error);
+  }
+}
+
 // What lies behind the last row and the last dimension is coded as zero.
-bool ItemCodes::pack_block(const ItemVectors& vectors, int64_t block, float& largest_norm) {
+bool ItemCodes::pack_block(const ItemVectors& vectors, int64_t block, uint8_t* codes,
+                           BlockBounds& bounds) const {
   static thread_local std::vector<float> values;  // [items, steps * kStepDims], as they are coded
   const int64_t first = block * kBlockItems;
   const int64_t count = std::min(vectors.rows() - first, kBlockItems);
@@ -118,11 +139,10 @@ bool ItemCodes::pack_block(const ItemVectors& vectors, int64_t block, float& lar
   }
   if (!finite) throw InputError("[item_index] unit_vectors: expected finite values");
   if (largest > 0 && (largest < kSmallestValue || largest > kLargestValue)) return false;
-  const float scale = largest > 0 ? largest / kLargestCode : 1.0f;
-  const float inverse = 1 / scale;
-  uint8_t* const codes = codes_.get() + block * steps_ * kStepDims * kBlockItems;
+  bounds.scale = largest > 0 ? largest / kLargestCode : 1.0f;
+  const float inverse = 1 / bounds.scale;
   double longest = 0;
-  std::vector<double> longest_left(views_.size());
+  double longest_left[1 + kMostScans] = {};
   static thread_local std::vector<double> left;  // [width], squares
   left.resize(static_cast<size_t>(width));
   for (int64_t i = 0; i < kBlockItems; ++i) {
@@ -130,7 +150,7 @@ bool ItemCodes::pack_block(const ItemVectors& vectors, int64_t block, float& lar
     for (int64_t d = 0; d < width; ++d) {
       const float value = values[static_cast<size_t>(i * width + d)];
       const float code = std::clamp(std::nearbyint(value * inverse), -kLargestCode, kLargestCode);
-      const double rest = double{value} - double{scale} * double{code};
+      const double rest = double{value} - double{bounds.scale} * double{code};
       left[static_cast<size_t>(d)] = rest * rest;
       if (d >= rests) squares += double{value} * double{value};
       codes[d / kStepDims * kStepDims * kBlockItems + i * kStepDims + d % kStepDims] =
@@ -144,13 +164,10 @@ bool ItemCodes::pack_block(const ItemVectors& vectors, int64_t block, float& lar
       longest_left[v] = std::max(longest_left[v], of_view);
     }
   }
-  const auto place = static_cast<size_t>(block);
-  scales_[place] = scale;
-  inverse_scales_[place] = inverse;
   for (size_t v = 0; v < views_.size(); ++v) {
-    views_[v].errors[place] = static_cast<float>(std::sqrt(longest_left[v]) * kRoundUp);
+    bounds.errors[v] = static_cast<float>(std::sqrt(longest_left[v]) * kRoundUp);
   }
-  largest_norm = static_cast<float>(std::sqrt(longest) * kRoundUp);
+  bounds.largest_norm = static_cast<float>(std::sqrt(longest) * kRoundUp);
   return true;
 }
 

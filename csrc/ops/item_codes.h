@@ -37,6 +37,12 @@ class ItemCodes {
   // finite.
   static std::shared_ptr<const ItemCodes> pack(const ItemVectors& vectors, ThreadPool* pool);
 
+  // Those that store() gave; see ItemIndex::with_codes().
+  static std::shared_ptr<const ItemCodes> load(const ItemVectors& vectors,
+                                               const StoredCodes& stored);
+
+  StoredCodes store() const;
+
   int64_t blocks() const { return blocks_; }
   const Rotation* rotation() const { return rotation_.get(); }  // null: codes of the vectors
 
@@ -48,7 +54,7 @@ class ItemCodes {
 
   // What a view reads of a block: [steps, items of the block, kStepDims].
   const uint8_t* block(const CodeView& view, int64_t block) const {
-    return codes_.get() + (block * steps_ + view.first_step) * kStepDims * kBlockItems;
+    return codes_ + block * block_bytes() + view.first_step * kStepDims * kBlockItems;
   }
 
   const float* scales() const { return scales_.data(); }                  // [blocks]
@@ -60,18 +66,38 @@ class ItemCodes {
     void operator()(uint8_t* memory) const;
   };
 
-  void make_views(int64_t dim);
+  // What a block's codes stand for.
+  struct BlockBounds {
+    float scale;
+    float largest_norm;                 // of its vectors, rounded up
+    float errors[1 + kMostScans] = {};  // [views]
+  };
 
-  // Writes a block and its largest norm, rounded up; false when its values cannot be coded.
-  bool pack_block(const ItemVectors& vectors, int64_t block, float& largest_norm);
+  ItemCodes(const ItemVectors& vectors, std::shared_ptr<const Rotation> rotation);
+
+  int64_t block_bytes() const { return steps_ * kStepDims * kBlockItems; }
+
+  // Writes the codes of a block; false when its values cannot be coded.
+  bool pack_block(const ItemVectors& vectors, int64_t block, uint8_t* codes,
+                  BlockBounds& bounds) const;
+
+  BlockBounds bounds_of(int64_t block) const;
+  void set_bounds(int64_t block, const BlockBounds& bounds);
+  void find_largest();
+
+  // Throws InputError.
+  void require_bounds() const;
+  void require_blocks(const ItemVectors& vectors) const;
 
   int64_t blocks_ = 0;
   int64_t steps_ = 0;  // of a block
   std::shared_ptr<const Rotation> rotation_;
   std::vector<CodeView> views_;  // that of all dimensions first
-  std::unique_ptr<uint8_t[], Free> codes_;
+  const uint8_t* codes_ = nullptr;
+  std::unique_ptr<uint8_t[], Free> owned_;  // null when the codes are borrowed
   std::vector<float> scales_;
   std::vector<float> inverse_scales_;
+  std::vector<float> norms_;  // the largest of each block
   float largest_norm_ = 0;
 };
 

@@ -59,6 +59,14 @@ ItemIndex ItemIndex::from_unit_vectors(const ItemVectors& unit_vectors, ThreadPo
   return index;
 }
 
+ItemIndex ItemIndex::with_codes(const ItemVectors& unit_vectors, const StoredCodes& stored) {
+  check_shape(unit_vectors.rows(), unit_vectors.dim());
+  ItemIndex index;
+  index.unit_vectors_ = unit_vectors;
+  index.codes_ = ItemCodes::load(unit_vectors, stored);
+  return index;
+}
+
 int64_t ItemIndex::threads_worth(int64_t queries) const {
   const int64_t per_thread = codes_ == nullptr ? kScanProductsPerChunk : kCodeProductsPerChunk;
   return std::max<int64_t>(rows() * dim() * queries / per_thread, 1);
@@ -70,6 +78,11 @@ std::vector<int64_t> ItemIndex::partial_scans() const {
   for (const PartialScan& scan : codes_->rotation()->scans()) dims.push_back(scan.dims);
   std::sort(dims.begin(), dims.end());
   return dims;
+}
+
+std::optional<StoredCodes> ItemIndex::stored_codes() const {
+  if (codes_ == nullptr) return std::nullopt;
+  return codes_->store();
 }
 
 bool normalise(const float* in, int64_t dim, float* out) {

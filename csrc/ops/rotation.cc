@@ -300,10 +300,24 @@ std::shared_ptr<const Rotation> Rotation::find(const ItemVectors& vectors, Threa
   rotate();
   const bool flatter = mean_largest(rotated) < kWorthwhile * mean_largest(sample);
   if (found->scans_.empty() && !flatter) return nullptr;
-  // A coordinate is a sum of dim products of fp32 values whose sizes add up to at most 1.
-  const double length = static_cast<double>(dim);
-  found->error_ = defect(found->axes_, dim) + 2.1 * std::sqrt(length) * (length + 1) * 0x1p-24;
+  found->find_error();
   return found;
+}
+
+std::shared_ptr<const Rotation> Rotation::of(Matrix<const float> axes,
+                                             std::vector<PartialScan> scans) {
+  auto rotation = std::make_shared<Rotation>();
+  rotation->dim_ = axes.cols;
+  rotation->axes_.assign(axes.data, axes.data + axes.rows * axes.cols);
+  rotation->scans_ = std::move(scans);
+  rotation->find_error();
+  return rotation;
+}
+
+// A coordinate is a sum of dim products of fp32 values whose sizes add up to at most 1.
+void Rotation::find_error() {
+  const double length = static_cast<double>(dim_);
+  error_ = defect(axes_, dim_) + 2.1 * std::sqrt(length) * (length + 1) * 0x1p-24;
 }
 
 // Those that cost least for few and for many queries, over rotated items that stand for `rows`.
@@ -311,8 +325,8 @@ void Rotation::choose_scans(Matrix<const float> items, int64_t rows, ThreadPool*
   const double share = kWanted / static_cast<double>(rows);
   const auto wanted = std::max<int64_t>(1, std::llround(share * static_cast<double>(items.rows)));
   const std::vector<PartialScan> tried = try_scans(items, wanted, pool);
-  static_assert(kStepDims >= 4, "the lengths of all scans' rests share a step");
-  for (const int64_t queries : {1, 4, 16, 64}) {
+  constexpr int64_t kQueries[kMostScans] = {1, 4, 16, 64};
+  for (const int64_t queries : kQueries) {
     const PartialScan* const scan = cheapest(tried, dim_, queries);
     const auto same = [scan](const PartialScan& other) { return other.dims == scan->dims; };
     if (scan != nullptr && std::none_of(scans_.begin(), scans_.end(), same)) {

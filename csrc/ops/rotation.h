@@ -13,6 +13,8 @@ class ThreadPool;
 
 constexpr int64_t kBlockItems = 64;  // share a scale and an error, and are scored together
 constexpr int64_t kStepDims = 4;     // multiplied by one instruction
+constexpr int kMostScans = 4;        // the lengths of their rests share a step
+static_assert(kMostScans <= kStepDims);
 
 // The length of a vector, rounded up.
 float length_of(const float* begin, const float* end);
@@ -34,9 +36,14 @@ class Rotation {
   // neither does.
   static std::shared_ptr<const Rotation> find(const ItemVectors& vectors, ThreadPool* pool);
 
+  // The one with these axes [dim, dim], one a column, and scans.
+  static std::shared_ptr<const Rotation> of(Matrix<const float> axes,
+                                            std::vector<PartialScan> scans);
+
   // out [dim] = the coordinates of in [dim] along the axes.
   void apply(const float* in, float* out) const;
 
+  int64_t dim() const { return dim_; }
   const float* axes() const { return axes_.data(); }  // [dim, dim], one a column
 
   // The scan that costs least for so many queries; null: one of all dimensions.
@@ -45,7 +52,7 @@ class Rotation {
   // Whether a scan costs less than one of all dimensions when that share of items passes it.
   bool pays(const PartialScan& scan, double passing, int64_t queries) const;
 
-  // At most kStepDims, of different dims; none where only mixing pays.
+  // At most kMostScans, of different dims; none where only mixing pays.
   const std::vector<PartialScan>& scans() const { return scans_; }
 
   // How far a product of two rotated unit vectors may be from that of the vectors.
@@ -53,6 +60,7 @@ class Rotation {
 
  private:
   void choose_scans(Matrix<const float> items, int64_t rows, ThreadPool* pool);
+  void find_error();
 
   int64_t dim_ = 0;
   std::vector<float> axes_;

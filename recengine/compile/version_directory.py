@@ -1,4 +1,7 @@
-"""What stands in a version directory: a manifest of its own, and links to the files it names."""
+"""What stands in a version directory: a manifest of its own, and the files that it names.
+
+Most are links to the bundle's; graphs are converted, and the codes of a large catalog made.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,22 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from recengine.bundle import UNHASHED, Graph, Manifest, Stage, Target, write_bundle
+from recengine.bundle import (
+    UNHASHED,
+    Manifest,
+    Stage,
+    Target,
+    map_tensor,
+    write_bundle,
+    write_tensors,
+)
 from recengine.compile.repository import stages
+from recengine.ops import ItemIndex
 
 Model = Literal["retrieval", "ranking"]
 T = TypeVar("T")
+
+CODES = "item_codes.safetensors"
 
 
 def part(
@@ -51,17 +65,38 @@ def part(
 
 
 def write(bundle: Path, manifest: Manifest, destination: Path, *, building: Path) -> None:
-    """Makes `building`, which may hold converted graphs, the whole directory `destination`."""
-    converted = {file for graph in manifest.graphs.values() for file in _files(graph)}
+    """Makes `building`, which may hold converted graphs, the whole directory `destination`.
+
+    Raises:
+        InputError: an item vector that is coded is not finite.
+    """
+    manifest = _pack_items(bundle, manifest, building)
     names = manifest.referenced_files()
-    for name in names - converted:
+    for name in names - _made(manifest):
         _link(bundle / name, building / name)
     whole = manifest.model_copy(update={"files": dict.fromkeys(names, UNHASHED)})
     write_bundle(building, whole, destination)
 
 
-def _files(graph: Graph) -> list[str | None]:
-    return [graph.file, graph.weights]
+def _pack_items(bundle: Path, manifest: Manifest, building: Path) -> Manifest:
+    """Adds the codes of a large catalog, which its server then maps and need not pack."""
+    retrieval = manifest.retrieval
+    if retrieval is None or manifest.stage not in (None, "topk"):
+        return manifest
+    vectors = map_tensor(bundle, retrieval.index.vectors)
+    codes = ItemIndex.from_unit_vectors(vectors).stored_codes()
+    if codes is None:
+        return manifest
+    write_tensors(building / CODES, codes)
+    index = retrieval.index.model_copy(update={"codes": CODES})
+    return manifest.model_copy(update={"retrieval": retrieval.model_copy(update={"index": index})})
+
+
+def _made(manifest: Manifest) -> set[str | None]:
+    """The files of a version directory that its bundle does not have."""
+    graphs = manifest.graphs.values()
+    made = {file for graph in graphs for file in (graph.file, graph.weights)}
+    return made | {CODES}
 
 
 def _only(entries: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:

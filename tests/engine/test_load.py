@@ -222,6 +222,8 @@ BAD_FIELDS = [
     ("retrieval.index.keys.tensor", "items.keys", r"items.keys: expected shape \[50\]"),
     ("retrieval.fallback.rows.tensor", "index.keys", "fallback|shape"),
     ("retrieval.num_candidates", 0, "retrieval.num_candidates: expected an integer >= 1"),
+    ("retrieval.index.codes", 3, r"retrieval.index.codes: expected a string, found 3"),
+    ("retrieval.index.codes", "c.safetensors", 'names file "c.safetensors"'),
     ("retrieval.num_candidates", 65, "num_candidates: expected at most max_candidates, found 65"),
     ("ranking.k", -1, "ranking.k: expected an integer >= 1, found -1"),
     ("ranking.item_table", "x", 'ranking names table "x"'),

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "recengine/tensor.h"
@@ -22,6 +23,15 @@ struct ItemVectors {
   int64_t dim() const { return is_half() ? halves.cols : floats.cols; }
 };
 
+// The codes of a large catalog as they are stored beside its vectors, for packing takes long. They
+// are the same on every machine.
+struct StoredCodes {
+  Span<const uint8_t> codes;  // [blocks of items, bytes of a block], borrowed
+  std::vector<float> bounds;  // [2 + views, blocks]: scales, largest norms, errors of each view
+  std::vector<float> axes;    // [dim, dim] that vectors were rotated to; empty: they were not
+  std::vector<float> scans;   // [partial scans, 2]: dims, and the share of items that passes
+};
+
 // Unit-length item vectors packed for exact search. Immutable and shared by all queries. A catalog
 // too large for the caches also gets 8-bit codes, at most dim + 5 bytes an item, which is what a
 // search reads; of the vectors it then reads a few rows.
@@ -35,6 +45,11 @@ class ItemIndex {
   // memory-mapped: `unit_vectors` must outlive the index.
   static ItemIndex from_unit_vectors(const ItemVectors& unit_vectors, ThreadPool* pool = nullptr);
 
+  // The index that from_unit_vectors() made, from the codes that it stored: `unit_vectors` and
+  // `stored.codes` must outlive it. Throws InputError when they cannot be codes of these vectors;
+  // some blocks are packed again and compared.
+  static ItemIndex with_codes(const ItemVectors& unit_vectors, const StoredCodes& stored);
+
   int64_t rows() const { return unit_vectors_.rows(); }
   int64_t dim() const { return unit_vectors_.dim(); }
   const ItemVectors& unit_vectors() const { return unit_vectors_; }
@@ -46,6 +61,9 @@ class ItemIndex {
   // How many dimensions of rotated vectors a search may read instead of all, ascending; empty where
   // that does not pay.
   std::vector<int64_t> partial_scans() const;
+
+  // The codes, borrowed from this index; none for a small catalog.
+  std::optional<StoredCodes> stored_codes() const;
 
  private:
   std::shared_ptr<const float> owned_;  // null when the vectors are borrowed
