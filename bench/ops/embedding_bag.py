@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bench.ops import checked_ids
 from bench.ops.contest import OURS, Contender, parser, publish, race, times_json
 from bench.ops.limits import Limits, measure_limits
 from recengine import ops
@@ -341,10 +342,15 @@ def main() -> None:
             contest = Contest(case.tables, threads, rng)
         rounds, seconds = (1, 0.1) if arguments.quick else (arguments.rounds, 0.5)
         points += [measure(contest, case, zipf, rounds, seconds, limits) for zipf in (False, True)]
+    contest = None
+    checks = {} if arguments.quick else checked_ids.measure(arguments.work)
     bars = [
         Bar(f"{label(point)}: best peer over ours", point["bar"], point["ratio"], True)
         for point in points
         if point["bar"] is not None
+    ] + [
+        Bar(f"{name}: cost of checking ids", checked_ids.MOST_COST, cost, False)
+        for name, cost in checked_ids.costs(checks).items()
     ]
     rates = limits.random_lines_per_s
     publish(
@@ -353,7 +359,7 @@ def main() -> None:
         "Embedding bags",
         limits,
         PACKAGES,
-        {"points": points},
+        {"points": points, "checked_ids_us": checks},
         [
             f"Median microseconds of a call from Python, sum pooling, fp32 output, {threads} "
             "threads. Limit: the cache lines of all rows at the rate at which this machine read "
@@ -361,6 +367,9 @@ def main() -> None:
             + ", ".join(f"{rate / 1e6:.0f} M lines/s at {n}" for n, rate in rates.items())
             + ". Zipf: hot rows stay in caches, so the limit does not bind.",
             table(points),
+            "What it costs that every id is checked: the kernel beside a copy without the check, "
+            "on one thread.",
+            checked_ids.table(checks),
         ],
         find_ratios(points),
         bars,
