@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compiles every CUDA source for the architectures we support, warnings and register spills as
-# errors, and prints what each kernel uses. Runs nothing.
+# Compiles every CUDA source for the architectures we support, warnings, register spills and
+# serialized wgmmas as errors, and prints what each kernel uses. Runs nothing.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if ! command -v nvcc >/dev/null; then
@@ -23,13 +23,15 @@ summary='
 
 compile() {
   local source=$1 log arch targets=()
-  for arch in 80 90 100; do targets+=(-gencode "arch=compute_$arch,code=sm_$arch"); done
+  for arch in 80 90a 100; do targets+=(-gencode "arch=compute_$arch,code=sm_$arch"); done
   if ! log=$(nvcc -std=c++17 -O3 "${targets[@]}" -Icsrc/include -Icsrc --Werror all-warnings \
     -Xcompiler -Wall,-Wextra,-Werror -Xptxas -v,--warn-on-spills \
     -c "$source" -o /dev/null 2>&1); then
     echo "$log"
     return 1
   fi
+  # ptxas only informs of this: each wgmma would wait for the one before.
+  if grep "wgmma.mma_async instructions are serialized" <<<"$log"; then return 1; fi
   # One write, so that two compilations do not mix their lines.
   echo "check_cuda: $source ok$(awk "$summary" <<<"$log" | c++filt -p | sed 's/^  .*(anonymous namespace)::/  /')"
 }

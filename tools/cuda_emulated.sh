@@ -12,8 +12,8 @@ package=$PWD/$build/package
 
 # What the emulation must notice.
 mkdir -p $build
-"${CXX:-c++}" -x c++ -std=c++17 -O1 -Itests/cuda_emulation tests/cuda_emulation/emulation_test.cu \
-  -x none tests/cuda_emulation/*.cc -pthread -o $build/emulation_test
+"${CXX:-c++}" -x c++ -std=c++17 -O1 -Itests/cuda_emulation -Icsrc -DRECENGINE_CUDA_EMULATED \
+  tests/cuda_emulation/emulation_test.cu -x none tests/cuda_emulation/*.cc -pthread -o $build/emulation_test
 $build/emulation_test
 
 "$venv/bin/cmake" -S . -B $build -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \

@@ -10,10 +10,11 @@ python=$venv/bin/python
 export PATH=$PATH:/usr/local/cuda/bin
 command -v nvcc >/dev/null || { echo "gpu_checks: no nvcc on PATH"; exit 1; }
 
-# CMake knows `native` from 3.24 on.
+# CMake knows `native` from 3.24 on, and not that Hopper's wgmma wants 90a.
 arch=native
 if command -v nvidia-smi >/dev/null; then
-  arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | tr -d . | paste -sd ';')
+  arch=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | sort -u | tr -d . |
+    sed 's/^90$/90a/' | paste -sd ';')
 fi
 CMAKE_BUILD_PARALLEL_LEVEL=$(nproc) "$python" -m pip --disable-pip-version-check install -q \
   --no-build-isolation --no-deps --no-index -e . -C cmake.define.RECENGINE_CUDA=ON \

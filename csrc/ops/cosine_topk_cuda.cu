@@ -93,6 +93,7 @@ TopKPass plan(const DeviceItems& items, int64_t batch, int64_t k, int64_t exclud
   TopKPass pass{};
   pass.items = items.view;
   pass.multiprocessors = items.multiprocessors;
+  pass.has_wgmma = items.has_wgmma;
   pass.count = static_cast<int32_t>(std::min(batch, kQueriesPerPass));
   pass.k = k;
   pass.padded_dim =

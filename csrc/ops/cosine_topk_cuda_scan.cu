@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "ops/cosine_topk_device.h"
-#include "ops/cosine_topk_products.h"
+#include "ops/cosine_topk_products_wgmma.h"
 
 namespace recengine::cuda {
 namespace {
@@ -28,36 +28,42 @@ __device__ int32_t threshold_of(const CodedQuery& query, const BlockBound& bound
   return static_cast<int32_t>(fmaxf(-kLargestThreshold, fminf(product, kLargestThreshold))) - 2;
 }
 
-// What a warp reads of global memory for a block of items, before the products that it is used
+// What a team reads of global memory for a block of items, before the products that it is used
 // with: it arrives meanwhile.
-template <int kTiles>
+template <typename Products>
 struct BlockLimits {
-  static constexpr int kPerLane = (SharedScan<kTiles>::kQueries + kWarpLanes - 1) / kWarpLanes;
+  static constexpr int kTeamThreads = kScanThreads / Products::kTeams;
+  static constexpr int kPerThread = (Products::kQueries + kTeamThreads - 1) / kTeamThreads;
 
   uint64_t allowed;
   BlockBound bound;
-  int32_t found[kPerLane];  // by queries lane, lane + 32, ...
+  int32_t found[kPerThread];  // by queries thread, thread + kTeamThreads, ...
 
-  __device__ BlockLimits(const TopKPass& pass, const SharedScan<kTiles>& shared, int64_t block)
+  __device__ static int query_of(int i) {
+    return i * kTeamThreads + static_cast<int>(threadIdx.x) % kTeamThreads;
+  }
+
+  __device__ BlockLimits(const TopKPass& pass, const SharedScan<Products>& shared, int64_t block)
       : allowed(allowed_items(pass, block)), bound(pass.items.bounds[block]) {
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const int at = i * kWarpLanes + static_cast<int>(threadIdx.x) % kWarpLanes;
-      const int32_t query = at < SharedScan<kTiles>::kQueries ? shared.queries[at] : -1;
+    for (int i = 0; i < kPerThread; ++i) {
+      const int at = query_of(i);
+      const int32_t query = at < Products::kQueries ? shared.queries[at] : -1;
       found[i] = query < 0 ? 0 : __ldcg(pass.found + query);
     }
   }
 
-  // By all lanes of the warp. A query whose list overflowed wants nothing more.
-  __device__ void set_thresholds(const TopKPass& pass, const SharedScan<kTiles>& shared,
+  // By all threads of the team, each some: what a lane compares with is a quarter of them all, too
+  // many to make by itself. A query whose list overflowed wants nothing more.
+  __device__ void set_thresholds(const TopKPass& pass, const SharedScan<Products>& shared,
                                  int32_t* thresholds) const {
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const int at = i * kWarpLanes + static_cast<int>(threadIdx.x) % kWarpLanes;
-      if (at >= SharedScan<kTiles>::kQueries) break;
+    for (int i = 0; i < kPerThread; ++i) {
+      const int at = query_of(i);
+      if (at >= Products::kQueries) break;
       thresholds[at] = found[i] > pass.capacity ? INT_MAX : threshold_of(shared.coded[at], bound);
     }
-    __syncwarp();
+    Products::sync_team();
   }
 };
 
@@ -69,56 +75,86 @@ __device__ void keep(const TopKPass& pass, int32_t query, int64_t row) {
   }
 }
 
-// Two queries' products are 16 a lane. Their best are compared first: few blocks have hits.
-__device__ __forceinline__ void keep_hits(const TopKPass& pass,
-                                          const int32_t (&products)[kItemTiles][4],
-                                          const int32_t* queries, int2 thresholds, int64_t block,
+// A lane's products in four tiles of sums: of all items with two queries, or of two items with
+// eight. The best with each query are compared first: few have hits.
+constexpr int kTilesTogether = 4;
+
+template <typename Products>
+__device__ __forceinline__ void keep_hits(const TopKPass& pass, const Products& products,
+                                          int first_tile, const int32_t* queries,
+                                          const int32_t* thresholds, int64_t block,
                                           uint64_t allowed) {
-  int32_t copy[kItemTiles * 4];
+  constexpr int kItemTiles = Products::kItemTiles;
+  constexpr int kQueryTiles = kTilesTogether / kItemTiles;
+  const int column =
+      first_tile / kItemTiles * kMmaColumns + 2 * (static_cast<int>(threadIdx.x) % 4);
+  int2 wanted[kQueryTiles];
+  bool any = false;
 #pragma unroll
-  for (int i = 0; i < kItemTiles * 4; ++i) copy[i] = products[i / 4][i % 4];
-  const int2 best = best_of<kItemTiles * 4>(copy);
-  if (best.x < thresholds.x && best.y < thresholds.y) return;
+  for (int tile = 0; tile < kQueryTiles; ++tile) {
+    wanted[tile] = *reinterpret_cast<const int2*>(thresholds + column + tile * kMmaColumns);
+    int32_t copy[kItemTiles * 4];
+#pragma unroll
+    for (int i = 0; i < kItemTiles * 4; ++i) {
+      copy[i] = products.sums[first_tile + tile * kItemTiles + i / 4][i % 4];
+    }
+    const int2 best = best_of<kItemTiles * 4>(copy);
+    any |= best.x >= wanted[tile].x || best.y >= wanted[tile].y;
+  }
+  if (!any) return;
   uint32_t hits = 0;
 #pragma unroll
-  for (int i = 0; i < kItemTiles * 4; ++i) {
-    const bool hit = products[i / 4][i % 4] >= (i % 2 == 0 ? thresholds.x : thresholds.y);
-    hits |= static_cast<uint32_t>(hit) << i;
+  for (int i = 0; i < kTilesTogether * 4; ++i) {
+    const int2 reached = wanted[i / 4 / kItemTiles];
+    const int32_t product = products.sums[first_tile + i / 4][i % 4];
+    hits |= static_cast<uint32_t>(product >= (i % 2 == 0 ? reached.x : reached.y)) << i;
   }
   for (; hits != 0; hits &= hits - 1) {
     const int hit = __ffs(static_cast<int>(hits)) - 1;
-    const int item = item_of(hit / 4, hit % 4);
-    if ((allowed >> item & 1) != 0) keep(pass, queries[hit % 2], block * kBlockItems + item);
+    const int item = item_of(Products::first_item_tile() + hit / 4 % kItemTiles, hit % 4);
+    const int query = column + hit / 4 / kItemTiles * kMmaColumns + hit % 2;
+    if ((allowed >> item & 1) != 0) keep(pass, queries[query], block * kBlockItems + item);
   }
 }
 
-template <int kTiles>
-__global__ void __launch_bounds__(kScanThreads, kTiles == 8 ? 2 : 3)
-    scan(TopKPass pass, int round) {
-  const int first = static_cast<int>(blockIdx.y) * kTiles * kMmaColumns;
-  const int left = pass.num_open[round] - first;
-  if (left <= 0) return;
-  const SharedScan<kTiles> shared(dynamic_shared<unsigned char>(), pass.items.steps);
-  load_queries(pass, pass.open[round], first, left, shared);
-
-  const auto warp = static_cast<int>(threadIdx.x) / kWarpLanes;
-  const int column = 2 * (static_cast<int>(threadIdx.x) % 4);  // of this lane's products
-  int32_t* const thresholds = shared.thresholds + warp * SharedScan<kTiles>::kQueries;
-  const int64_t begin = int64_t{blockIdx.x} * kScanWarps + warp;
-  const int64_t stride = int64_t{gridDim.x} * kScanWarps;
-  CodeStream stream(pass.items, shared.ring, begin, pass.items.blocks, stride);
-  for (int64_t block = begin; block < pass.items.blocks; block += stride) {
-    const BlockLimits<kTiles> limits(pass, shared, block);
-    Products<kTiles> products;
-    multiply(stream, shared, pass.items.steps, products);
-    limits.set_thresholds(pass, shared, thresholds);
+template <typename Products>
+__device__ void scan_blocks(const TopKPass& pass, const SharedScan<Products>& shared) {
+  constexpr int kTeams = Products::kTeams;
+  const int team = static_cast<int>(threadIdx.x) / (kScanThreads / kTeams);
+  const int begin = static_cast<int>(blockIdx.x) * kTeams + team;
+  const int stride = static_cast<int>(gridDim.x) * kTeams;
+  const auto blocks = static_cast<int>(pass.items.blocks);
+  int set = 0;
+  CodeStream<Products> stream(pass.items, shared.ring, begin, blocks, stride);
+  for (int block = begin; block < blocks; block += stride) {
+    const BlockLimits<Products> limits(pass, shared, block);
+    int32_t* const thresholds =
+        shared.thresholds + (team * Products::kThresholdSets + set) * Products::kQueries;
+    Products products;
+    products.multiply(stream, shared.codes, pass.items.steps,
+                      [&] { limits.set_thresholds(pass, shared, thresholds); });
 #pragma unroll
-    for (int tile = 0; tile < kTiles; ++tile) {
-      const int at = tile * kMmaColumns + column;
-      const int2 wanted = *reinterpret_cast<const int2*>(thresholds + at);
-      keep_hits(pass, products[tile], shared.queries + at, wanted, block, limits.allowed);
+    for (int tile = 0; tile < Products::kTiles; tile += kTilesTogether) {
+      keep_hits(pass, products, tile, shared.queries, thresholds, block, limits.allowed);
     }
-    __syncwarp();  // before other thresholds are written
+    if constexpr (Products::kThresholdSets > 1) {
+      set = 1 - set;
+    } else {
+      Products::sync_team();  // before other thresholds are written
+    }
+  }
+}
+
+template <typename Products>
+__global__ void __launch_bounds__(kScanThreads, Products::kResident)
+    scan(TopKPass pass, int round) {
+  if constexpr (Products::kCompiled) {
+    const int first = static_cast<int>(blockIdx.y) * Products::kQueries;
+    const int left = pass.num_open[round] - first;
+    if (left <= 0) return;
+    const SharedScan<Products> shared(dynamic_shared<unsigned char>(), pass.items.steps);
+    load_queries(pass, pass.open[round], first, left, shared);
+    scan_blocks(pass, shared);
   }
 }
 
@@ -130,26 +166,30 @@ __device__ uint64_t sample_key(const CodedQuery& query, const BlockBound& bound,
   return sort_key(best == INT_MIN ? kMinusInfinity : lower, static_cast<uint32_t>(group));
 }
 
+// Of so few blocks that faster products would not show.
 template <int kTiles>
-__global__ void __launch_bounds__(kScanThreads, kTiles == 8 ? 2 : 3) sample(TopKPass pass) {
-  const int first = static_cast<int>(blockIdx.y) * kTiles * kMmaColumns;
+__global__ void __launch_bounds__(kScanThreads, MmaProducts<kTiles>::kResident)
+    sample(TopKPass pass) {
+  using Products = MmaProducts<kTiles>;
+  const int first = static_cast<int>(blockIdx.y) * Products::kQueries;
   const int left = pass.num_open[0] - first;
   if (left <= 0) return;
-  const SharedScan<kTiles> shared(dynamic_shared<unsigned char>(), pass.items.steps);
+  const SharedScan<Products> shared(dynamic_shared<unsigned char>(), pass.items.steps);
   load_queries(pass, pass.open[0], first, left, shared);
 
   const int lane = static_cast<int>(threadIdx.x) % kWarpLanes;
   const int64_t begin = int64_t{blockIdx.x} * kScanWarps + threadIdx.x / kWarpLanes;
   const int64_t stride = int64_t{gridDim.x} * kScanWarps;
   const int64_t offset = pass.sample_stride / 2;
-  CodeStream stream(pass.items, shared.ring, offset + begin * pass.sample_stride,
-                    offset + pass.sampled_blocks * pass.sample_stride, stride * pass.sample_stride);
+  CodeStream<Products> stream(pass.items, shared.ring, offset + begin * pass.sample_stride,
+                              offset + pass.sampled_blocks * pass.sample_stride,
+                              stride * pass.sample_stride);
   for (int64_t i = begin; i < pass.sampled_blocks; i += stride) {
     const int64_t block = offset + i * pass.sample_stride;
     const uint64_t allowed = allowed_items(pass, block);
     const BlockBound bound = pass.items.bounds[block];
-    Products<kTiles> products;
-    multiply(stream, shared, pass.items.steps, products);
+    Products products;
+    products.multiply(stream, shared.codes, pass.items.steps, [] {});
     const int64_t group = i * kSampleGroups + lane / 4;
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
@@ -157,7 +197,7 @@ __global__ void __launch_bounds__(kScanThreads, kTiles == 8 ? 2 : 3) sample(TopK
 #pragma unroll
       for (int j = 0; j < kItemTiles * 4; ++j) {
         const bool counts = (allowed >> item_of(j / 4, j % 4) & 1) != 0;
-        counted[j] = counts ? products[tile][j / 4][j % 4] : INT_MIN;
+        counted[j] = counts ? products.sums[tile * kItemTiles + j / 4][j % 4] : INT_MIN;
       }
       const int2 best = best_of<kItemTiles * 4>(counted);
 #pragma unroll
@@ -171,52 +211,71 @@ __global__ void __launch_bounds__(kScanThreads, kTiles == 8 ? 2 : 3) sample(TopK
   }
 }
 
+// Whether the codes of as many queries as Products takes at once fit the shared memory.
+template <typename Products>
+bool fits(const TopKPass& pass) {
+  return int64_t{pass.items.steps} * kMmaBytes * Products::kQueries <= Products::kMostQueryBytes;
+}
+
 // Calls launch_tiles(constant) with the tiles of queries that a group of the pass has: no more than
 // there are queries for, nor than fit the shared memory.
 template <typename LaunchTiles>
 void for_tiles(const TopKPass& pass, LaunchTiles launch_tiles) {
-  const int64_t tile_bytes = int64_t{pass.items.steps} * kMmaBytes * kMmaColumns;
-  int64_t tiles = 1;
-  while (tiles < 8 && tiles * kMmaColumns < pass.count &&
-         2 * tiles * tile_bytes <= kMostQueryBytes) {
-    tiles *= 2;
+  const int32_t count = pass.count;
+  if (count > 32 && fits<MmaProducts<8>>(pass)) {
+    return launch_tiles(std::integral_constant<int, 8>());
   }
-  if (tiles == 8) return launch_tiles(std::integral_constant<int, 8>());
-  if (tiles == 4) return launch_tiles(std::integral_constant<int, 4>());
-  if (tiles == 2) return launch_tiles(std::integral_constant<int, 2>());
+  if (count > 16 && fits<MmaProducts<4>>(pass)) {
+    return launch_tiles(std::integral_constant<int, 4>());
+  }
+  if (count > 8 && fits<MmaProducts<2>>(pass)) {
+    return launch_tiles(std::integral_constant<int, 2>());
+  }
   launch_tiles(std::integral_constant<int, 1>());
 }
 
 // As many blocks of threads as run at once, for so many blocks of items.
-template <int kTiles, typename... Params, typename... Args>
+template <typename Products, typename... Params, typename... Args>
 void launch_scan(void (*kernel)(Params...), const TopKPass& pass, int64_t blocks,
                  cudaStream_t stream, const Args&... args) {
-  const size_t bytes = SharedScan<kTiles>::bytes(pass.items.steps);
+  const size_t bytes = SharedScan<Products>::bytes(pass.items.steps);
   // The most that any index takes: threads that search others set the same.
-  constexpr int kMostSteps = static_cast<int>(kMostQueryBytes / (kMmaBytes * kMmaColumns * kTiles));
-  allow_shared(kernel, SharedScan<kTiles>::bytes(kMostSteps));
+  constexpr int kMostSteps =
+      static_cast<int>(Products::kMostQueryBytes / (kMmaBytes * Products::kQueries));
+  allow_shared(kernel, SharedScan<Products>::bytes(kMostSteps));
   int resident = 0;
   RECENGINE_CUDA_CHECK(
       cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, kernel, kScanThreads, bytes));
-  const int64_t groups = (pass.count + kTiles * kMmaColumns - 1) / (kTiles * kMmaColumns);
+  const int64_t groups = (pass.count + Products::kQueries - 1) / Products::kQueries;
   const int64_t most = std::max<int64_t>(1, int64_t{resident} * pass.multiprocessors / groups);
-  const int64_t useful = (blocks + kScanWarps - 1) / kScanWarps;
+  const int64_t useful = (blocks + Products::kTeams - 1) / Products::kTeams;
   const dim3 grid(static_cast<unsigned>(std::min(most, useful)), static_cast<unsigned>(groups));
   launch(kernel, grid, kScanThreads, bytes, stream, pass, args...);
+}
+
+template <typename Products>
+void launch_codes(const TopKPass& pass, int round, cudaStream_t stream) {
+  launch_scan<Products>(scan<Products>, pass, pass.items.blocks, stream, round);
 }
 
 }  // namespace
 
 void scan_sample(const TopKPass& pass, cudaStream_t stream) {
   for_tiles(pass, [&](auto tiles) {
-    launch_scan<tiles>(sample<tiles>, pass, pass.sampled_blocks, stream);
+    launch_scan<MmaProducts<tiles>>(sample<tiles>, pass, pass.sampled_blocks, stream);
   });
 }
 
 void scan_codes(const TopKPass& pass, int round, cudaStream_t stream) {
-  for_tiles(pass, [&](auto tiles) {
-    launch_scan<tiles>(scan<tiles>, pass, pass.items.blocks, stream, round);
-  });
+  // With fewer queries it is the memory that the scan takes its time for.
+  const bool many = pass.has_wgmma && pass.count > MmaProducts<8>::kQueries;
+  if (many && pass.count > WgmmaProducts<16>::kQueries && fits<WgmmaProducts<32>>(pass)) {
+    return launch_codes<WgmmaProducts<32>>(pass, round, stream);
+  }
+  if (many && fits<WgmmaProducts<16>>(pass)) {
+    return launch_codes<WgmmaProducts<16>>(pass, round, stream);
+  }
+  for_tiles(pass, [&](auto tiles) { launch_codes<MmaProducts<tiles>>(pass, round, stream); });
 }
 
 }  // namespace recengine::cuda

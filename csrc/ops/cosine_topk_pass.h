@@ -29,6 +29,7 @@ struct CodedQuery {
 struct TopKPass {
   ItemsView items;
   int multiprocessors;
+  bool has_wgmma;
 
   int32_t count;  // of queries
   int64_t first;  // of the call

@@ -5,6 +5,7 @@
 
 #include "cpu/thread_pool.h"
 #include "cuda/launch.h"
+#include "cuda/wgmma.h"
 #include "ops/device_items.h"
 #include "ops/item_codes.h"
 #include "ops/item_rows.h"
@@ -105,6 +106,7 @@ std::shared_ptr<const DeviceItems> copy_items(const ItemIndex& index, int device
   auto items = std::make_shared<DeviceItems>();
   RECENGINE_CUDA_CHECK(
       cudaDeviceGetAttribute(&items->multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  items->has_wgmma = device_has_wgmma(device);
   items->view.rows = index.rows();
   items->view.dim = static_cast<int32_t>(index.dim());
   items->units = copy_units(index.unit_vectors(), device);

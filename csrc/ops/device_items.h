@@ -47,6 +47,7 @@ struct DeviceItems {
   std::shared_ptr<void> bounds;
   std::shared_ptr<void> axes;
   int multiprocessors = 0;
+  bool has_wgmma = false;
 };
 
 }  // namespace recengine::cuda

@@ -76,6 +76,7 @@ uint64_t wait_for_warp(Wait kind, unsigned mask, uint64_t value, int source);
 
 int lane();
 void* dynamic_shared();
+size_t dynamic_shared_bytes();
 
 constexpr int kSharedBytes = 48 << 10;
 constexpr int kOptInSharedBytes = 99 << 10;  // the least among GPUs since compute capability 8.0
@@ -175,6 +176,13 @@ To cuda_emulated_bits(From from) {
   return to;
 }
 inline float __uint_as_float(unsigned x) { return cuda_emulated_bits<float>(x); }
+
+template <typename T>
+cudaError_t cudaMemcpyFromSymbol(void* to, const T& symbol, size_t bytes) {
+  std::memcpy(to, &symbol, bytes);
+  return cudaSuccess;
+}
+
 // ---- launches -----------------------------------------------------------------------------------
 
 struct cudaLaunchAttribute;

@@ -1,7 +1,8 @@
 #pragma once
 
 // The part of the CUDA runtime API that our sources use, on a CPU and for tests alone: "device"
-// memory is host memory, a stream runs what it is given at once. See cuda_runtime.h.
+// memory is host memory, a stream runs what it is given at once. See cuda_runtime.h. The compute
+// capability is 9.0, or what the environment says: CUDA_EMULATED_CAPABILITY=80.
 
 #include <cstddef>
 #include <cstdint>
@@ -24,6 +25,8 @@ enum cudaMemcpyKind {
 };
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
 };
 enum cudaFuncAttribute {
   cudaFuncAttributeMaxDynamicSharedMemorySize = 8,

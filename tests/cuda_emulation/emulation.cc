@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cuda_runtime.h"
+#include "wgmma_emulation.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
@@ -150,6 +151,7 @@ void fiber_main() {
 #endif
   for (;;) {
     (*fibers.thread)();
+    end_wgmma_thread();
     self().done = true;
     release_block();
     leave_fiber();
@@ -192,6 +194,7 @@ std::string describe_wait() {
 // Runs the threads of blockIdx until all have returned; false when they cannot.
 bool run_block(bool backwards) {
   std::fill(block.shared.begin(), block.shared.end(), static_cast<char>(0xcd));
+  begin_wgmma_block(block.threads);
   for (int t = 0; t < block.threads; ++t) {
     Fiber& fiber = *fibers.fibers[static_cast<size_t>(t)];
     fiber.done = fiber.waiting = false;
@@ -209,7 +212,8 @@ bool run_block(bool backwards) {
     }
     if (!moved) return false;
   }
-  return true;
+  block.failed = end_wgmma_block(block.threads);
+  return block.failed == nullptr;
 }
 
 bool run_blocks(const cudaLaunchConfig_t& config) {
@@ -243,6 +247,7 @@ const char* launch_failure() { return failure.c_str(); }
 
 int lane() { return fibers.current % warpSize; }
 void* dynamic_shared() { return block.shared.data(); }
+size_t dynamic_shared_bytes() { return block.shared.size(); }
 
 void fail(const char* what) {
   block.failed = what;

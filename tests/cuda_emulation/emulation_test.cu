@@ -3,7 +3,9 @@
 
 #include <cstdio>
 #include <cstring>
+#include <vector>
 
+#include "cuda/wgmma.h"
 #include "cuda_runtime.h"
 
 namespace {
@@ -60,6 +62,119 @@ __global__ void from_a_lane_outside() {
 __global__ void unaligned(const char* data) { __ldg(reinterpret_cast<const float4*>(data + 4)); }
 __global__ void nothing() {}
 
+// ---- products of a warpgroup --------------------------------------------------------------------
+
+enum class Fault {
+  kNone,
+  kNoProxyFence,
+  kNoFence,
+  kNoCommit,
+  kNoWait,
+  kRowsWritten,
+  kSumsWritten,
+  kSumsRead,
+  kDistancesExchanged,
+  kSwizzled,
+  kBeyondShared,
+  kOneWarpMore,
+};
+
+constexpr int kTiles = 16;
+constexpr int kColumns = 8 * kTiles;
+constexpr int kSteps = 2;
+constexpr int kBytes = 32 * kSteps;  // of a row, and of a column
+constexpr size_t kColumnBytes = size_t{kColumns} * kBytes;
+
+uint64_t columns_of(Fault fault, const uint4* codes, int step) {
+  using recengine::cuda::wgmma_columns;
+  const uint4* const at = codes + step * 2 * kColumns;
+  if (fault == Fault::kDistancesExchanged) return wgmma_columns(at, 16 * kColumns, 128);
+  if (fault == Fault::kBeyondShared) return wgmma_columns(at + kColumns, 128, 16 * kColumns);
+  return wgmma_columns(at, 128, 16 * kColumns) |
+         (fault == Fault::kSwizzled ? uint64_t{1} << 62 : 0);
+}
+
+void multiply(Fault fault, const uint4* codes, uint4 (&rows)[kSteps], int32_t (&sums)[kTiles][4]) {
+  using namespace recengine::cuda;
+  if (fault != Fault::kNoFence) wgmma_fence();
+  for (int step = 0; step < kSteps; ++step) {
+    wgmma_s8(sums, rows[step], columns_of(fault, codes, step), step > 0);
+  }
+  if (fault != Fault::kNoCommit) wgmma_commit();
+}
+
+// out [64, kColumns] = items [64, kBytes] * queries [kColumns, kBytes].
+__global__ void product(Fault fault, const int8_t* items, const int8_t* queries, int32_t* out) {
+  using namespace recengine::cuda;
+  auto* const codes = static_cast<uint4*>(cuda_emulation::dynamic_shared());
+  for (auto i = static_cast<int>(threadIdx.x); i < kSteps * 2 * kColumns; i += kWgmmaThreads) {
+    std::memcpy(codes + i, queries + i % kColumns * kBytes + i / kColumns * 16, 16);
+  }
+  if (fault != Fault::kNoProxyFence) fence_async_proxy();
+  __syncthreads();
+  const int row = static_cast<int>(threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4);
+  const int part = static_cast<int>(threadIdx.x % 4);
+  uint4 rows[kSteps];
+  for (int step = 0; step < kSteps; ++step) {
+    const int8_t* const from = items + row * kBytes + 32 * step + 4 * part;
+    std::memcpy(&rows[step].x, from, 4);
+    std::memcpy(&rows[step].y, from + 8 * kBytes, 4);
+    std::memcpy(&rows[step].z, from + 16, 4);
+    std::memcpy(&rows[step].w, from + 8 * kBytes + 16, 4);
+  }
+  int32_t sums[kTiles][4] = {};
+  multiply(fault, codes, rows, sums);
+  if (fault == Fault::kNoWait) return;
+  if (fault == Fault::kRowsWritten) ++rows[0].x;
+  if (fault == Fault::kSumsWritten) ++sums[3][1];
+  const int32_t early = sums[0][0];
+  wgmma_wait(sums, rows);
+  if (fault == Fault::kSumsRead) sums[0][0] = early;
+  if (fault == Fault::kOneWarpMore && row >= 48) {
+    multiply(fault, codes, rows, sums);
+    wgmma_wait(sums, rows);
+  }
+  for (int i = 0; i < kTiles * 4; ++i) {
+    out[(row + i / 2 % 2 * 8) * kColumns + i / 4 * 8 + 2 * part + i % 2] = sums[i / 4][i % 4];
+  }
+}
+
+// Runs it; whether the products are right.
+bool right_products(Fault fault) {
+  std::vector<int8_t> bytes((64 + kColumns) * kBytes);
+  for (size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<int8_t>(i * i * 37 / 11);
+  std::vector<int32_t> found(64 * kColumns), expected(found.size());
+  const int8_t* const queries = bytes.data() + 64 * kBytes;
+  for (int i = 0; i < 64 * kColumns * kBytes; ++i) {
+    const int row = i / kBytes / kColumns, column = i / kBytes % kColumns, d = i % kBytes;
+    expected[static_cast<size_t>(i / kBytes)] +=
+        bytes[static_cast<size_t>(row * kBytes + d)] * queries[column * kBytes + d];
+  }
+  return run(128, kColumnBytes, product, fault, static_cast<const int8_t*>(bytes.data()), queries,
+             found.data()) == cudaSuccess &&
+         found == expected;
+}
+
+void expect_no_products(const char* message, Fault fault) {
+  expect(!right_products(fault), message);
+  expect(std::strstr(cudaGetErrorString(cudaErrorLaunchFailure), message) != nullptr, message);
+}
+
+void expect_products() {
+  expect(right_products(Fault::kNone), "products of a warpgroup");
+  expect(!right_products(Fault::kNoProxyFence), "columns that the async proxy has not seen");
+  expect(!right_products(Fault::kSumsRead), "sums of a wgmma read before the wait");
+  expect(!right_products(Fault::kDistancesExchanged), "a descriptor of another layout");
+  expect_no_products("a wgmma without a wgmma_fence", Fault::kNoFence);
+  expect_no_products("a wgmma that is not committed", Fault::kNoCommit);
+  expect_no_products("a wgmma that nothing waited for", Fault::kNoWait);
+  expect_no_products("rows of a wgmma written before the wait", Fault::kRowsWritten);
+  expect_no_products("sums of a wgmma written before the wait", Fault::kSumsWritten);
+  expect_no_products("descriptor with a swizzle", Fault::kSwizzled);
+  expect_no_products("descriptor of what is not in shared memory", Fault::kBeyondShared);
+  expect_no_products("threads of a warpgroup whose wgmmas differ", Fault::kOneWarpMore);
+}
+
 }  // namespace
 
 int main() {
@@ -79,6 +194,8 @@ int main() {
   expect(run(2048, 0, nothing) == cudaErrorInvalidConfiguration, "2048 threads");
   expect(run(32, 64 << 10, nothing) == cudaErrorInvalidConfiguration, "64 KiB not asked for");
   expect(run(64, 0, nothing) == cudaSuccess, "a launch after failures");
+
+  expect_products();
 
   expect(cudaMemcpy(&found, &found, 4, cudaMemcpyHostToDevice) != cudaSuccess, "host for device");
   expect(cudaMemcpy(sum, &found, 4, cudaMemcpyDeviceToDevice) != cudaSuccess, "host on the device");

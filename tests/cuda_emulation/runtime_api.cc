@@ -18,6 +18,11 @@ constexpr int kMultiprocessors = 4;
 std::mutex memory_mutex;
 std::map<const char*, size_t> allocations;  // device memory: its beginning and its bytes
 
+int capability() {
+  const char* const text = std::getenv("CUDA_EMULATED_CAPABILITY");
+  return text == nullptr ? 90 : std::atoi(text);
+}
+
 bool on_device(const void* pointer, size_t bytes) {
   const std::lock_guard<std::mutex> lock(memory_mutex);
   const char* begin = static_cast<const char*>(pointer);
@@ -58,14 +63,24 @@ cudaError_t cudaGetDeviceCount(int* count) {
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device != 0) return cudaErrorInvalidDevice;
-  *properties = {"emulated on the CPU", size_t{1} << 30, 8, 0, kMultiprocessors};
+  *properties = {"emulated on the CPU", size_t{1} << 30, capability() / 10, capability() % 10,
+                 kMultiprocessors};
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
   if (device != 0) return cudaErrorInvalidDevice;
-  if (attribute != cudaDevAttrMultiProcessorCount) return cudaErrorInvalidValue;
-  *value = kMultiprocessors;
-  return cudaSuccess;
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = kMultiprocessors;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = capability() / 10;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = capability() % 10;
+      return cudaSuccess;
+  }
+  return cudaErrorInvalidValue;
 }
 cudaError_t cudaGetDevice(int* device) {
   *device = 0;

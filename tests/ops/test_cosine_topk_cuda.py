@@ -26,18 +26,38 @@ def normal(seed, *shape):
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-@pytest.mark.parametrize("batch", [1, 8, 9, 16, 17, 33, 64, 65, 200])
-def test_batches_of_every_size(batch):
+@pytest.fixture
+def older_gpu(monkeypatch):
+    """A GPU without wgmma, which more than 64 queries use; a real one has it or not."""
+    monkeypatch.setenv("CUDA_EMULATED_CAPABILITY", "80")
+
+
+def check_batch(batch):
     vectors, queries = normal(1, ROWS, 64), normal(2, batch, 64)
     rows, scores, certificate = gpu_search(vectors, queries, 10)
     assert_same((rows, scores), reference(vectors, queries, 10))
     assert (certificate.scored < ROWS / 4).all()
 
 
-@pytest.mark.parametrize("dim", [16, 33, 96, 257, 512, 1500, 4096])
-def test_codes_of_every_dimension(dim):
+@pytest.mark.parametrize("batch", [1, 8, 9, 16, 17, 33, 64, 65, 129, 257])
+def test_batches_of_every_size(batch):
+    check_batch(batch)
+
+
+@pytest.mark.usefixtures("older_gpu")
+@pytest.mark.parametrize("batch", [65, 129])
+def test_large_batches_on_an_older_gpu(batch):
+    check_batch(batch)
+
+
+FEW = [(dim, 20) for dim in (16, 33, 96, 257, 512, 1500, 4096)]
+MANY = [(16, 70), (96, 130), (256, 130), (257, 130), (512, 70), (513, 70)]  # 513: not by wgmma
+
+
+@pytest.mark.parametrize(("dim", "batch"), [*FEW, *MANY])
+def test_codes_of_every_dimension(dim, batch):
     rows = 2**19 // dim + 400
-    vectors, queries = normal(3, rows, dim), normal(4, 20, dim)
+    vectors, queries = normal(3, rows, dim), normal(4, batch, dim)
     found = gpu_search(vectors, queries, 4)
     assert_same(found, reference(vectors, queries, 4))
     assert (found[2].scored < rows).all()
@@ -80,9 +100,9 @@ def test_a_list_that_overflows_raises_the_threshold():
     assert found[2].bound[0] > 0
 
 
-@pytest.mark.parametrize("kind", ["all sampled", "copies"])
-def test_what_two_rounds_leave_open_is_answered_by_scoring_all(kind):
-    vectors, queries = normal(11, ROWS, 64), normal(12, 3, 64)
+@pytest.mark.parametrize(("kind", "batch"), [("all sampled", 3), ("copies", 3), ("copies", 70)])
+def test_what_two_rounds_leave_open_is_answered_by_scoring_all(kind, batch):
+    vectors, queries = normal(11, ROWS, 64), normal(12, batch, 64)
     if kind == "all sampled":
         vectors[SAMPLED] += 5 * queries[1]
     else:
