@@ -148,7 +148,7 @@ __device__ void scan_blocks(const TopKPass& pass, const SharedScan<Products>& sh
 template <typename Products>
 __global__ void __launch_bounds__(kScanThreads, Products::kResident)
     scan(TopKPass pass, int round) {
-  if constexpr (Products::kCompiled) {
+  if constexpr (Products::kCompiled) {  // else never launched
     const int first = static_cast<int>(blockIdx.y) * Products::kQueries;
     const int left = pass.num_open[round] - first;
     if (left <= 0) return;
@@ -267,7 +267,7 @@ void scan_sample(const TopKPass& pass, cudaStream_t stream) {
 }
 
 void scan_codes(const TopKPass& pass, int round, cudaStream_t stream) {
-  // With fewer queries it is the memory that the scan takes its time for.
+  // Fewer queries wait for the memory, not for tensor cores.
   const bool many = pass.has_wgmma && pass.count > MmaProducts<8>::kQueries;
   if (many && pass.count > WgmmaProducts<16>::kQueries && fits<WgmmaProducts<32>>(pass)) {
     return launch_codes<WgmmaProducts<32>>(pass, round, stream);

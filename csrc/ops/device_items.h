@@ -47,7 +47,7 @@ struct DeviceItems {
   std::shared_ptr<void> bounds;
   std::shared_ptr<void> axes;
   int multiprocessors = 0;
-  bool has_wgmma = false;
+  bool has_wgmma = false;  // as its code in this build
 };
 
 }  // namespace recengine::cuda

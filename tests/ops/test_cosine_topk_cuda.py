@@ -51,7 +51,7 @@ def test_large_batches_on_an_older_gpu(batch):
 
 
 FEW = [(dim, 20) for dim in (16, 33, 96, 257, 512, 1500, 4096)]
-MANY = [(16, 70), (96, 130), (256, 130), (257, 130), (512, 70), (513, 70)]  # 513: not by wgmma
+MANY = [(16, 70), (96, 130), (256, 130), (257, 130), (513, 70)]  # 513: not by wgmma
 
 
 @pytest.mark.parametrize(("dim", "batch"), [*FEW, *MANY])
