@@ -64,8 +64,8 @@ class ItemIndex:
     ) -> ItemIndex:
         """An index over vectors that are of unit length already; they are not copied.
 
-        They must stay as they are while the index lives: its codes are made from them here. Rows of
-        a catalog that does not fit in memory may be a `numpy.memmap`; a search reads few of them.
+        They must stay as they are while the index lives: its codes are of them. Rows of a catalog
+        that does not fit in memory may be a `numpy.memmap`; a search reads few of them.
 
         Args:
             unit_vectors: float32 [rows, dim], or float16, which stand for their values in float32:
@@ -74,8 +74,9 @@ class ItemIndex:
                 not copied and may be a `numpy.memmap`.
 
         Raises:
-            InputError: the rank is not 2, a value is not finite where there are codes, or `codes`
-                are not of these vectors: some blocks of 64 items are packed again and compared.
+            InputError: the rank is not 2, a value is not finite where codes are made here, or
+                `codes` are not of these vectors: of 64 blocks of 64 items they are made again and
+                compared.
         """
         name = "[item_index] unit_vectors"
         array = as_numpy(name, unit_vectors)

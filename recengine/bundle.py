@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -420,16 +421,23 @@ def map_tensor(directory: Path | str, tensor: Tensor) -> np.ndarray[Any, Any]:
         BundleError: the file is not safetensors, has no such tensor, or one that is not supported.
     """
     path = Path(directory) / tensor.file
-    dtypes = {name: dtype for dtype, name in _SAFETENSORS_DTYPES.items()}
+    dtypes = {name: np.dtype(dtype) for dtype, name in _SAFETENSORS_DTYPES.items()}
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
+            start, size = 8 + length, path.stat().st_size
+            if start > size:
+                raise ValueError(f"expected a header within {size} bytes, found {length}")
             entry = json.loads(file.read(length))[tensor.tensor]
-        dtype, shape = dtypes[entry["dtype"]], tuple(entry["shape"])
-        offset = 8 + length + entry["data_offsets"][0]
-        return np.memmap(path, dtype, "r", offset, shape)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise BundleError(f"{path}: tensor {tensor.tensor!r}: {error}") from None
+        dtype, shape = dtypes[entry["dtype"]], [int(dim) for dim in entry["shape"]]
+        begin, end = entry["data_offsets"]
+        if min(begin, *shape, 0) < 0 or end - begin != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"expected the bytes of {dtype} {shape}, found {begin} to {end}")
+        if start + end > size:
+            raise ValueError(f"expected data within {size} bytes, found it up to {start + end}")
+        return np.memmap(path, dtype, "r", start + begin, tuple(shape))
+    except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise BundleError(f"{path}: tensor {tensor.tensor!r}: {error!r}") from None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray[Any, Any]]) -> None:

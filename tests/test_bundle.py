@@ -10,6 +10,8 @@ from safetensors.numpy import load_file
 from recengine import bundle
 from recengine.errors import BundleError
 
+READERS = (bundle.load_tensor, bundle.map_tensor)
+
 
 @pytest.fixture
 def copy(golden, tmp_path):
@@ -141,23 +143,50 @@ def test_tensors_are_written_and_read_one_by_one(tmp_path):
     rows = np.arange(6, dtype=np.float16).reshape(2, 3)
     bundle.write_tensors(tmp_path / "t.safetensors", {"rows": rows, "turned": rows.T})
     for name, expected in (("rows", rows), ("turned", rows.T)):
-        found = bundle.load_tensor(tmp_path, bundle.Tensor(file="t.safetensors", tensor=name))
-        assert found.dtype == np.float16
-        np.testing.assert_array_equal(found, expected)
+        for read in READERS:
+            found = read(tmp_path, bundle.Tensor(file="t.safetensors", tensor=name))
+            assert found.dtype == np.float16
+            np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\xff" * 100])
-def test_a_tensor_that_cannot_be_read_is_named(tmp_path, content):
+def with_header(text, data=bytes(64), length=None):
+    return (len(text) if length is None else length).to_bytes(8, "little") + text.encode() + data
+
+
+def described(**entry):
+    whole = {"dtype": "F32", "shape": [16], "data_offsets": [0, 64], **entry}
+    return with_header(json.dumps({"rows": whole}))
+
+
+@pytest.mark.parametrize("read", READERS)
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        b"",
+        b"\xff" * 100,
+        with_header("{}", length=2**40),
+        with_header("[" * 100_000),
+        described(dtype="F33"),
+        described(shape=[2, 2]),
+        described(shape=[-4, -4]),
+        described(data_offsets=[]),
+        described(data_offsets=[-64, 0]),
+        described(data_offsets=[0, 128], shape=[32]),
+    ],
+)
+def test_a_tensor_that_cannot_be_read_is_named(tmp_path, content, read):
     if content is not None:
         (tmp_path / "t.safetensors").write_bytes(content)
     with pytest.raises(BundleError, match=r"t\.safetensors: tensor 'rows'"):
-        bundle.load_tensor(tmp_path, bundle.Tensor(file="t.safetensors", tensor="rows"))
+        read(tmp_path, bundle.Tensor(file="t.safetensors", tensor="rows"))
 
 
-def test_a_tensor_that_is_not_there_is_named(tmp_path):
+@pytest.mark.parametrize("read", READERS)
+def test_a_tensor_that_is_not_there_is_named(tmp_path, read):
     bundle.write_tensors(tmp_path / "t.safetensors", {"rows": np.zeros(1)})
     with pytest.raises(BundleError, match="tensor 'scales'"):
-        bundle.load_tensor(tmp_path, bundle.Tensor(file="t.safetensors", tensor="scales"))
+        read(tmp_path, bundle.Tensor(file="t.safetensors", tensor="scales"))
 
 
 def test_a_bundle_replaces_the_one_that_stands(copy, golden, tmp_path):

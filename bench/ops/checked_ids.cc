@@ -22,8 +22,7 @@ using recengine::RowType;
 
 constexpr int64_t kTables = 8;
 constexpr int32_t kDim = 64;
-constexpr int kCalls = 8;                    // of different ids
-constexpr int64_t kWork = int64_t{1} << 20;  // rows read between two looks at the clock
+constexpr int64_t kRowsInPool = int64_t{1} << 20;  // of different ids: more than caches hold
 constexpr int kRounds = 41;
 
 struct Case {
@@ -74,15 +73,15 @@ void run(const Case& what, bool last) {
   }
   const int64_t ids = what.batch * kTables * what.length;
   const std::vector<int32_t> lengths(static_cast<size_t>(what.batch * kTables), what.length);
-  std::vector<int64_t> rows(static_cast<size_t>(kCalls * ids));
+  const int64_t calls = kRowsInPool / ids;
+  std::vector<int64_t> rows(static_cast<size_t>(calls * ids));
   for (int64_t& row : rows) row = static_cast<int64_t>(random() % static_cast<uint64_t>(what.rows));
   std::vector<float> out(static_cast<size_t>(what.batch * kTables * kDim));
 
   const auto time = [&](bool (*kernel)(const BagChunk&)) {
-    const int64_t calls = std::max<int64_t>(kWork / ids, kCalls);
     const double start = now_us();
     for (int64_t i = 0; i < calls; ++i) {
-      const BagChunk chunk = {columns.data(), kTables,       rows.data() + i % kCalls * ids,
+      const BagChunk chunk = {columns.data(), kTables,       rows.data() + i * ids,
                               lengths.data(), nullptr,       what.batch,
                               out.data(),     kTables * kDim};
       if (!kernel(chunk)) std::fprintf(stderr, "checked_ids: an id was refused\n");

@@ -16,10 +16,12 @@ CHECK = "      if (static_cast<uint64_t>(id) >= num_rows) return -1;\n"
 UNUSED = "  const auto num_rows = static_cast<uint64_t>(table.rows);\n"
 MOST_COST = 0.03
 
-KERNELS = {
-    "avx512_vnni": ("avx512", ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")),
-    "avx512": ("avx512", ("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma")),
-    "avx2": ("avx2", ("-mavx2", "-mfma", "-mf16c")),
+_AVX2 = ("-mavx2", "-mfma", "-mf16c")
+_AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
+KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "avx512_vnni": ("avx512", _AVX512),
+    "avx512": ("avx512", _AVX512),
+    "avx2": ("avx2", _AVX2),
     "portable": ("portable", ()),
 }
 """Whose kernel an instruction set runs, and what it is compiled with."""

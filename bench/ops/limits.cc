@@ -47,9 +47,10 @@ Vector bytes_of(char byte) { return _mm256_set1_epi8(byte); }
 
 // As many products as 16 bits hold the sum of, which are then widened.
 inline __attribute__((always_inline)) Vector multiply_add(Vector sum, Vector a, Vector b) {
+  __asm__ volatile("" : "+v"(a));  // else the product is made once for all sums
   Vector words = _mm256_maddubs_epi16(a, b);
   for (int i = 1; i < kChained; ++i) {
-    __asm__ volatile("" : "+v"(a));  // else all are one product
+    __asm__ volatile("" : "+v"(a));
     words = _mm256_add_epi16(words, _mm256_maddubs_epi16(a, b));
   }
   return _mm256_add_epi32(sum, _mm256_madd_epi16(words, _mm256_set1_epi16(1)));

@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.compiler import compile_cpp
 from recengine import ops
+from recengine.errors import RecengineError
 
 RUNS = 3
 VECTORS = {
@@ -50,9 +51,16 @@ class Limits:
 
 
 def measure_limits(folder: Path, threads: int) -> Limits:
-    """Builds limits.cc and runs it some times, in processes of its own: the best is the limit."""
+    """Builds limits.cc and runs it some times, in processes of its own: the best is the limit.
+
+    Raises:
+        RecengineError: the CPU has no AVX2.
+    """
     program = folder / "limits"
-    vectors = VECTORS[ops.default_isa()]
+    isa = ops.default_isa()
+    if isa not in VECTORS:
+        raise RecengineError(f"[bench] limits: expected a CPU with AVX2, found kernels of {isa}")
+    vectors = VECTORS[isa]
     compile_cpp(Path(__file__).with_name("limits.cc"), program, [*vectors, "-pthread"])
     runs = [_run([str(program), str(threads)]) for _ in range(RUNS)]
     return Limits(**{name: _best([run[name] for run in runs]) for name in runs[0]})

@@ -153,7 +153,7 @@ void code_thresholds_avx2(const ThresholdTerms& query, const float* errors,
         _mm256_mul_ps(_mm256_loadu_ps(inverse_scales + b), _mm256_set1_ps(query.inverse_scale));
     const __m256 product =
         _mm256_mul_ps(_mm256_sub_ps(_mm256_set1_ps(query.wanted), error_part), inverse);
-    const __m256 clamped = _mm256_max_ps(_mm256_min_ps(product, largest), least);
+    const __m256 clamped = _mm256_max_ps(_mm256_min_ps(largest, product), least);
     const __m256i rounded = _mm256_cvttps_epi32(clamped);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(thresholds + b),
                         _mm256_add_epi32(rounded, _mm256_set1_epi32(query.offset - 2)));

@@ -19,8 +19,6 @@ namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int64_t kBlocksPerTask = 256;
-constexpr float kSmallestValue = 1e-15f;  // of a block's largest: far from what fp32 loses
-constexpr float kLargestValue = 1e15f;
 constexpr double kRoundUp = 1 + 1e-6;  // more than the conversion to fp32 may take off
 
 uint8_t* allocate(size_t bytes) {
@@ -74,7 +72,7 @@ std::shared_ptr<const ItemCodes> ItemCodes::pack(const ItemVectors& vectors, Thr
   const auto pack_blocks = [&](int64_t task) {
     const int64_t end = std::min((task + 1) * kBlocksPerTask, codes->blocks_);
     for (int64_t block = task * kBlocksPerTask; block < end; ++block) {
-      BlockBounds bounds;
+      BlockBounds bounds{1, 0};
       uint8_t* const to = codes->owned_.get() + block * codes->block_bytes();
       if (!codes->pack_block(vectors, block, to, bounds)) codable = false;
       codes->set_bounds(block, bounds);

@@ -13,6 +13,8 @@ class ThreadPool;
 
 constexpr int32_t kCodeOffset = 128;
 constexpr float kLargestCode = 127;
+constexpr float kSmallestValue = 1e-15f;  // of a block's largest: far from what fp32 loses
+constexpr float kLargestValue = 1e15f;
 constexpr int64_t kMostCodedDims = 1 << 14;  // sums over more could overflow
 
 // What a scan reads of every block. Partial scans read the first steps: one with the lengths of the

@@ -14,7 +14,6 @@
 namespace recengine {
 namespace {
 
-constexpr int64_t kMostDims = 256;  // to find the axes takes some 50 dim^3 operations
 constexpr int64_t kSampleRows = 1 << 14;
 constexpr int64_t kSampleQueries = 32;  // items stand in for queries
 constexpr double kWanted = 100;         // K that the costs are measured for
@@ -272,7 +271,7 @@ float length_of(const float* begin, const float* end) {
 
 std::shared_ptr<const Rotation> Rotation::find(const ItemVectors& vectors, ThreadPool* pool) {
   const int64_t dim = vectors.dim();
-  if (dim <= kDimsApart || dim > kMostDims || vectors.rows() < kSampleRows) return nullptr;
+  if (dim <= kDimsApart || dim > kMostRotatedDims || vectors.rows() < kSampleRows) return nullptr;
   std::vector<float> memory;
   const Matrix<const float> sample = spread_rows(vectors, kSampleRows, memory);
   auto found = std::make_shared<Rotation>();

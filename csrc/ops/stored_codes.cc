@@ -51,6 +51,10 @@ std::shared_ptr<const Rotation> read_rotation(const StoredCodes& stored, int64_t
     if (!scans.empty()) fail("scans: expected none without axes");
     return nullptr;
   }
+  if (dim > kMostRotatedDims) {
+    fail("axes: expected none of more than " + std::to_string(kMostRotatedDims) +
+         " dimensions, found " + std::to_string(dim));
+  }
   expect_size("axes", static_cast<int64_t>(stored.axes.size()), dim * dim);
   const auto finite = [](float value) { return std::isfinite(value); };
   if (!std::all_of(stored.axes.begin(), stored.axes.end(), finite)) {
@@ -102,18 +106,20 @@ std::shared_ptr<const ItemCodes> ItemCodes::load(const ItemVectors& vectors,
   return codes;
 }
 
+// Nothing that pack_block() does not write: from other values fp32 could make bounds that are none.
 void ItemCodes::require_bounds() const {
-  const auto usable = [](float value) { return std::isfinite(value) && value >= 0; };
+  constexpr float kSmallestScale = kSmallestValue / (2 * kLargestCode);
+  const auto scales = [](float value) { return value >= kSmallestScale && value <= kLargestValue; };
+  const float longest = kLargestValue * kMostCodedDims;
+  const auto lengths = [longest](float value) { return value >= 0 && value <= longest; };
   for (int64_t block = 0; block < blocks_; ++block) {
     const BlockBounds bounds = bounds_of(block);
-    const bool errors_usable =
-        std::all_of(std::begin(bounds.errors), std::end(bounds.errors), usable);
-    if (std::isnormal(bounds.scale) && bounds.scale > 0 && usable(bounds.largest_norm) &&
-        errors_usable) {
+    if (scales(bounds.scale) && lengths(bounds.largest_norm) &&
+        std::all_of(std::begin(bounds.errors), std::end(bounds.errors), lengths)) {
       continue;
     }
     fail("bounds: block " + std::to_string(block) +
-         ": expected a positive scale, a norm and errors, all finite");
+         ": expected a scale from 1e-18 to 1e15, and lengths from 0 to 1e19");
   }
 }
 

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 from recengine.bundle import (
     UNHASHED,
     Manifest,
+    Retrieval,
     Stage,
     Target,
     map_tensor,
@@ -21,6 +22,7 @@ from recengine.bundle import (
     write_tensors,
 )
 from recengine.compile.repository import stages
+from recengine.errors import BundleError, InputError
 from recengine.ops import ItemIndex
 
 Model = Literal["retrieval", "ranking"]
@@ -68,35 +70,47 @@ def write(bundle: Path, manifest: Manifest, destination: Path, *, building: Path
     """Makes `building`, which may hold converted graphs, the whole directory `destination`.
 
     Raises:
-        InputError: an item vector that is coded is not finite.
+        BundleError: the vectors of a catalog are not what the manifest says, or not finite; or a
+            file has the name that its codes get.
     """
-    manifest = _pack_items(bundle, manifest, building)
+    made = {path.name for path in building.iterdir()}
+    if index := _pack_items(bundle, manifest, building):
+        manifest = manifest.model_copy(update={"retrieval": index})
+        made.add(CODES)
     names = manifest.referenced_files()
-    for name in names - _made(manifest):
+    for name in names - made:
         _link(bundle / name, building / name)
     whole = manifest.model_copy(update={"files": dict.fromkeys(names, UNHASHED)})
     write_bundle(building, whole, destination)
 
 
-def _pack_items(bundle: Path, manifest: Manifest, building: Path) -> Manifest:
-    """Adds the codes of a large catalog, which its server then maps and need not pack."""
+def _pack_items(bundle: Path, manifest: Manifest, building: Path) -> Retrieval | None:
+    """Writes the codes of a large catalog, which its server then maps and need not pack.
+
+    Returns:
+        The retrieval model with them; None when this directory needs none.
+    """
     retrieval = manifest.retrieval
     if retrieval is None or manifest.stage not in (None, "topk"):
-        return manifest
-    vectors = map_tensor(bundle, retrieval.index.vectors)
-    codes = ItemIndex.from_unit_vectors(vectors).stored_codes()
+        return None
+    index = retrieval.index
+    if CODES in manifest.referenced_files():
+        raise BundleError(f"{bundle / CODES}: expected another name: compile writes such a file")
+    vectors = map_tensor(bundle, index.vectors)
+    if vectors.shape != (index.rows, index.dim):
+        raise BundleError(
+            f"{bundle / index.vectors.file}: tensor {index.vectors.tensor}: expected shape "
+            f"{(index.rows, index.dim)}, found {vectors.shape}"
+        )
+    try:
+        codes = ItemIndex.from_unit_vectors(vectors).stored_codes()
+    except InputError as error:
+        where = f"{bundle / index.vectors.file}: tensor {index.vectors.tensor}"
+        raise BundleError(f"{where}: {error}") from None
     if codes is None:
-        return manifest
+        return None
     write_tensors(building / CODES, codes)
-    index = retrieval.index.model_copy(update={"codes": CODES})
-    return manifest.model_copy(update={"retrieval": retrieval.model_copy(update={"index": index})})
-
-
-def _made(manifest: Manifest) -> set[str | None]:
-    """The files of a version directory that its bundle does not have."""
-    graphs = manifest.graphs.values()
-    made = {file for graph in graphs for file in (graph.file, graph.weights)}
-    return made | {CODES}
+    return retrieval.model_copy(update={"index": index.model_copy(update={"codes": CODES})})
 
 
 def _only(entries: Mapping[str, T], names: Iterable[str]) -> dict[str, T]:

@@ -7,7 +7,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from bench.serving import synthetic
-from recengine.bundle import hash_file, read_manifest, verify, write_manifest, write_tensors
+from recengine.bundle import (
+    hash_file,
+    read_manifest,
+    verify,
+    write_bundle,
+    write_manifest,
+    write_tensors,
+)
 from recengine.client.wire import WireUsers
 from recengine.compile import compile_bundle
 from recengine.compile.version_directory import CODES
@@ -84,6 +91,41 @@ def test_answers_are_those_of_an_engine_that_packs(version):
     packed = Engine(version).retrieve(USERS, k=20)
     np.testing.assert_array_equal(mapped[0], packed[0])
     np.testing.assert_array_equal(mapped[1], packed[1])
+
+
+def changed_bundle(large_bundle, destination, vectors=None, rename=None):
+    """The large bundle with another item in its vectors, or with a file under another name."""
+    staging = shutil.copytree(large_bundle, destination / "staging")
+    tensors = load_file(staging / "index.safetensors")
+    if vectors is not None:
+        tensors["vectors"] = vectors(tensors["vectors"])
+    text = (staging / "manifest.json").read_text()
+    if rename is not None:
+        text = text.replace("index.safetensors", rename)
+        (staging / "manifest.json").write_text(text)
+    write_tensors(staging / (rename or "index.safetensors"), tensors)
+    write_bundle(staging, read_manifest(staging), destination / "bundle")
+    return destination / "bundle"
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [
+        (lambda v: np.where(np.arange(len(v))[:, None] == 17, np.nan, v), "expected finite values"),
+        (lambda v: v[:-1], r"expected shape \(9000, 64\), found \(8999, 64\)"),
+        (lambda v: v.astype(np.int8), "unit_vectors: expected float32, found int8"),
+    ],
+)
+def test_vectors_that_cannot_be_coded_are_named(large_bundle, tmp_path, vectors, message):
+    bundle = changed_bundle(large_bundle, tmp_path, vectors)
+    with pytest.raises(BundleError, match=f"index.safetensors: tensor vectors: .*{message}"):
+        compile_bundle(bundle, tmp_path / "repository")
+
+
+def test_a_file_of_the_name_that_codes_get_is_refused(large_bundle, tmp_path):
+    bundle = changed_bundle(large_bundle, tmp_path, rename=CODES)
+    with pytest.raises(BundleError, match=f"{CODES}: expected another name"):
+        compile_bundle(bundle, tmp_path / "repository")
 
 
 def test_a_flipped_bit_is_found(version):

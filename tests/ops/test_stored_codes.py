@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -75,6 +77,16 @@ def test_codes_outlive_the_names_that_they_had(vectors, codes):
     np.testing.assert_array_equal(ops.cosine_topk(index, vectors[:3], 5)[0], expected[0])
 
 
+def test_codes_of_the_same_vectors_are_the_same_bytes_for_ever():
+    # What a version directory holds is compared with what a server would pack: a change here makes
+    # those that stand unloadable, and wants another format version.
+    vectors = np.random.default_rng(2).integers(-9, 10, (9_000, 61)).astype(np.float32)
+    codes = ops.ItemIndex(vectors).stored_codes()
+    assert [codes[name].size for name in ("axes", "scans")] == [0, 0]
+    sums = [hashlib.sha256(codes[name].tobytes()).hexdigest()[:16] for name in ("codes", "bounds")]
+    assert sums == ["217d735e3cad8000", "ca014c23fe3b1c4d"]
+
+
 def test_a_small_catalog_has_no_codes():
     assert ops.ItemIndex(np.eye(8, dtype=np.float32)).stored_codes() is None
 
@@ -101,6 +113,8 @@ def test_codes_of_other_vectors_are_refused(vectors, codes):
         ("bounds", lambda a: a / 2, "block 0: expected codes of these vectors"),
         ("axes", lambda _: np.eye(63, dtype=np.float32).ravel(), "axes: expected 4096 values"),
         ("axes", lambda _: np.full(64 * 64, np.nan, np.float32), "axes: expected finite"),
+        ("bounds", lambda a: np.where(np.arange(len(a)) == 5, 1e-30, a), "bounds: block 5: "),
+        ("bounds", lambda a: np.where(np.arange(len(a)) == 5, 1e30, a), "bounds: block 5: "),
         ("scans", lambda _: np.float32([8, 0.1]), "scans: expected none without axes"),
         ("scans", lambda _: np.float32([8]), "scans: expected at most 8 values in pairs, found 1"),
         ("scans", lambda _: np.float32([6, 0.1]), "scans: expected a multiple of 4 dimensions"),
@@ -114,6 +128,15 @@ def test_codes_of_other_vectors_are_refused(vectors, codes):
 def test_codes_that_cannot_be_are_refused_by_name(vectors, codes, name, change, message):
     with pytest.raises(InputError, match=message):
         ops.ItemIndex.from_unit_vectors(vectors, {**codes, name: change(codes[name])})
+
+
+def test_axes_of_more_dimensions_than_are_rotated_are_refused():
+    vectors = unit(gaussian(np.random.default_rng(3), 2_000, 300))
+    codes = ops.ItemIndex.from_unit_vectors(vectors).stored_codes()
+    with pytest.raises(InputError, match="axes: expected none of more than 256 dimensions"):
+        ops.ItemIndex.from_unit_vectors(
+            vectors, {**codes, "axes": np.eye(300, dtype=np.float32).ravel()}
+        )
 
 
 def test_arrays_that_are_missing_are_named(vectors, codes):

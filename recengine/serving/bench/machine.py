@@ -47,7 +47,7 @@ def _vectors() -> str:
     """What tells generations of a CPU apart whose model a cloud hides."""
     flags = _cpuinfo("flags").split()
     known = {"avx512_vnni": "avx512_vnni", "avx512f": "avx512", "avx2": "avx2"}
-    return next((name for flag, name in known.items() if flag in flags), platform.machine())
+    return next((name for flag, name in known.items() if flag in flags), "novector")
 
 
 def _cpuinfo(key: str) -> str:
