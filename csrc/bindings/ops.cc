@@ -336,8 +336,7 @@ std::pair<Array<int64_t>, Array<int32_t>> call_build_slots(const Array<int64_t>&
     py::gil_scoped_release release;
     slots = build_slots(span);
   }
-  const auto capacity = static_cast<py::ssize_t>(slots.keys.size());
-  return {Array<int64_t>(capacity, slots.keys.data()), Array<int32_t>(capacity, slots.rows.data())};
+  return {copied(slots.keys), copied(slots.rows)};
 }
 
 void bind_classes(py::module_& module) {

@@ -74,8 +74,8 @@ def write(bundle: Path, manifest: Manifest, destination: Path, *, building: Path
             file has the name that its codes get.
     """
     made = {path.name for path in building.iterdir()}
-    if index := _pack_items(bundle, manifest, building):
-        manifest = manifest.model_copy(update={"retrieval": index})
+    if retrieval := _pack_items(bundle, manifest, building):
+        manifest = manifest.model_copy(update={"retrieval": retrieval})
         made.add(CODES)
     names = manifest.referenced_files()
     for name in names - made:
@@ -97,15 +97,14 @@ def _pack_items(bundle: Path, manifest: Manifest, building: Path) -> Retrieval |
     if CODES in manifest.referenced_files():
         raise BundleError(f"{bundle / CODES}: expected another name: compile writes such a file")
     vectors = map_tensor(bundle, index.vectors)
+    where = f"{bundle / index.vectors.file}: tensor {index.vectors.tensor}"
     if vectors.shape != (index.rows, index.dim):
         raise BundleError(
-            f"{bundle / index.vectors.file}: tensor {index.vectors.tensor}: expected shape "
-            f"{(index.rows, index.dim)}, found {vectors.shape}"
+            f"{where}: expected shape {(index.rows, index.dim)}, found {vectors.shape}"
         )
     try:
         codes = ItemIndex.from_unit_vectors(vectors).stored_codes()
     except InputError as error:
-        where = f"{bundle / index.vectors.file}: tensor {index.vectors.tensor}"
         raise BundleError(f"{where}: {error}") from None
     if codes is None:
         return None
