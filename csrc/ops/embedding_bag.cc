@@ -22,9 +22,10 @@ EmbeddingBagKernel kernel_for(Isa isa) {
 
 [[noreturn]] void fail(const std::string& what) { throw InputError("[embedding_bag] " + what); }
 
-// Where the users of a chunk begin.
+// The first bag of a chunk.
 struct ChunkStart {
   int64_t user;
+  int64_t column;
   int64_t position;  // in rows
 };
 
@@ -33,16 +34,20 @@ struct Split {
   int64_t num_chunks = 0;
 };
 
-// Checks the lengths and cuts the users into at most `wanted` runs of about as many rows each.
-void split_users(Span<const BagColumn> columns, const BagInput& input, int64_t wanted,
-                 Split& split) {
+// Checks the lengths and cuts the bags into at most `wanted` runs of about as many rows each. A run
+// begins with a user, except where one has many rows.
+void split_bags(Span<const BagColumn> columns, const BagInput& input, int64_t wanted,
+                Split& split) {
   const int64_t total = input.rows.size;
+  const int64_t share = total / wanted;
   int64_t position = 0;
   for (int64_t user = 0; user < input.lengths.rows; ++user) {
-    if (split.num_chunks < wanted && position >= split.num_chunks * (total / wanted)) {
-      split.starts[split.num_chunks++] = {user, position};
-    }
+    const int64_t first = position;
     for (int64_t c = 0; c < columns.size; ++c) {
+      const bool is_due = split.num_chunks < wanted && position >= split.num_chunks * share;
+      if (is_due && (c == 0 || position - first >= share / 2)) {
+        split.starts[split.num_chunks++] = {user, c, position};
+      }
       const int64_t length = input.lengths.row(user)[c];
       if (length < 0 || length > total - position) {
         fail("lengths[" + std::to_string(user) + ", " + std::to_string(c) + "]: expected 0 to " +
@@ -60,14 +65,14 @@ void split_users(Span<const BagColumn> columns, const BagInput& input, int64_t w
     fail("lengths: expected to sum to " + std::to_string(total) + ", the rows; found " +
          std::to_string(position));
   }
-  split.starts[split.num_chunks] = {input.lengths.rows, total};
+  split.starts[split.num_chunks] = {input.lengths.rows, 0, total};
 }
 
 // Names the first row from there on that is outside its table, if there is one.
 void check_rows(Span<const BagColumn> columns, const BagInput& input, ChunkStart begin) {
   int64_t position = begin.position;
   for (int64_t user = begin.user; user < input.lengths.rows; ++user) {
-    for (int64_t c = 0; c < columns.size; ++c) {
+    for (int64_t c = user == begin.user ? begin.column : 0; c < columns.size; ++c) {
       const EmbeddingTable& table = *columns[c].table;
       for (const int64_t end = position + input.lengths.row(user)[c]; position < end; ++position) {
         const int64_t row = input.rows[position];
@@ -79,6 +84,47 @@ void check_rows(Span<const BagColumn> columns, const BagInput& input, ChunkStart
     }
   }
 }
+
+// A call whose arguments are checked.
+class BagCall {
+ public:
+  BagCall(Isa isa, Span<const BagColumn> columns, const BagInput& input, Matrix<float> out)
+      : kernel_(kernel_for(isa)), columns_(columns), input_(input), out_(out) {}
+
+  // The rest of the first user, whole users, and the front of the last.
+  void run(ChunkStart begin, ChunkStart end) const {
+    if (begin.user == end.user) return run(begin, 1, end.column);
+    if (begin.column > 0) {
+      run(begin, 1, columns_.size);
+      begin = {begin.user + 1, 0, begin.position + rows(begin.user, begin.column, columns_.size)};
+    }
+    if (begin.user < end.user) run(begin, end.user - begin.user, columns_.size);
+    const int64_t front = rows(end.user, 0, end.column);
+    if (end.column > 0) run({end.user, 0, end.position - front}, 1, end.column);
+  }
+
+ private:
+  int64_t rows(int64_t user, int64_t begin, int64_t end) const {
+    int64_t count = 0;
+    for (int64_t c = begin; c < end; ++c) count += input_.lengths.row(user)[c];
+    return count;
+  }
+
+  // Columns from the first bag's up to `end` of some users: of all columns, or of one user.
+  void run(ChunkStart first, int64_t users, int64_t end) const {
+    const float* weights = input_.weights == nullptr ? nullptr : input_.weights + first.position;
+    const bool inside =
+        kernel_({columns_.data + first.column, end - first.column,
+                 input_.rows.data + first.position, input_.lengths.row(first.user) + first.column,
+                 weights, users, out_.row(first.user), out_.cols});
+    if (!inside) check_rows(columns_, input_, first);
+  }
+
+  EmbeddingBagKernel kernel_;
+  Span<const BagColumn> columns_;
+  const BagInput& input_;
+  Matrix<float> out_;
+};
 
 }  // namespace
 
@@ -108,7 +154,7 @@ void check_bag_shapes(Span<const BagColumn> columns, const BagInput& input, Matr
 
 void check_bag_values(Span<const BagColumn> columns, const BagInput& input) {
   Split whole;
-  split_users(columns, input, 1, whole);
+  split_bags(columns, input, 1, whole);
   check_rows(columns, input, whole.starts[0]);
 }
 
@@ -121,18 +167,10 @@ void embedding_bag(const Context& context, Span<const BagColumn> columns, const 
                                       : std::clamp<int64_t>(input.rows.size / kRowsPerChunk, 1,
                                                             std::min(kMaxChunks, 4 * threads));
   Split split;
-  split_users(columns, input, wanted, split);
+  split_bags(columns, input, wanted, split);
 
-  const EmbeddingBagKernel kernel = kernel_for(context.isa);
-  const auto run_chunk = [&](int64_t i) {
-    const ChunkStart begin = split.starts[i];
-    const int64_t end_user = split.starts[i + 1].user;
-    const float* weights = input.weights == nullptr ? nullptr : input.weights + begin.position;
-    const bool inside = kernel({columns.data, columns.size, input.rows.data + begin.position,
-                                input.lengths.row(begin.user), weights, end_user - begin.user,
-                                out.row(begin.user), out.cols});
-    if (!inside) check_rows(columns, input, begin);
-  };
+  const BagCall call(context.isa, columns, input, out);
+  const auto run_chunk = [&](int64_t i) { call.run(split.starts[i], split.starts[i + 1]); };
   if (split.num_chunks > 1) {
     context.pool->parallel_for(split.num_chunks, run_chunk);
   } else if (split.num_chunks == 1) {

@@ -10,6 +10,9 @@ namespace {
 
 struct Avx2 {
   static constexpr int kWidth = 8;
+  static constexpr bool kPrefetchesBetween = true;
+  template <typename T>
+  static constexpr int kAtOnce = std::is_same_v<T, Nibbles> ? 4 : 1;
   using Reg = __m256;
 
   static Reg zero() { return _mm256_setzero_ps(); }
@@ -59,6 +62,22 @@ struct Avx2 {
   template <typename T>
   static Reg scaled(const T* values, Reg factors) {
     return mul(load(values), factors);
+  }
+
+  // 32 codes of 4 bits for four sums.
+  static void add_scaled(Reg* sums, const Nibbles* codes, Reg factors) {
+    const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
+    const __m128i fifteen = _mm_set1_epi8(15);
+    const __m128i low = _mm_and_si128(pairs, fifteen);
+    const __m128i high = _mm_and_si128(_mm_srli_epi16(pairs, 4), fifteen);
+    const __m128i front = _mm_unpacklo_epi8(low, high);
+    const __m128i back = _mm_unpackhi_epi8(low, high);
+    const __m128i eights[] = {front, _mm_unpackhi_epi64(front, front), back,
+                              _mm_unpackhi_epi64(back, back)};
+    for (int v = 0; v < 4; ++v) {
+      const Reg values = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eights[v]));
+      sums[v] = add(sums[v], mul(values, factors));
+    }
   }
 
   // Two fp16 values at any address.

@@ -238,6 +238,38 @@ def test_large_calls_are_the_same_on_any_number_of_threads(isa, threads):
     np.testing.assert_array_equal(found, expected)
 
 
+# Users whose rows are worth several threads are cut between columns; the last bags are empty.
+_MANY_ROWS = [
+    [[9000, 9000, 0, 9000, 5000, 0]],
+    [[1, 0, 2, 0, 0, 0], [2000, 12_000, 0, 9000, 1, 0], [0, 0, 0, 7, 0, 0]],
+    [[3, 20_000, 0, 0, 0, 0], [0, 0, 3000, 9000, 6000, 0]],
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("lengths", _MANY_ROWS)
+def test_users_with_many_rows_are_the_same_on_any_number_of_threads(isa, threads, lengths):
+    rng = np.random.default_rng(1)
+    row_types = ["fp32", ("int4", "tbe"), "int8", ("int8", "rowwise"), "fp16", ("int8", "tbe")]
+    tables = [make_table(rng, row_type, 1000, 24) for row_type in row_types]
+    rows = make_rows(rng, tables, lengths)
+    weights = rng.standard_normal(rows.size).astype(np.float32)
+    poolings = ["sum", "mean", "sum", "sum", "mean", "sum"]
+    found = ops.embedding_bag(
+        tables, rows, lengths, pooling=poolings, weights=weights, threads=threads, isa=isa
+    )
+    expected = reference(tables, rows, lengths, poolings, weights, [0] * 6)
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_bad_row_of_a_user_with_many_rows_is_named():
+    tables = [ops.EmbeddingTable(np.ones((9, 4), np.float32), name=f"t{i}") for i in range(4)]
+    rows = np.zeros(80_000, np.int64)
+    rows[77_777] = 9
+    with pytest.raises(InputError, match=r'table "t3": rows\[77777\].*found 9'):
+        ops.embedding_bag(tables, rows, [[20_000] * 4], pooling="sum", threads=4)
+
+
 def test_every_fp16_value_converts_as_numpy_does(place):
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     halves = halves[np.isfinite(halves)].reshape(-1, 8)
