@@ -372,6 +372,7 @@ void bind_classes(py::module_& module) {
       .def_property_readonly("rows", &LiveItemIndex::rows)
       .def_property_readonly("size", &LiveItemIndex::size)
       .def_property_readonly("dim", &LiveItemIndex::dim)
+      .def_property_readonly("packed", &LiveItemIndex::packed)
       .def_property_readonly("pending", &LiveItemIndex::pending);
   py::class_<BoundVocabulary>(module, "Vocabulary")
       .def_static(

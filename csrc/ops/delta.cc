@@ -51,6 +51,7 @@ Delta Delta::without(const std::vector<int64_t>& positions) const {
 }
 
 Delta Delta::tail(int64_t first) const {
+  if (first == 0) return *this;
   std::vector<int64_t> dead;
   for (int64_t position = first; position < count_; ++position) {
     if (!is_live(position)) dead.push_back(position - first);

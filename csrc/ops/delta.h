@@ -31,7 +31,7 @@ class Delta {
   // With the vectors at these positions no longer live.
   Delta without(const std::vector<int64_t>& positions) const;
 
-  // The vectors from this position on, in memory of their own.
+  // The vectors from this position on, in memory of their own unless they are all.
   Delta tail(int64_t first) const;
 
  private:

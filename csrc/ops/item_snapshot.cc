@@ -48,17 +48,24 @@ std::vector<NamedRow> sort_rows(Span<const int64_t> rows, int64_t total) {
 const uint64_t* intersect(const SharedBitmap& live, const uint64_t* allowed, Bitmap& memory) {
   if (live == nullptr) return allowed;
   if (allowed == nullptr) return live->data();
-  memory.resize(live->size());
-  std::transform(live->begin(), live->end(), allowed, memory.begin(),
+  Bitmap both(live->size());
+  std::transform(live->begin(), live->end(), allowed, both.begin(),
                  [](uint64_t a, uint64_t b) { return a & b; });
+  memory.swap(both);
   return memory.data();
+}
+
+int64_t count_set(const Bitmap& bitmap) {
+  return std::accumulate(bitmap.begin(), bitmap.end(), int64_t{0}, [](int64_t sum, uint64_t word) {
+    return sum + __builtin_popcountll(word);
+  });
 }
 
 }  // namespace
 
 ItemSnapshot::ItemSnapshot(ItemIndex index)
-    : delta_(index.dim()), rows_(index.rows()), size_(index.rows()) {
-  base_ = std::make_shared<const Base>(Base{std::move(index), nullptr});
+    : base_size_(index.rows()), delta_(index.dim()), rows_(index.rows()), size_(index.rows()) {
+  base_ = std::make_shared<const Base>(Base{std::move(index), KeptRows(rows_), nullptr});
 }
 
 ItemSnapshot ItemSnapshot::with_appended(int64_t count, const float* units) const {
@@ -81,10 +88,11 @@ ItemSnapshot ItemSnapshot::with_replaced(Span<const int64_t> rows, const float* 
 ItemSnapshot ItemSnapshot::without(Span<const int64_t> rows) const {
   const Places places = find(rows);
   ItemSnapshot next = *this;
-  if (!places.base_rows.empty()) {
-    Bitmap live = copy_of(base_live_, base_->index.rows());
-    for (const int64_t row : places.base_rows) clear_row(live, row);
+  if (!places.base_positions.empty()) {
+    Bitmap live = copy_of(base_live_, base_rows());
+    for (const int64_t position : places.base_positions) clear_row(live, position);
     next.base_live_ = std::make_shared<const Bitmap>(std::move(live));
+    next.base_size_ -= static_cast<int64_t>(places.base_positions.size());
   }
   next.delta_ = delta_.without(places.delta_positions);
   next.size_ -= rows.size;
@@ -92,7 +100,7 @@ ItemSnapshot ItemSnapshot::without(Span<const int64_t> rows) const {
 }
 
 bool ItemSnapshot::is_live_in_base(int64_t row) const {
-  return row < base_->index.rows() && is_set(words_of(base_live_), row);
+  return base_->rows.hold(row) && is_set(words_of(base_live_), base_->rows.position(row));
 }
 
 ItemSnapshot::Places ItemSnapshot::find(Span<const int64_t> rows) const {
@@ -100,7 +108,7 @@ ItemSnapshot::Places ItemSnapshot::find(Span<const int64_t> rows) const {
   std::vector<NamedRow> elsewhere;
   for (const NamedRow& named : sort_rows(rows, rows_)) {
     if (is_live_in_base(named.row)) {
-      places.base_rows.push_back(named.row);
+      places.base_positions.push_back(base_->rows.position(named.row));
     } else {
       elsewhere.push_back(named);
     }
@@ -119,21 +127,29 @@ ItemSnapshot::Places ItemSnapshot::find(Span<const int64_t> rows) const {
   return places;
 }
 
+// Those in the base and among the first vectors of the delta.
+Bitmap ItemSnapshot::live_rows(int64_t num_deltas) const {
+  Bitmap live = base_->rows.to_rows(copy_of(base_live_, base_rows()).data());
+  live.resize(static_cast<size_t>(bitmap_words(rows_)));
+  for (int64_t i = 0; i < num_deltas; ++i) {
+    if (delta_.is_live(i)) set_row(live, delta_.row(i));
+  }
+  return live;
+}
+
 std::shared_ptr<const ItemSnapshot::Base> ItemSnapshot::pack() const {
   const Matrix<const float> before = base_->index.unit_vectors().floats;
   const int64_t dim = before.cols;
-  auto base = std::make_shared<Base>();
-  base->units.reset(new float[static_cast<size_t>(rows_ * dim)]);
-  const Matrix<float> units(base->units.get(), rows_, dim);
+  auto base = std::make_shared<Base>(Base{{}, {live_rows(pending()), rows_}, nullptr});
+  base->units.reset(new float[static_cast<size_t>(size_ * dim)]);
+  const Matrix<float> units(base->units.get(), size_, dim);
   for (int64_t row = 0; row < rows_; ++row) {
-    if (is_live_in_base(row)) {
-      std::copy_n(before.row(row), dim, units.row(row));
-    } else {
-      std::fill_n(units.row(row), dim, 0.0f);
-    }
+    if (!is_live_in_base(row)) continue;
+    std::copy_n(before.row(base_->rows.position(row)), dim, units.row(base->rows.position(row)));
   }
   for (int64_t i = 0; i < delta_.count(); ++i) {
-    if (delta_.is_live(i)) std::copy_n(delta_.unit(i), dim, units.row(delta_.row(i)));
+    if (!delta_.is_live(i)) continue;
+    std::copy_n(delta_.unit(i), dim, units.row(base->rows.position(delta_.row(i))));
   }
   base->index = ItemIndex::from_unit_vectors({units, {}});
   return base;
@@ -141,26 +157,40 @@ std::shared_ptr<const ItemSnapshot::Base> ItemSnapshot::pack() const {
 
 ItemSnapshot ItemSnapshot::on(std::shared_ptr<const Base> base, const ItemSnapshot& packed) const {
   // Live on the new base is what still is where it was packed from.
-  Bitmap live = copy_of(base_live_, base_->index.rows());
-  live.resize(static_cast<size_t>(bitmap_words(packed.rows_)));
-  for (int64_t i = 0; i < packed.delta_.count(); ++i) {
-    if (delta_.is_live(i)) set_row(live, delta_.row(i));
-  }
+  Bitmap live = base->rows.to_positions(live_rows(packed.pending()).data());
   ItemSnapshot next = *this;
   next.base_ = std::move(base);
+  next.base_size_ = count_set(live);
   next.base_live_ =
-      live == all_set(packed.rows_) ? nullptr : std::make_shared<const Bitmap>(std::move(live));
+      next.dead_in_base() == 0 ? nullptr : std::make_shared<const Bitmap>(std::move(live));
   next.delta_ = delta_.tail(packed.delta_.count());
   return next;
+}
+
+void ItemSnapshot::search_base(const Context& context, const CheckedCall& call,
+                               const uint64_t* allowed) const {
+  const KeptRows& kept = base_->rows;
+  Bitmap positions;
+  if (allowed != nullptr && !kept.are_all()) {
+    positions = kept.to_positions(allowed);
+    allowed = positions.data();
+  }
+  Search search = call.over(base_->index, intersect(base_live_, allowed, positions));
+  Exclusions exclusions;
+  if (!kept.are_all()) {
+    exclusions = kept.to_positions(*search.exclusions);
+    search.exclusions = &exclusions;
+  }
+  recengine::search(context, search);
+  kept.to_rows(search.out_rows);
 }
 
 void ItemSnapshot::search(const Context& context, const TopKQuery& query, Matrix<int64_t> out_rows,
                           Matrix<float> out_scores, TopKCertificate* certificates) const {
   const CheckedCall call(context.pool, rows_, dim(), query, out_rows, out_scores, certificates);
   if (call.asks_nothing()) return;
-  Bitmap memory;
-  const uint64_t* allowed = query.allow_bitmap.data;
-  recengine::search(context, call.over(base_->index, intersect(base_live_, allowed, memory)));
+  const uint64_t* const allowed = query.allow_bitmap.data;
+  search_base(context, call, allowed);
   if (delta_.count() > 0) search_delta(context, call.over(base_->index, allowed), delta_);
 }
 

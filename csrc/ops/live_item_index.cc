@@ -18,6 +18,9 @@ namespace {
 constexpr int64_t kLeastMerged = 4096;
 constexpr int64_t kDeltaShare = 64;
 
+// Dead rows of the base above which it is packed anew: they take memory, and hardly any time.
+constexpr int64_t kDeadShare = 8;
+
 constexpr std::chrono::milliseconds kPoll(1);
 
 void expect(const char* what, int64_t expected, int64_t found) {
@@ -87,6 +90,7 @@ void LiveItemIndex::replace(Span<const int64_t> rows, Matrix<const float> vector
 void LiveItemIndex::remove(Span<const int64_t> rows) {
   const std::lock_guard<std::mutex> lock(write_mutex_);
   publish(snapshot_->without(rows));
+  merge_if_large();
 }
 
 void LiveItemIndex::merge() {
@@ -102,7 +106,7 @@ void LiveItemIndex::merge() {
 
 void LiveItemIndex::merge_now() {
   std::shared_ptr<const ItemSnapshot> packed = snapshot();
-  if (packed->pending() == 0) return;
+  if (packed->pending() == 0 && packed->dead_in_base() == 0) return;
   std::shared_ptr<const ItemSnapshot::Base> base = packed->pack();
   const std::shared_ptr<const ItemSnapshot::Base> before = packed->base();
   {
@@ -118,13 +122,18 @@ void LiveItemIndex::merge_now() {
 }
 
 bool LiveItemIndex::is_large() const {
-  const int64_t limit = std::max(kLeastMerged, snapshot_->rows() / kDeltaShare);
-  return snapshot_->pending() > std::max(limit, merge_above_);
+  const int64_t pending = snapshot_->pending();
+  const int64_t dead = snapshot_->dead_in_base();
+  const int64_t rows = snapshot_->base_rows();
+  const bool large = pending > std::max(kLeastMerged, rows / kDeltaShare) ||
+                     dead > std::max(kLeastMerged, rows / kDeadShare);
+  return large && pending + dead > merge_above_;
 }
 
 void LiveItemIndex::keep_failure() {
   failure_ = std::current_exception();
-  merge_above_ = 2 * snapshot_->pending();  // not again and again what may fail again
+  // Not again and again what may fail again.
+  merge_above_ = 2 * (snapshot_->pending() + snapshot_->dead_in_base());
 }
 
 void LiveItemIndex::merge_if_large() {
@@ -158,6 +167,7 @@ void LiveItemIndex::merge_while_large() {
 int64_t LiveItemIndex::rows() const { return snapshot()->rows(); }
 int64_t LiveItemIndex::size() const { return snapshot()->size(); }
 int64_t LiveItemIndex::dim() const { return snapshot()->dim(); }
+int64_t LiveItemIndex::packed() const { return snapshot()->base_rows(); }
 int64_t LiveItemIndex::pending() const { return snapshot()->pending(); }
 
 void cosine_topk(const Context& context, const LiveItemIndex& index, const TopKQuery& query,

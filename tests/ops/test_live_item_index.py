@@ -99,6 +99,7 @@ class LiveItemIndexMachine(RuleBasedStateMachine):
         self.model = Model(vectors)
         self.live = ops.LiveItemIndex(vectors)
         self.pending = 0
+        self.packed = rows
 
     def draw_vectors(self, count):
         return self.rng.integers(-1, 2, (count, self.dim)).astype(np.float32)
@@ -131,6 +132,7 @@ class LiveItemIndexMachine(RuleBasedStateMachine):
     def merge(self):
         self.live.merge()
         self.pending = 0
+        self.packed = len(self.model.vectors)
 
     @rule(kind=st.sampled_from(["outside", "negative", "removed", "repeated"]), data=st.data())
     def write_with_a_wrong_row(self, kind, data):
@@ -188,6 +190,7 @@ class LiveItemIndexMachine(RuleBasedStateMachine):
         assert self.live.rows == self.model.rows
         assert self.live.size == len(self.model.vectors)
         assert self.live.dim == self.dim
+        assert self.live.packed == self.packed
         assert self.live.pending == self.pending
 
 
@@ -229,7 +232,7 @@ def test_a_base_that_is_searched_by_codes_answers_as_one_built_anew():
         if step == 0:
             assert live.pending == 1600
             live.merge()
-            assert live.pending == 0
+            assert (live.packed, live.pending) == (live.size, 0)
             assert_answers_as_model(live, model, rng)
 
 
@@ -404,6 +407,30 @@ def test_a_merge_begins_by_itself_when_much_waits():
     wait_until(lambda: live.pending == 0)
     assert live.rows == 5000
     assert_answers_as_model(live, model, rng)
+
+
+def test_a_merge_begins_by_itself_when_much_is_removed():
+    rng = np.random.default_rng(7)
+    vectors = rng.integers(-2, 3, (40_000, 16)).astype(np.float32)
+    live, model = ops.LiveItemIndex(vectors), Model(vectors)
+    removed = rng.permutation(40_000)[:5100]
+    live.remove(removed[:5000])
+    assert (live.packed, live.size) == (40_000, 35_000)  # an eighth may be dead
+    live.remove(removed[5000:])
+    model.remove(removed)
+    wait_until(lambda: live.packed == live.size == 34_900)
+    assert live.rows == 40_000
+    assert_answers_as_model(live, model, rng)
+
+
+def test_items_that_come_and_go_take_no_more_and_more_memory():
+    live = ops.LiveItemIndex(np.empty((0, 8)))
+    for step in range(10):
+        first = live.append(np.ones((1000, 8)))
+        live.remove(np.arange(first, first + 1000 - (step == 9)))
+        live.merge()
+    assert (live.packed, live.size, live.rows) == (1, 1, 10_000)
+    assert ops.cosine_topk(live, np.ones((1, 8)), 2)[0].tolist() == [[9999, -1]]
 
 
 def test_versions_of_one_row_that_pile_up_are_merged():

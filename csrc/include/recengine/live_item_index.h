@@ -21,8 +21,8 @@ class ItemSnapshot;  // ops/item_snapshot.h
 //
 // New vectors stand in a delta that every search reads whole, and dead rows in a bitmap, until a
 // merge packs a new base from all that is live. One begins by itself, on a thread of its own, when
-// the delta has more than max(4096, rows / 64) vectors; it needs memory for a second base. A
-// removed row keeps its place in the base.
+// the delta has more than max(4096, rows / 64) vectors or more than max(4096, rows / 8) of the
+// base's rows are dead; it needs memory for a second base. After it a removed row takes 1.5 bits.
 class LiveItemIndex {
  public:
   // Begins with `vectors` [rows, dim] as rows 0, 1, ..., normalised and refused as
@@ -54,6 +54,7 @@ class LiveItemIndex {
   int64_t rows() const;  // given so far, removed ones included
   int64_t size() const;  // live rows
   int64_t dim() const;
+  int64_t packed() const;   // rows of the base, dead ones included
   int64_t pending() const;  // vectors in the delta, dead ones included
 
  private:
@@ -83,7 +84,7 @@ class LiveItemIndex {
   bool merging_ = false;  // in the background
   bool stopping_ = false;
   std::exception_ptr failure_;  // of a merge in the background, when none succeeded since
-  int64_t merge_above_ = 0;     // vectors in the delta; after a failure
+  int64_t merge_above_ = 0;     // vectors in the delta and dead rows; after a failure
 };
 
 // cosine_topk() on the items of one moment. The bitmap and the excluded rows refer to that moment's
