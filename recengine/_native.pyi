@@ -21,6 +21,7 @@ __all__: list[str] = [
     "Vocabulary",
     "bag_width",
     "build_slots",
+    "copy_to_huge_pages",
     "cosine_topk",
     "cosine_topk_cuda",
     "cuda_built",
@@ -29,6 +30,7 @@ __all__: list[str] = [
     "device_of",
     "embedding_bag",
     "embedding_bag_cuda",
+    "huge_page_bytes",
     "order",
     "order_after",
     "order_cuda",
@@ -252,7 +254,10 @@ class DeviceItemIndex:
 
 class Engine:
     def __init__(
-        self, directory: str, threads: typing.SupportsInt | typing.SupportsIndex | None = None
+        self,
+        directory: str,
+        threads: typing.SupportsInt | typing.SupportsIndex | None = None,
+        resident: bool = False,
     ) -> None: ...
     def look_up(
         self,
@@ -319,6 +324,8 @@ class Engine:
     @property
     def has_retrieval(self) -> bool: ...
     @property
+    def memory(self) -> tuple[int, int, int]: ...
+    @property
     def schema(self) -> dict: ...
 
 class DeviceEngine:
@@ -383,6 +390,7 @@ def bag_width(
 def build_slots(
     keys: numpy.typing.NDArray[numpy.int64],
 ) -> tuple[numpy.typing.NDArray[numpy.int64], numpy.typing.NDArray[numpy.int32]]: ...
+def copy_to_huge_pages(source: typing_extensions.Buffer) -> numpy.typing.NDArray[numpy.uint8]: ...
 @typing.overload
 def cosine_topk(
     index: ItemIndex,
@@ -455,6 +463,7 @@ def embedding_bag_cuda(
     stream: typing.SupportsInt | typing.SupportsIndex,
     check: bool,
 ) -> None: ...
+def huge_page_bytes(source: typing_extensions.Buffer) -> int: ...
 def order(
     candidate_ids: numpy.typing.NDArray[numpy.int64],
     scores: numpy.typing.NDArray[numpy.float32],

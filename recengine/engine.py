@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,15 @@ Ranked: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 """Item ids int64 [batch, k], best first, padded with -1; scores float32, padded with -inf."""
 
 
+class Memory(NamedTuple):
+    """Bytes of a version's files."""
+
+    mapped: int
+    resident: int
+    huge: int
+    """Of the resident ones: in huge pages; 0 where the system gives none."""
+
+
 class Engine:
     """A bundle, or a version directory that our backend serves, verified and memory-mapped.
 
@@ -33,20 +42,34 @@ class Engine:
     Args:
         directory: what export or compile wrote.
         threads: how many threads one call may use; None for every core that the process may use.
+        resident: copy tensors into memory, in huge pages where the system gives them, instead of
+            reading the mapped files. Loading takes longer, random rows are read faster. Engines of
+            a process share the copies; files below 2 MiB stay mapped.
 
     Raises:
         BundleError: a file is missing, damaged or of another format version.
         CompileError: OpenVINO refuses a graph.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], threads: int | None = None) -> None:
-        self._native = _ops.Engine(os.fspath(directory), threads)
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        threads: int | None = None,
+        *,
+        resident: bool = False,
+    ) -> None:
+        self._native = _ops.Engine(os.fspath(directory), threads, resident)
         self._arguments = Arguments(self._native.schema)
 
     @property
     def schema(self) -> Schema:
         """What a user must bring, and the sizes of an answer."""
         return self._arguments.schema
+
+    @property
+    def memory(self) -> Memory:
+        """Where the files are now."""
+        return Memory(*self._native.memory)
 
     @property
     def has_retrieval(self) -> bool:

@@ -68,8 +68,11 @@ class Reference:
         pooled, known = [], False
         for bag in stage.bags:
             position = [f.name for f in self.manifest.features].index(bag.feature)
-            row_map = self.rows[self.manifest.features[position].vocabulary]
-            rows = [row_map.get(int(i), 0) for i in lists[position][-bag.max_length :]]
+            vocabulary = self.manifest.features[position].vocabulary
+            ids = lists[position]
+            if vocabulary == self.manifest.item_vocabulary:
+                ids = ids[ids != NO_ITEM]
+            rows = [self.rows[vocabulary].get(int(i), 0) for i in ids[-bag.max_length :]]
             known = known or any(rows)
             total = self.tables[bag.table][rows].sum(axis=0, dtype=np.float32)
             pooled.append(total / max(1, len(rows)) if bag.pooling == "mean" else total)

@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "bindings/arrays.h"
@@ -45,16 +46,22 @@ CandidateBatch as_candidates(const Array<int64_t>& candidates,
 
 class PyEngine {
  public:
-  PyEngine(const std::string& directory, std::optional<int> threads) {
+  PyEngine(const std::string& directory, std::optional<int> threads, bool resident) {
     const int count = threads ? *threads : usable_cores();
     EngineOptions options;
     options.pool = shared_pool(count);
     options.num_streams = count;
+    options.resident = resident;
     const py::gil_scoped_release release;
     engine_ = Engine::load(directory, options);
   }
 
   py::dict schema() const { return as_dict(engine_->schema()); }
+
+  std::tuple<int64_t, int64_t, int64_t> memory() const {
+    const EngineMemory memory = engine_->memory();
+    return {memory.mapped, memory.resident, memory.huge};
+  }
 
   bool has_retrieval() const { return engine_->has(Stage::kRetrieval); }
   bool has_ranking() const { return engine_->has(Stage::kRanking); }
@@ -158,8 +165,9 @@ py::bytes sha256_of(const py::bytes& data, bool portable) {
 
 void bind_engine(py::module_& m) {
   py::class_<PyEngine>(m, "Engine")
-      .def(py::init<const std::string&, std::optional<int>>(), py::arg("directory"),
-           py::arg("threads") = py::none())
+      .def(py::init<const std::string&, std::optional<int>, bool>(), py::arg("directory"),
+           py::arg("threads") = py::none(), py::arg("resident") = false)
+      .def_property_readonly("memory", &PyEngine::memory)
       .def_property_readonly("schema", &PyEngine::schema)
       .def_property_readonly("has_retrieval", &PyEngine::has_retrieval)
       .def_property_readonly("has_ranking", &PyEngine::has_ranking)

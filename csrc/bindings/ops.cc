@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
@@ -11,6 +12,7 @@
 #include "bindings/arrays.h"
 #include "bindings/bound.h"
 #include "bindings/shared_pool.h"
+#include "cpu/huge_pages.h"
 #include "recengine/context.h"
 #include "recengine/error.h"
 #include "recengine/item_index.h"
@@ -339,6 +341,25 @@ std::pair<Array<int64_t>, Array<int32_t>> call_build_slots(const Array<int64_t>&
   return {copied(slots.keys), copied(slots.rows)};
 }
 
+// A copy in huge pages where the system gives them; as bytes.
+Array<uint8_t> copy_to_huge_pages(const py::buffer& source) {
+  const py::buffer_info info = source.request();
+  const int64_t bytes = info.size * info.itemsize;
+  HugeArray<uint8_t> copy = allocate_huge<uint8_t>(bytes);
+  {
+    const py::gil_scoped_release release;
+    std::memcpy(copy.get(), info.ptr, static_cast<size_t>(bytes));
+  }
+  uint8_t* const memory = copy.get();
+  const py::capsule owner(copy.release(), [](void* owned) { FreeMemory()(owned); });
+  return Array<uint8_t>({bytes}, {1}, memory, owner);
+}
+
+int64_t count_huge_pages(const py::buffer& source) {
+  const py::buffer_info info = source.request();
+  return huge_page_bytes(info.ptr, info.size * info.itemsize);
+}
+
 void bind_classes(py::module_& module) {
   py::class_<BoundTable>(module, "EmbeddingTable")
       .def(py::init(&make_table), "name"_a, py::arg("data").noconvert(),
@@ -410,6 +431,8 @@ void bind_ops(py::module_& module) {
   module.def("order", &call_order, py::arg("candidate_ids").noconvert(),
              py::arg("scores").noconvert(), "k"_a);
   module.def("build_slots", &call_build_slots, py::arg("keys").noconvert());
+  module.def("copy_to_huge_pages", &copy_to_huge_pages, "source"_a);
+  module.def("huge_page_bytes", &count_huge_pages, "source"_a);
 }
 
 }  // namespace recengine

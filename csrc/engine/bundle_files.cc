@@ -15,6 +15,13 @@ struct Chunk {
   int64_t position;
 };
 
+// Others are dense graphs, of which OpenVINO has copies.
+bool is_tensors(const std::string& name) {
+  const std::string suffix = ".safetensors";
+  return name.size() >= suffix.size() &&
+         name.compare(name.size() - suffix.size(), suffix.size(), suffix) == 0;
+}
+
 void verify(const Chunk& chunk) {
   const std::string& found = chunk.digests->get(*chunk.file, chunk.position);
   if (found != *chunk.expected) {
@@ -25,14 +32,16 @@ void verify(const Chunk& chunk) {
 
 }  // namespace
 
-BundleFiles::BundleFiles(const std::string& directory, const Manifest& manifest, ThreadPool& pool) {
+BundleFiles::BundleFiles(const std::string& directory, const Manifest& manifest, ThreadPool& pool,
+                         bool resident) {
   std::vector<Chunk> chunks;
   for (const auto& [name, entry] : manifest.files) {
-    const MappedFile& file = files_.emplace(name, MappedFile(directory, name)).first->second;
+    MappedFile& file = files_.emplace(name, MappedFile(directory, name)).first->second;
     if (file.bytes().size != entry.bytes) {
       throw BundleError(file.path() + ": expected " + std::to_string(entry.bytes) +
                         " bytes, found " + std::to_string(file.bytes().size));
     }
+    if (resident && is_tensors(name)) file.make_resident(pool);
     digests_.push_back(ChunkDigests::of(file, entry.chunk_bytes));
     for (size_t i = 0; i < entry.sha256.size(); ++i) {
       chunks.push_back({&file, digests_.back().get(), &entry.sha256[i], static_cast<int64_t>(i)});
@@ -40,6 +49,16 @@ BundleFiles::BundleFiles(const std::string& directory, const Manifest& manifest,
   }
   pool.parallel_for(static_cast<int64_t>(chunks.size()),
                     [&](int64_t i) { verify(chunks[static_cast<size_t>(i)]); });
+}
+
+EngineMemory BundleFiles::memory() const {
+  EngineMemory memory;
+  for (const auto& [name, file] : files_) {
+    const Span<const uint8_t> bytes = file.bytes();
+    (file.is_resident() ? memory.resident : memory.mapped) += bytes.size;
+    if (file.is_resident()) memory.huge += huge_page_bytes(bytes.data, bytes.size);
+  }
+  return memory;
 }
 
 const Safetensors& BundleFiles::tensors(const std::string& name) {

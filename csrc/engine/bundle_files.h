@@ -10,17 +10,22 @@
 #include "engine/mapped_file.h"
 #include "engine/safetensors.h"
 #include "recengine/context.h"
+#include "recengine/engine.h"
 
 namespace recengine {
 
 // The files that a manifest lists, mapped and verified.
 class BundleFiles {
  public:
-  // Maps every file and checks its size and chunk hashes, in parallel on `pool`. Throws BundleError
-  // naming the file that is missing, of another size or changed.
-  BundleFiles(const std::string& directory, const Manifest& manifest, ThreadPool& pool);
+  // Maps every file and checks its size and chunk hashes, in parallel on `pool`; with `resident`
+  // tensors are copied into memory. Throws BundleError naming the file that is missing, of another
+  // size or changed.
+  BundleFiles(const std::string& directory, const Manifest& manifest, ThreadPool& pool,
+              bool resident);
 
   const MappedFile& file(const std::string& name) const { return files_.at(name); }
+
+  EngineMemory memory() const;
 
   // The tensors of a file that the manifest lists.
   const Safetensors& tensors(const std::string& name);

@@ -1,41 +1,17 @@
 #include "engine/chunk_digests.h"
 
 #include <algorithm>
-#include <map>
 #include <utility>
 
 #include "engine/sha256.h"
+#include "engine/shared_by_key.h"
 
 namespace recengine {
-namespace {
-
-using Key = std::pair<FileIdentity, int64_t>;  // and the bytes of a chunk
-
-struct Registry {
-  std::mutex mutex;
-  std::map<Key, std::weak_ptr<ChunkDigests>> entries;
-};
-
-Registry& registry() {
-  static Registry instance;
-  return instance;
-}
-
-}  // namespace
 
 std::shared_ptr<ChunkDigests> ChunkDigests::of(const MappedFile& file, int64_t chunk_bytes) {
-  Registry& all = registry();
-  const std::lock_guard<std::mutex> lock(all.mutex);
-  for (auto entry = all.entries.begin(); entry != all.entries.end();) {
-    entry = entry->second.expired() ? all.entries.erase(entry) : std::next(entry);
-  }
-  std::weak_ptr<ChunkDigests>& kept = all.entries[{file.identity(), chunk_bytes}];
-  std::shared_ptr<ChunkDigests> digests = kept.lock();
-  if (digests == nullptr) {
-    digests = std::make_shared<ChunkDigests>(file.bytes().size, chunk_bytes);
-    kept = digests;
-  }
-  return digests;
+  static SharedByKey<std::pair<FileIdentity, int64_t>, ChunkDigests> all;
+  return all.get({file.identity(), chunk_bytes},
+                 [&] { return std::make_shared<ChunkDigests>(file.bytes().size, chunk_bytes); });
 }
 
 // An empty file has one empty chunk.

@@ -19,7 +19,7 @@ namespace {
 class DeviceEngine : public Engine {
  public:
   DeviceEngine(const std::string& directory, const EngineOptions& options, ThreadPool& pool)
-      : version_(directory, pool),
+      : version_(directory, pool, /*resident=*/false),
         device_(options.device),
         tables_(version_.manifest, version_.assets, device_, options.device_table_bytes) {
     if (version_.manifest.retrieval) load_retrieval(pool);
@@ -27,6 +27,7 @@ class DeviceEngine : public Engine {
   }
 
   const Schema& schema() const override { return version_.schema; }
+  EngineMemory memory() const override { return version_.files.memory(); }
   int device() const override { return device_; }
 
   bool has(Stage stage) const override {

@@ -16,7 +16,7 @@ namespace {
 class CpuEngine : public Engine {
  public:
   CpuEngine(const std::string& directory, const EngineOptions& options, ThreadPool& pool)
-      : version_(directory, pool), context_{options.pool, options.isa} {
+      : version_(directory, pool, options.resident), context_{options.pool, options.isa} {
     const Manifest& manifest = version_.manifest;
     const Assets& assets = version_.assets;
     if (manifest.retrieval) retrieval_.emplace(manifest, assets, version_.files, pool, options);
@@ -25,6 +25,8 @@ class CpuEngine : public Engine {
 
   const Schema& schema() const override { return version_.schema; }
   int device() const override { return kHost; }
+
+  EngineMemory memory() const override { return version_.files.memory(); }
 
   bool has(Stage stage) const override { return version_.has(stage); }
 

@@ -43,9 +43,8 @@ void Lookup::run(const Context& context, const UserBatch& users, KnownUsers& kno
   known.bags.rows.clear();
   known.bags.lengths.clear();
   for (int64_t user = 0; user < users.ids.size; ++user) {
-    const int32_t* lengths = users.lengths.row(user);
-    if (!features_.map(users.ids[user], lengths, known.features)) continue;
-    append_bags(lengths, known.features, known.bags);
+    if (!features_.map(users.ids[user], users.lengths.row(user), known.features)) continue;
+    append_bags(known.features, known.bags);
     known.users.push_back(user);
     const float* dense = users.dense.row(user);
     known.dense.insert(known.dense.end(), dense, dense + num_dense_);
@@ -67,9 +66,8 @@ void Lookup::find_bags(const UserBatch& users, UserBags& bags) const {
   bags.rows.clear();
   bags.lengths.clear();
   for (int64_t user = 0; user < users.ids.size; ++user) {
-    const int32_t* lengths = users.lengths.row(user);
-    if (features_.map(users.ids[user], lengths, features)) {
-      append_bags(lengths, features, bags);
+    if (features_.map(users.ids[user], users.lengths.row(user), features)) {
+      append_bags(features, bags);
     } else {
       bags.lengths.insert(bags.lengths.end(), bags_.size(), 0);
     }
@@ -77,10 +75,9 @@ void Lookup::find_bags(const UserBatch& users, UserBags& bags) const {
 }
 
 // Each bag takes the last rows of its feature.
-void Lookup::append_bags(const int32_t* lengths, const FeatureRows& features,
-                         UserBags& bags) const {
+void Lookup::append_bags(const FeatureRows& features, UserBags& bags) const {
   for (const Bag& bag : bags_) {
-    const int64_t count = std::min<int64_t>(lengths[bag.feature], bag.max_length);
+    const int64_t count = std::min(features.count(bag.feature), bag.max_length);
     const int64_t* end = features.rows.data() + features.ends[bag.feature];
     bags.rows.insert(bags.rows.end(), end - count, end);
     bags.lengths.push_back(static_cast<int32_t>(count));

@@ -64,7 +64,7 @@ class Lookup {
     int64_t max_length;
   };
 
-  void append_bags(const int32_t* lengths, const FeatureRows& features, UserBags& bags) const;
+  void append_bags(const FeatureRows& features, UserBags& bags) const;
 
   UserFeatures features_;
   std::vector<Bag> bags_;

@@ -83,18 +83,31 @@ MappedFile::MappedFile(const std::string& directory, const std::string& name)
   void* memory =
       mmap(nullptr, static_cast<size_t>(status.st_size), PROT_READ, MAP_SHARED, file.get(), 0);
   if (memory == MAP_FAILED) fail(path_, errno);
-  bytes_ = Span<const uint8_t>(static_cast<const uint8_t*>(memory), status.st_size);
+  mapped_ = Span<const uint8_t>(static_cast<const uint8_t*>(memory), status.st_size);
+  bytes_ = mapped_;
 }
 
-MappedFile::~MappedFile() {
-  if (bytes_.data != nullptr) {
-    munmap(const_cast<uint8_t*>(bytes_.data), static_cast<size_t>(bytes_.size));
+MappedFile::~MappedFile() { unmap(); }
+
+void MappedFile::unmap() noexcept {
+  if (mapped_.data != nullptr) {
+    munmap(const_cast<uint8_t*>(mapped_.data), static_cast<size_t>(mapped_.size));
   }
+  mapped_ = {};
+}
+
+void MappedFile::make_resident(ThreadPool& pool) {
+  if (is_resident() || mapped_.size < kHugePage) return;
+  copy_ = ResidentCopy::of(*this);
+  bytes_ = copy_->fill(mapped_, pool);
+  unmap();
 }
 
 MappedFile::MappedFile(MappedFile&& other) noexcept
     : path_(std::move(other.path_)),
       identity_(other.identity_),
+      mapped_(std::exchange(other.mapped_, {})),
+      copy_(std::move(other.copy_)),
       bytes_(std::exchange(other.bytes_, {})) {}
 
 }  // namespace recengine

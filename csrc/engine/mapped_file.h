@@ -2,8 +2,10 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <string>
 
+#include "engine/resident_copy.h"
 #include "recengine/tensor.h"
 
 namespace recengine {
@@ -25,7 +27,12 @@ class MappedFile {
   MappedFile(const MappedFile&) = delete;
   MappedFile& operator=(const MappedFile&) = delete;
 
+  // From now on its bytes are a copy in memory, in huge pages where the system gives them. A file
+  // of less than one stays mapped.
+  void make_resident(ThreadPool& pool);
+
   Span<const uint8_t> bytes() const { return bytes_; }
+  bool is_resident() const { return copy_ != nullptr; }
 
   const FileIdentity& identity() const { return identity_; }
 
@@ -33,9 +40,13 @@ class MappedFile {
   const std::string& path() const { return path_; }
 
  private:
+  void unmap() noexcept;
+
   std::string path_;
   FileIdentity identity_ = {};
-  Span<const uint8_t> bytes_;
+  Span<const uint8_t> mapped_;
+  std::shared_ptr<ResidentCopy> copy_;
+  Span<const uint8_t> bytes_;  // of one of both
 };
 
 }  // namespace recengine

@@ -1,8 +1,23 @@
 #include "engine/user_features.h"
 
 #include <algorithm>
+#include <iterator>
+
+#include "recengine/vocabulary.h"
 
 namespace recengine {
+namespace {
+
+// Without padding, which `storage` keeps out where there is some.
+Span<const int64_t> items_of(Span<const int64_t> ids, std::vector<int64_t>& storage) {
+  if (std::find(ids.begin(), ids.end(), kNoItem) == ids.end()) return ids;
+  storage.clear();
+  std::copy_if(ids.begin(), ids.end(), std::back_inserter(storage),
+               [](int64_t id) { return id != kNoItem; });
+  return storage;
+}
+
+}  // namespace
 
 size_t find_feature(const Manifest& manifest, const std::string& name) {
   const auto found = std::find_if(manifest.features.begin(), manifest.features.end(),
@@ -17,7 +32,8 @@ int64_t ids_read(const BagSpec& bag, const FeatureSpec& feature) {
 UserFeatures::UserFeatures(const Manifest& manifest, const std::vector<BagSpec>& bags,
                            const Assets& assets) {
   for (const FeatureSpec& spec : manifest.features) {
-    features_.push_back({&assets.vocabulary(spec.vocabulary), 0});
+    const bool has_items = spec.vocabulary == manifest.item_vocabulary;
+    features_.push_back({&assets.vocabulary(spec.vocabulary), has_items, 0});
   }
   for (const BagSpec& bag : bags) {
     const size_t position = find_feature(manifest, bag.feature);
@@ -27,15 +43,18 @@ UserFeatures::UserFeatures(const Manifest& manifest, const std::vector<BagSpec>&
 }
 
 bool UserFeatures::map(const int64_t* ids, const int32_t* lengths, FeatureRows& out) const {
+  static thread_local std::vector<int64_t> items;
   out.rows.clear();
   out.ends.clear();
-  const int64_t* end = ids;
   for (size_t f = 0; f < features_.size(); ++f) {
-    end += lengths[f];
-    const int64_t count = std::min<int64_t>(lengths[f], features_[f].keep);
+    const Feature& feature = features_[f];
+    Span<const int64_t> given(ids, lengths[f]);
+    ids += lengths[f];
+    if (feature.has_items) given = items_of(given, items);
+    const int64_t count = std::min(given.size, feature.keep);
     const size_t start = out.rows.size();
     out.rows.resize(start + static_cast<size_t>(count));
-    features_[f].vocabulary->lookup({end - count, count}, {out.rows.data() + start, count});
+    feature.vocabulary->lookup({given.end() - count, count}, {out.rows.data() + start, count});
     out.ends.push_back(static_cast<int64_t>(out.rows.size()));
   }
   return std::any_of(out.rows.begin(), out.rows.end(), [](int64_t row) { return row != kOovRow; });

@@ -14,6 +14,10 @@ namespace recengine {
 struct FeatureRows {
   std::vector<int64_t> rows;
   std::vector<int64_t> ends;  // [features], positions in rows
+
+  int64_t count(size_t feature) const {
+    return ends[feature] - (feature == 0 ? 0 : ends[feature - 1]);
+  }
 };
 
 // Which of a user's ids the bags of a model read, and what the vocabularies know of them.
@@ -30,7 +34,8 @@ class UserFeatures {
  private:
   struct Feature {
     const Vocabulary* vocabulary;
-    int64_t keep;  // the last ids that any bag reads; 0 when none does
+    bool has_items;  // kNoItem among its ids is padding
+    int64_t keep;    // the last ids that any bag reads; 0 when none does
   };
 
   std::vector<Feature> features_;  // in wire order

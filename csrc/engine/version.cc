@@ -29,9 +29,9 @@ Schema make_schema(const Manifest& manifest, const Assets& assets) {
 
 }  // namespace
 
-Version::Version(const std::string& directory, ThreadPool& pool)
+Version::Version(const std::string& directory, ThreadPool& pool, bool resident)
     : manifest(read_manifest(MappedFile(directory, kManifestName))),
-      files(directory, manifest, pool),
+      files(directory, manifest, pool, resident),
       assets(manifest, files, pool),
       schema(make_schema(manifest, assets)) {}
 

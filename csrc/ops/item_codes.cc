@@ -1,12 +1,8 @@
 #include "ops/item_codes.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
-#include <new>
 #include <numeric>
 
 #include "cpu/thread_pool.h"
@@ -17,21 +13,10 @@
 namespace recengine {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
 constexpr int64_t kBlocksPerTask = 256;
 constexpr double kRoundUp = 1 + 1e-6;  // more than the conversion to fp32 may take off
 
-uint8_t* allocate(size_t bytes) {
-  const size_t whole = (std::max(bytes, size_t{1}) + kHugePage - 1) / kHugePage * kHugePage;
-  void* memory = std::aligned_alloc(kHugePage, whole);
-  if (memory == nullptr) throw std::bad_alloc();
-  madvise(memory, whole, MADV_HUGEPAGE);  // a wish: small pages serve too
-  return static_cast<uint8_t*>(memory);
-}
-
 }  // namespace
-
-void ItemCodes::Free::operator()(uint8_t* memory) const { std::free(memory); }
 
 const CodeView& ItemCodes::view(int64_t queries) const {
   const PartialScan* best = rotation_ == nullptr ? nullptr : rotation_->best(queries);
@@ -66,7 +51,7 @@ ItemCodes::ItemCodes(const ItemVectors& vectors, std::shared_ptr<const Rotation>
 
 std::shared_ptr<const ItemCodes> ItemCodes::pack(const ItemVectors& vectors, ThreadPool* pool) {
   const std::shared_ptr<ItemCodes> codes(new ItemCodes(vectors, Rotation::find(vectors, pool)));
-  codes->owned_.reset(allocate(static_cast<size_t>(codes->blocks_ * codes->block_bytes())));
+  codes->owned_ = allocate_huge<uint8_t>(codes->blocks_ * codes->block_bytes());
   codes->codes_ = codes->owned_.get();
   std::atomic<bool> codable{true};
   const auto pack_blocks = [&](int64_t task) {

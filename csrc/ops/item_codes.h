@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/huge_pages.h"
 #include "ops/rotation.h"
 #include "recengine/item_index.h"
 
@@ -64,10 +65,6 @@ class ItemCodes {
   float largest_norm() const { return largest_norm_; }  // of the vectors, rounded up
 
  private:
-  struct Free {
-    void operator()(uint8_t* memory) const;
-  };
-
   // What a block's codes stand for.
   struct BlockBounds {
     float scale;
@@ -96,7 +93,7 @@ class ItemCodes {
   std::shared_ptr<const Rotation> rotation_;
   std::vector<CodeView> views_;  // that of all dimensions first
   const uint8_t* codes_ = nullptr;
-  std::unique_ptr<uint8_t[], Free> owned_;  // null when the codes are borrowed
+  HugeArray<uint8_t> owned_;  // null when the codes are borrowed
   std::vector<float> scales_;
   std::vector<float> inverse_scales_;
   std::vector<float> norms_;  // the largest of each block

@@ -5,6 +5,7 @@
 #include <limits>
 #include <string>
 
+#include "cpu/huge_pages.h"
 #include "ops/item_codes.h"
 #include "ops/search.h"
 #include "recengine/error.h"
@@ -36,8 +37,8 @@ std::shared_ptr<const ItemCodes> codes_of(const ItemVectors& unit_vectors, Threa
 
 ItemIndex ItemIndex::build(Matrix<const float> vectors, ThreadPool* pool) {
   check_shape(vectors.rows, vectors.cols);
-  std::shared_ptr<float> owned(new float[static_cast<size_t>(vectors.rows * vectors.cols)],
-                               std::default_delete<float[]>());
+  std::shared_ptr<float> owned(allocate_huge<float>(vectors.rows * vectors.cols).release(),
+                               FreeMemory());
   for (int64_t row = 0; row < vectors.rows; ++row) {
     if (!normalise(vectors.row(row), vectors.cols, owned.get() + row * vectors.cols)) {
       throw InputError("[item_index] vectors: row " + std::to_string(row) +

@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/huge_pages.h"
 #include "ops/bitmap.h"
 #include "ops/delta.h"
 #include "ops/kept_rows.h"
@@ -23,7 +24,7 @@ class ItemSnapshot {
   struct Base {
     ItemIndex index;
     KeptRows rows;
-    std::unique_ptr<float[]> units;
+    HugeArray<float> units;
   };
 
   explicit ItemSnapshot(ItemIndex index);

@@ -44,6 +44,7 @@ class Backend {
     EngineOptions options;
     options.pool = &pool_;
     options.num_streams = pool_.num_workers();
+    options.resident = config_.resident;
     options.device = device;
     options.device_table_bytes = config_.gpu_table_bytes;
     return options;

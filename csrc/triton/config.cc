@@ -219,7 +219,14 @@ BackendConfig parse_backend_config(const std::string& text) {
     return parse_int(cmdline.at(key).get<std::string>(), 1,
                      std::string("--backend-config=recengine,") + key);
   };
-  return {static_cast<int>(std::min(number("threads"), kMostThreads)), number("gpu-table-bytes")};
+  const std::string resident = cmdline.value("resident", std::string("false"));
+  if (resident != "true" && resident != "false") {
+    throw StatusError(
+        TRITONSERVER_ERROR_INVALID_ARG,
+        "--backend-config=recengine,resident: expected true or false, found '" + resident + "'");
+  }
+  return {static_cast<int>(std::min(number("threads"), kMostThreads)), number("gpu-table-bytes"),
+          resident == "true"};
 }
 
 }  // namespace recengine::triton

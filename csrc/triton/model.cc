@@ -48,6 +48,16 @@ void require_split(const ModelConfig& config, const Engine& engine) {
                         "`recengine compile --target gpu` compiles for it");
 }
 
+std::string memory_text(const EngineMemory& memory) {
+  const auto megabytes = [](int64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; };
+  std::string text = megabytes(memory.resident) + " of tensors in memory, " +
+                     megabytes(memory.huge) + " of these in huge pages";
+  if (memory.huge < memory.resident / 2) {
+    text += "; see /sys/kernel/mm/transparent_hugepage/enabled";
+  }
+  return text;
+}
+
 }  // namespace
 
 Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options,
@@ -65,10 +75,11 @@ Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options,
   };
   shed_queue_full_ = counter("queue_full");
   shed_deadline_ = counter("deadline");
-  if (options.device != kHost) {
-    log_info("recengine: " + config_.name + " version " + version + " is on GPU " +
-             std::to_string(options.device));
-  }
+  std::string loaded = "recengine: " + config_.name + " version " + version + ": " + schema_.name +
+                       ", " + std::to_string(schema_.num_items) + " items";
+  if (options.device != kHost) loaded += ", on GPU " + std::to_string(options.device);
+  if (options.resident) loaded += ", " + memory_text(engine_->memory());
+  log_info(loaded);
 }
 
 void Model::run(Requests requests, const std::function<void()>& computed) const noexcept {

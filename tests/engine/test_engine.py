@@ -90,6 +90,23 @@ def test_ranking_takes_unknown_repeated_and_empty_candidates(engine, oracle, rng
     )
 
 
+def test_no_item_in_a_history_is_padding(engine, oracle):
+    items = oracle.keys[:20].tolist()
+    padded = [-1, *items[:3], -1, -1, *items[3:], *[-1] * 30]
+    known = [100]
+    full = engine.recommend(wire([(known, items, [], [])]))
+    assert_same(engine.recommend(wire([(known, padded, [], [])])), full, rtol=0)
+    # Elsewhere -1 is a key like others: the last one, and unknown.
+    other = engine.recommend(wire([([*known, -1], items, [], [])]))
+    assert_same(other, engine.recommend(wire([([-7], items, [], [])])), rtol=0)
+    assert not np.array_equal(other[1], full[1])
+
+
+def test_a_history_of_padding_alone_is_nothing_known(engine):
+    nothing = engine.retrieve(wire([([], [], [], [])]), k=10)
+    assert_same(engine.retrieve(wire([([], [-1, -1], [], [])]), k=10), nothing, rtol=0)
+
+
 def test_batch_answers_as_each_user_alone(engine, oracle, rng):
     users = random_users(rng, oracle, 30)
     together = engine.recommend(users)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -168,3 +170,30 @@ def test_values_beyond_fp16_and_unknown_row_types_are_refused():
         ops.EmbeddingTable.from_array([[3.4e38]], "bf16")
     with pytest.raises(InputError, match="fp32, fp16, bf16, int8 or int4, found 'int2'"):
         ops.EmbeddingTable.from_array([[1.0]], "int2")
+
+
+@pytest.mark.parametrize("stored", ["fp32", "fp16", "bf16", "int8", "int4", "fused"])
+def test_a_table_in_huge_pages_has_the_same_rows(stored):
+    values = np.random.default_rng(5).standard_normal((10_000, 64)).astype(np.float32)
+    if stored == "fused":
+        rows = np.pad(ops.fuse_rows(values, "int8", "rowwise"), ((0, 0), (0, 5)))
+        table = ops.EmbeddingTable.from_fused(rows, 64, "int8", "rowwise", name="t")
+    else:
+        table = ops.EmbeddingTable.from_array(values, stored, name="t")
+    copy = table.in_huge_pages()
+    assert not np.shares_memory(copy.data, table.data)
+    assert copy.data.ctypes.data % 64 == 0
+    assert (copy.name, copy.row_type, copy.dim) == ("t", table.row_type, 64)
+    np.testing.assert_array_equal(copy.data, table.data)
+    np.testing.assert_array_equal(copy.to_array(), table.to_array())
+    assert 0 <= copy.huge_page_bytes <= copy.data.nbytes
+
+
+def test_huge_pages_are_counted():
+    """Those of this process, whatever the system gives: none of a mapped file, some of a copy."""
+    table = ops.EmbeddingTable(np.zeros((100_000, 64), np.float32)).in_huge_pages()
+    mode = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    if "[never]" in mode:
+        assert table.huge_page_bytes == 0
+    else:
+        assert table.huge_page_bytes > 0

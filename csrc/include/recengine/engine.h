@@ -86,8 +86,18 @@ struct EngineOptions {
   ThreadPool* pool = nullptr;  // shared with other engines; null: the calling thread alone
   Isa isa = default_isa();
   int num_streams = 1;             // threads that compute dense graphs at once
+  bool resident = false;           // tensors copied into memory, see EngineMemory
   int device = kHost;              // a GPU for the stages beside the dense graphs
   int64_t device_table_bytes = 0;  // of its memory for tables; what does not fit stays on the host
+};
+
+// Bytes of a version's files. Tensors that are resident are copies in memory, which the engines of
+// a process share, in huge pages where the system gives them: random rows are read without walking
+// page tables, and nothing is read from disk later.
+struct EngineMemory {
+  int64_t mapped = 0;
+  int64_t resident = 0;
+  int64_t huge = 0;  // of the resident ones: in huge pages
 };
 
 // Users as they stand on the wire: ids [batch, width], lengths [batch, features + 1], dense
@@ -131,6 +141,7 @@ class Engine {
   virtual int device() const = 0;
   virtual bool has(Stage stage) const = 0;
   virtual GraphWidths widths() const = 0;
+  virtual EngineMemory memory() const = 0;
 
   // How many of the host's threads a batch of the stage could keep busy by itself, at least 1.
   virtual int64_t threads_worth(Stage stage, int64_t rows) const = 0;
