@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 from safetensors import SafetensorError, safe_open
 
 from recengine._files import publish_directory, replace_file, sync
@@ -212,12 +212,14 @@ class FidelityBounds(_Model):
 class FidelityRow(_Model):
     """One comparison with the reference over its held-out users.
 
-    score_error: largest |score - eager score| over items in both answers. identical_top_k: share of
-    users whose ordered item list is the eager one, swaps of equal scores within the bound aside.
+    path: who answered: the compiled models in process, a server, or on the CPU the ONNX graphs in
+    the precision of the plans. score_error: largest |score - eager score| over items in both
+    answers. identical_top_k: share of users whose ordered item list is the eager one, swaps of
+    equal scores within the bound aside.
     """
 
     stage: Literal["retrieval", "recommend"]
-    path: Literal["engine", "served"]
+    path: Literal["engine", "served", "onnx"]
     users: int
     k: int
     score_error: float
@@ -229,7 +231,11 @@ class FidelityRow(_Model):
 
 
 class Provenance(_Model):
-    """Where a bundle comes from."""
+    """Where a bundle comes from.
+
+    `dense_means` has the mean that training gave users whose dense feature is unknown, by name;
+    clients do the same. No engine reads it, so it stands here, where engines look at nothing.
+    """
 
     created: str
     recengine: str
@@ -237,6 +243,7 @@ class Provenance(_Model):
     dataset: dict[str, str] = {}
     versions: dict[str, str] = {}
     quality: dict[str, dict[str, float]] = {}
+    dense_means: dict[str, FiniteFloat] | None = None
 
 
 class Manifest(_Model):

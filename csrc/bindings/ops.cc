@@ -342,22 +342,20 @@ std::pair<Array<int64_t>, Array<int32_t>> call_build_slots(const Array<int64_t>&
 }
 
 // A copy in huge pages where the system gives them; as bytes.
-Array<uint8_t> copy_to_huge_pages(const py::buffer& source) {
-  const py::buffer_info info = source.request();
-  const int64_t bytes = info.size * info.itemsize;
+Array<uint8_t> copy_to_huge_pages(const py::array& source) {
+  const int64_t bytes = source.nbytes();
   HugeArray<uint8_t> copy = allocate_huge<uint8_t>(bytes);
   {
     const py::gil_scoped_release release;
-    std::memcpy(copy.get(), info.ptr, static_cast<size_t>(bytes));
+    std::memcpy(copy.get(), source.data(), static_cast<size_t>(bytes));
   }
   uint8_t* const memory = copy.get();
   const py::capsule owner(copy.release(), [](void* owned) { FreeMemory()(owned); });
   return Array<uint8_t>({bytes}, {1}, memory, owner);
 }
 
-int64_t count_huge_pages(const py::buffer& source) {
-  const py::buffer_info info = source.request();
-  return huge_page_bytes(info.ptr, info.size * info.itemsize);
+int64_t count_huge_pages(const py::array& source) {
+  return huge_page_bytes(source.data(), source.nbytes());
 }
 
 void bind_classes(py::module_& module) {

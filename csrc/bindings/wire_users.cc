@@ -15,6 +15,7 @@ py::dict as_dict(const Schema& schema) {
   }
   return py::dict(py::arg("name") = schema.name, py::arg("features") = features,
                   py::arg("dense_features") = schema.dense_features,
+                  py::arg("dense_defaults") = schema.dense_defaults,
                   py::arg("num_items") = schema.num_items,
                   py::arg("num_candidates") = schema.num_candidates,
                   py::arg("max_candidates") = schema.max_candidates, py::arg("k") = schema.k,

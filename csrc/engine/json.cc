@@ -1,6 +1,7 @@
 #include "engine/json.h"
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "recengine/error.h"
@@ -119,6 +120,13 @@ int64_t JsonValue::as_int(int64_t minimum) const {
     fail(minimum == INT64_MIN ? "an int64" : "an integer >= " + std::to_string(minimum));
   }
   return value_->get<int64_t>();
+}
+
+double JsonValue::as_number() const {
+  if (!value_->is_number()) fail("a number");
+  const auto number = value_->get<double>();
+  if (!std::isfinite(number)) fail("a finite number");
+  return number;
 }
 
 int JsonValue::as_one_of(std::initializer_list<const char*> words) const {

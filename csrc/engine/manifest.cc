@@ -318,7 +318,9 @@ Manifest read_manifest(const MappedFile& file) {
   manifest.graphs = read_map(document.at("graphs"), read_graph);
   if (const auto model = document.find("retrieval")) manifest.retrieval = read_retrieval(*model);
   if (const auto model = document.find("ranking")) manifest.ranking = read_ranking(*model);
-  document.at("provenance").members();
+  if (const auto means = document.at("provenance").find("dense_means")) {
+    for (const auto& [name, mean] : means->members()) manifest.dense_means[name] = mean.as_number();
+  }
   manifest.files = read_map(document.at("files"), read_file_entry);
   require_model_of_stage(manifest, document);
   Resolver(file.path(), manifest).run();

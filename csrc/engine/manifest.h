@@ -111,6 +111,7 @@ struct Manifest {
   std::optional<StageKind> stage;  // none: all of them, graphs included
   std::vector<FeatureSpec> features;
   std::vector<std::string> dense_features;
+  std::map<std::string, double> dense_means;  // of the users trained on; of some dense features
   std::string item_vocabulary;
   std::map<std::string, VocabularySpec> vocabularies;
   std::map<std::string, TableSpec> tables;

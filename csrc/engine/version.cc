@@ -16,6 +16,7 @@ Schema make_schema(const Manifest& manifest, const Assets& assets) {
     if (feature.vocabulary == manifest.item_vocabulary) schema.hashed_items |= feature.hashed;
   }
   schema.dense_features = manifest.dense_features;
+  schema.dense_defaults = manifest.dense_means;
   schema.num_items = assets.vocabulary(manifest.item_vocabulary).size();
   // Without retrieval the caller brings the candidates, at most the whole catalog.
   schema.max_candidates = schema.num_items;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from recengine.client import User
@@ -59,11 +60,8 @@ class Catalog:
         row, table = self._user_rows[user], self._dataset.users
         values: dict[str, Value] = {"user_id": user, "history": self.history(user)}
         values |= {name: lists[row] for name, lists in table.sparse.items()}
-        # A missing number is the mean of the others, as in training.
-        for name, column in table.dense.items():
-            known = column[column == column]
-            values[name] = float(column[row] if column[row] == column[row] else known.mean())
-        return values
+        dense = {name: float(column[row]) for name, column in table.dense.items()}
+        return values | {name: value for name, value in dense.items() if not math.isnan(value)}
 
     def _column(self, pattern: re.Pattern[str]) -> list[str] | None:
         text = self._dataset.items.text

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 from recengine.errors import InputError
@@ -37,6 +39,8 @@ class Schema:
         max_candidates: most items that a request may ask for.
         k: items returned when the caller does not say.
         hashed_items: the items' keys are strings, hashed by `recengine.keys.hash_key`.
+        dense_defaults: by name, what a dense feature counts as that a user does not have; one that
+            is not here must be given.
     """
 
     name: str
@@ -47,6 +51,7 @@ class Schema:
     max_candidates: int
     k: int
     hashed_items: bool = False
+    dense_defaults: Mapping[str, float] = dataclasses.field(default_factory=dict, hash=False)
 
     @staticmethod
     def from_json(text: str) -> Schema:
@@ -68,13 +73,17 @@ class Schema:
                 max_candidates=_typed(raw, "max_candidates", int),
                 k=_typed(raw, "k", int),
                 hashed_items=bool(raw.get("hashed_items", False)),
+                dense_defaults=_defaults(raw),
             )
         except json.JSONDecodeError as error:
             raise InputError(f"[schema] not JSON: {error}") from None
 
     def to_json(self) -> str:
         """The schema as one line of JSON."""
-        return json.dumps(dataclasses.asdict(self), separators=(",", ":"))
+        fields = dataclasses.asdict(self)
+        if not self.dense_defaults:
+            del fields["dense_defaults"]
+        return json.dumps(fields, separators=(",", ":"))
 
 
 def _feature(raw: Any) -> Feature:
@@ -85,6 +94,16 @@ def _feature(raw: Any) -> Feature:
         max_length=_typed(raw, "max_length", int),
         hashed=bool(raw.get("hashed", False)),
     )
+
+
+def _defaults(raw: dict[str, Any]) -> dict[str, float]:
+    values = _typed({"dense_defaults": {}, **raw}, "dense_defaults", dict)
+    for name, value in values.items():
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+            raise InputError(
+                f"[schema] dense_defaults: {name!r}: expected a finite number, found {value!r}"
+            )
+    return {name: float(value) for name, value in values.items()}
 
 
 def _typed(raw: dict[str, Any], key: str, kind: type[Any]) -> Any:

@@ -219,6 +219,7 @@ def _provenance(recommender: Recommender) -> Provenance:
         dataset=recommender.dataset,
         versions={name: version(name) for name in _VERSIONS},
         quality={row.method: row.metrics for row in recommender.quality},
+        dense_means=recommender.dense_means or None,
     )
 
 

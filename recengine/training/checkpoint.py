@@ -90,6 +90,7 @@ def load(path: Path | str) -> Recommender:
         k=description["k"],
         held_out=_requests(arrays),
         quality=tuple(Quality(**row) for row in description["quality"]),
+        dense_means=description.get("dense_means", {}),
         dataset=description["dataset"],
     )
 
@@ -188,6 +189,7 @@ def _description(recommender: Recommender) -> dict[str, Any]:
         "name": recommender.name,
         "features": [asdict(spec) for spec in recommender.features],
         "dense_features": list(recommender.dense_features),
+        "dense_means": recommender.dense_means,
         "item_features": [asdict(spec) for spec in recommender.item_features],
         "item_vocabulary": recommender.item_vocabulary,
         "num_candidates": recommender.num_candidates,

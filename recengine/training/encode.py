@@ -30,6 +30,7 @@ class Encoded:
         features: sparse user features in wire order: user_id, history, then the data set's own.
         item_features: sparse item features: item_id, then the data set's own.
         dense_features: names of the dense user features.
+        dense_means: their means, which unknown values have taken.
         vocabularies: int64 keys by name; key r has table row r + 1.
         user_rows: table rows [users, width] by feature; history is not among them.
         user_dense: fp32 [users, n].
@@ -42,6 +43,7 @@ class Encoded:
     features: tuple[FeatureSpec, ...]
     item_features: tuple[FeatureSpec, ...]
     dense_features: tuple[str, ...]
+    dense_means: dict[str, float]
     vocabularies: dict[str, Int64s]
     user_rows: dict[str, Tensor]
     user_dense: Tensor
@@ -174,6 +176,7 @@ def encode(split: Split, history_length: int) -> Encoded:
         ),
         item_features=(FeatureSpec(ITEM, ITEM, 1, dataset.hashed_items), *items),
         dense_features=tuple(dataset.users.dense),
+        dense_means=_means(dataset.users),
         vocabularies=vocabularies,
         user_rows={USER: torch.arange(1, num_users + 1)[:, None], **user_rows},
         user_dense=torch.from_numpy(_dense(dataset.users)),
@@ -201,11 +204,16 @@ def _sparse(
     return specs, rows
 
 
+def _means(table: FeatureTable) -> dict[str, float]:
+    """Means of what is known of the dense columns; 0 where nothing is."""
+    known = {name: values[~np.isnan(values)] for name, values in table.dense.items()}
+    return {name: float(values.mean()) if len(values) else 0.0 for name, values in known.items()}
+
+
 def _dense(table: FeatureTable) -> Float32s:
     """Dense columns [n, columns]; an unknown value takes the column's mean."""
     columns: list[Float32s] = [np.empty((len(table.ids), 0), np.float32)]
-    for values in table.dense.values():
-        known = values[~np.isnan(values)]
-        mean = known.mean() if len(known) else np.float32(0)
+    for name, mean in _means(table).items():
+        values = table.dense[name]
         columns.append(np.where(np.isnan(values), mean, values)[:, None])
     return np.concatenate(columns, axis=1).astype(np.float32)

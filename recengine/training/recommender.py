@@ -71,6 +71,7 @@ class Recommender:
         popularity: int64 [items], how often each item was taken in training.
         num_candidates: how many items the ranking was trained to order.
         held_out: the test users.
+        dense_means: of each dense user feature, what training took for an unknown value.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Recommender:
     k: int
     held_out: Requests
     quality: tuple[Quality, ...] = ()
+    dense_means: dict[str, float] = field(default_factory=dict)
     dataset: dict[str, str] = field(default_factory=dict)
 
     @property

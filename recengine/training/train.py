@@ -93,5 +93,6 @@ def _recommender(
         k=min(config.k, encoded.num_items),
         held_out=encoded.requests(encoded.split.test),
         quality=quality,
+        dense_means=encoded.dense_means,
         dataset=dataset.source,
     )

@@ -17,6 +17,7 @@ SCHEMAS = st.builds(
     num_candidates=SIZE,
     max_candidates=SIZE,
     k=SIZE,
+    dense_defaults=st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False)),
 )
 
 
@@ -31,12 +32,24 @@ def test_unknown_fields_are_ignored():
     assert Schema.from_json(json.dumps(raw)) == schema
 
 
+def test_without_defaults_the_json_is_as_it_was():
+    schema = Schema("test", (Feature("user_id", 1),), ("age",), 1, 1, 1, 1)
+    assert "dense_defaults" not in json.loads(schema.to_json())
+    assert Schema.from_json(schema.to_json()).dense_defaults == {}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"k": "10"}, "k: expected int, found '10'"),
         ({"k": True}, "k: expected int, found True"),
         ({"features": [{"name": "x"}]}, "max_length: expected int, found nothing"),
+        ({"dense_defaults": [1]}, "dense_defaults: expected dict, found"),
+        (
+            {"dense_defaults": {"age": "1"}},
+            "dense_defaults: 'age': expected a finite number, found",
+        ),
+        ({"dense_defaults": {"age": float("nan")}}, "'age': expected a finite number, found nan"),
         ({"features": ["x"]}, "features: expected JSON objects, found str"),
     ],
 )

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recengine.client import Feature, Schema, pack_users
+from recengine.client import Feature, Schema, _request, pack_users
 from recengine.client._request import Served, rank_request
+from recengine.client.wire import check_wire
 from recengine.errors import InputError
 from recengine.keys import hash_key
 
@@ -99,6 +100,7 @@ AGED = {"age": 1, "income": 2.5}
         ({**AGED, "history": {1, 2}}, "user 1, 'history': expected an int64 id, found set"),
         ({**AGED, "history": np.zeros((2, 2), int)}, r"'history': expected ids \[length\], found"),
         ({**AGED, "history": np.array([2**63], np.uint64)}, "'history': expected an id in int64"),
+        ({**AGED, "history": [np.array([1, 2])]}, "user 1, 'history': expected an int64 id, found"),
         ({**AGED, "tags": b"x"}, "user 1, 'tags': expected an int64 id, found bytes"),
         ({"age": 1}, "user 1, 'income': expected a number, found nothing"),
         ({**AGED, "age": "1"}, "user 1, 'age': expected a number, found str '1'"),
@@ -116,6 +118,9 @@ def test_a_bad_user_is_refused_with_its_index_and_feature(user, message):
 def test_a_bad_exclude_list_is_refused():
     with pytest.raises(InputError, match="expected one list of item ids per user, 2, found 1"):
         pack_users(SCHEMA, [AGED, AGED], [[1]])
+    for exclude in (5, (items for items in [[1], [2]])):
+        with pytest.raises(InputError, match="expected one list of item ids per user, 2, found"):
+            pack_users(SCHEMA, [AGED, AGED], exclude)
     with pytest.raises(InputError, match="user 1, 'exclude': expected an int64 id, found str"):
         pack_users(SCHEMA, [AGED, AGED], [[1], ["x"]])
 
@@ -136,16 +141,62 @@ def test_string_keys_of_candidates_are_hashed_where_the_schema_says_so():
     (candidates,) = (i for i in request.inputs if i.name() == "candidates")
     sent = np.frombuffer(candidates._get_content(), np.int64)
     assert sent.tolist() == [hash_key("a"), 5]
-    with pytest.raises(InputError, match="expected int64"):
+    with pytest.raises(
+        InputError, match=r"\[candidates\] user 0: expected an int64 id, found float"
+    ):
         rank_request(served, {"user_id": 7}, [[1.5, 5]], [[0.5, 0.25]], None)
     plain = Served(dataclasses.replace(schema, hashed_items=False), 4)
-    with pytest.raises(InputError, match="expected int64"):
+    with pytest.raises(InputError, match=r"\[candidates\] user 0: expected an int64 id, found str"):
         rank_request(plain, {"user_id": 7}, [["a", "b"]], [[0.5, 0.25]], None)
 
 
 def test_an_empty_batch_is_refused():
     with pytest.raises(InputError, match="expected at least one user"):
         pack_users(SCHEMA, [])
+
+
+@pytest.mark.parametrize("users", [None, 5, {"user_id": 1}, (user for user in [AGED])])
+def test_what_is_no_batch_is_refused(users):
+    with pytest.raises(InputError, match=r"\[users\] expected a sequence of users, found \w+$"):
+        pack_users(SCHEMA, users)
+
+
+MEANS = dataclasses.replace(SCHEMA, dense_defaults={"age": 30.5})
+
+
+@pytest.mark.parametrize("user", [{"income": 2.5}, {"income": 2.5, "age": None}])
+def test_an_unknown_dense_feature_is_its_default(user):
+    assert pack_users(MEANS, [user, AGED]).dense.tolist() == [[30.5, 2.5], [1, 2.5]]
+
+
+@pytest.mark.parametrize(
+    ("user", "message"),
+    [
+        ({"age": 1}, "'income': expected a number, found nothing"),
+        ({"age": 1, "income": None}, "'income': expected a number, found NoneType None"),
+        ({**AGED, "age": float("nan")}, "'age': expected a finite float32, found nan"),
+        ({**AGED, "age": "1"}, "'age': expected a number, found str '1'"),
+    ],
+)
+def test_a_default_hides_no_error(user, message):
+    with pytest.raises(InputError, match=message):
+        pack_users(MEANS, [user])
+
+
+def test_dense_values_for_a_model_without_dense_features_are_refused():
+    schema = dataclasses.replace(SCHEMA, dense_features=())
+    wire = pack_users(schema, [{"user_id": 7}])
+    check_wire(schema, wire)
+    with pytest.raises(InputError, match=r"dense: expected None, .* found float32 \[1, 2\]"):
+        check_wire(schema, dataclasses.replace(wire, dense=np.zeros((1, 2), np.float32)))
+
+
+def test_arrays_that_are_right_are_not_copied():
+    wire = pack_users(SCHEMA, [AGED])
+    assert _request._pack(Served(SCHEMA, 4), wire, None) is wire
+    items, scores = np.zeros((1, 2), np.int64), np.zeros((1, 2), np.float32)
+    assert _request._candidates(SCHEMA, items, 1) is items
+    assert _request._candidate_scores(scores, items) is scores
 
 
 def test_one_item_per_user_in_the_place_of_lists_is_refused():

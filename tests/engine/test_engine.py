@@ -12,7 +12,7 @@ from reference import Reference
 from recengine.bundle import hash_file
 from recengine.client.wire import WireUsers, pack_users
 from recengine.engine import Engine
-from recengine.errors import CompileError, InputError
+from recengine.errors import BundleError, CompileError, InputError
 
 INT64 = np.iinfo(np.int64)
 UNKNOWN = {"age": 0.5, "activity": -0.5}
@@ -395,4 +395,24 @@ def test_weights_that_the_manifest_does_not_name_are_not_read(compiled, tmp_path
     del manifest["graphs"]["tower"]["weights"]
     copy.write_manifest(manifest)
     with pytest.raises(CompileError, match="graph tower: OpenVINO"):
+        Engine(copy.directory)
+
+
+def test_the_schema_has_the_means_of_dense_features(copy):
+    manifest = copy.manifest()
+    manifest["provenance"]["dense_means"] = {"age": 0.25, "activity": -1}
+    copy.write_manifest(manifest)
+    engine = Engine(copy.directory)
+    assert engine.schema.dense_defaults == {"age": 0.25, "activity": -1.0}
+    users = pack_users(engine.schema, [{"user_id": 100}, {"user_id": 100, "age": 3}])
+    assert users.dense.tolist() == [[0.25, -1], [3, -1]]
+    assert engine.recommend(users)[0].shape == (2, engine.schema.k)
+
+
+@pytest.mark.parametrize("mean", ["1", None, True, [0.5]])
+def test_a_mean_that_is_no_number_is_refused(copy, mean):
+    manifest = copy.manifest()
+    manifest["provenance"]["dense_means"] = {"age": mean}
+    copy.write_manifest(manifest)
+    with pytest.raises(BundleError, match=r"provenance\.dense_means\.age: expected a number"):
         Engine(copy.directory)

@@ -10,6 +10,7 @@ import torch
 
 from recengine.bundle import FidelityBounds, load_tensor, read_manifest, verify
 from recengine.compile.fidelity import Ranked, load_reference, measure
+from recengine.compile.repository import schema
 from recengine.data.dataset import Ragged
 from recengine.engine import Engine
 from recengine.errors import InputError
@@ -146,6 +147,15 @@ def test_users_of_whom_nothing_is_known_are_no_reference(recommender):
     assert len(tensors["target"]) == len(recommender.held_out.targets) - 1
     assert tensors["ids"][0, 0] == 101
     assert reference_tensors(recommender, Sizes(20, 40, 5), 0) == {}
+
+
+def test_means_of_dense_features_reach_the_schema(recommender, tmp_path):
+    knowing = dataclasses.replace(recommender, dense_means={"age": 31.25})
+    manifest = export(knowing, tmp_path / "bundle")
+    assert schema(read_manifest(tmp_path / "bundle")).dense_defaults == {"age": 31.25}
+    Engine(tmp_path / "bundle")
+    without = manifest.provenance.model_copy(update={"dense_means": None})
+    assert schema(manifest.model_copy(update={"provenance": without})).dense_defaults == {}
 
 
 def test_sizes_are_cut_to_the_catalog(recommender, tmp_path):

@@ -19,7 +19,8 @@ def test_a_round_trip_keeps_everything(trained, tmp_path):
     checkpoint.save(first, tmp_path / "again")
     second = checkpoint.load(tmp_path / "again")
     plain = ("name", "features", "dense_features", "item_features", "num_candidates", "k")
-    for field in (*plain, "quality", "dataset", "item_vocabulary"):
+    assert first.dense_means.keys() == {"height"}
+    for field in (*plain, "quality", "dataset", "item_vocabulary", "dense_means"):
         assert getattr(first, field) == getattr(second, field)
     for field in ("vocabularies", "item_rows"):
         assert getattr(first, field).keys() == getattr(second, field).keys()
@@ -58,6 +59,14 @@ def test_another_format_version_is_refused(copy):
     path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 9}))
     with pytest.raises(BundleError, match="format_version is 9, this recengine reads 1"):
         checkpoint.load(copy)
+
+
+def test_a_checkpoint_without_means_is_read(copy):
+    path = copy / "recommender.json"
+    description = json.loads(path.read_text())
+    del description["dense_means"]
+    path.write_text(json.dumps(description))
+    assert checkpoint.load(copy).dense_means == {}
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):

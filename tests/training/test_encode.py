@@ -53,6 +53,18 @@ def test_unknown_ids_have_row_zero():
     assert lookup(np.array([], np.int64), Ragged.of([[3]])).values.tolist() == [0]
 
 
+def test_unknown_numbers_take_the_mean_of_the_known(planted):
+    height = planted.users.dense["height"].copy()
+    height[3] = np.nan
+    dense = {"height": height, "weight": np.full(len(height), np.nan, np.float32)}
+    dataset = replace(planted, users=replace(planted.users, dense=dense))
+    encoded = encode(leave_last_out(dataset), 5)
+    mean = pytest.approx(np.nanmean(height), rel=1e-5)
+    assert encoded.dense_means == {"height": mean, "weight": 0.0}
+    assert encoded.user_dense[3].tolist() == [mean, 0.0]
+    assert encoded.user_dense[4, 0] == height[4]
+
+
 def test_a_column_with_a_taken_name_is_refused(planted):
     users = replace(planted.users, sparse={"history": planted.users.sparse["country"]})
     with pytest.raises(InputError, match="column 'history': this name is taken"):

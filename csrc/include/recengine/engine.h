@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,9 +19,10 @@ struct Schema {
     int64_t max_length = 0;  // ids kept, the last ones
     bool hashed = false;     // the caller hashes string keys to ids
   };
-  std::string name;                         // of the recommender
-  std::vector<Feature> features;            // sparse user features, in wire order
-  std::vector<std::string> dense_features;  // dense user features, in wire order
+  std::string name;                              // of the recommender
+  std::vector<Feature> features;                 // sparse user features, in wire order
+  std::vector<std::string> dense_features;       // dense user features, in wire order
+  std::map<std::string, double> dense_defaults;  // for callers: of one that a user does not have
   int64_t num_items = 0;
   int64_t num_candidates = 0;  // retrieved when the caller does not say
   int64_t max_candidates = 0;  // most that a request may ask for
