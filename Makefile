@@ -40,10 +40,10 @@ $(VENV)/perf_analyzer/perf_analyzer: bench/serving/setup_perf_analyzer.py | $(VE
 $(DATA)/ml-100k.inter: | $(VENV)/installed
 	$(BIN)/python -m recengine.data.movielens $(DATA)
 
-$(CHECKPOINT)/recommender.json: $(DATA)/ml-100k.inter | $(VENV)/installed
+$(CHECKPOINT)/recommender.json: $(DATA)/ml-100k.inter $(wildcard recengine/data/*.py recengine/models/*.py recengine/training/*.py) | $(VENV)/installed
 	$(BIN)/recengine train $(DATA) --out $(CHECKPOINT)
 
-$(BUNDLE)/manifest.json: $(CHECKPOINT)/recommender.json | $(VENV)/installed
+$(BUNDLE)/manifest.json: $(CHECKPOINT)/recommender.json recengine/bundle.py $(wildcard recengine/export/*.py) | $(VENV)/installed
 	$(BIN)/recengine export $(CHECKPOINT) --out $(BUNDLE)
 
 $(REPOSITORY)/.compiled: $(BUNDLE)/manifest.json $(wildcard recengine/compile/*.py) | $(VENV)/installed

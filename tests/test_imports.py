@@ -1,10 +1,14 @@
 """Who may import whom, as the layout draws it."""
 
 import ast
+import importlib.util
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "recengine"
@@ -115,3 +119,42 @@ def test_the_client_needs_only_numpy_and_tritonclient():
 def test_packing_for_the_engine_does_not_load_grpc():
     code = "import sys, recengine.client; sys.exit('grpc' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """What `pip install .` alone gives, away from the packages of this environment."""
+    shutil.copytree(PACKAGE, tmp_path / "recengine")
+    native = importlib.util.find_spec("recengine._native").origin
+    shutil.copy(native, tmp_path / "recengine")
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-S", *arguments],
+            cwd=tmp_path,
+            env={"PYTHONPATH": f"{tmp_path}:{tmp_path / 'site'}"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    (tmp_path / "site").mkdir()
+    for package in ("numpy", "numpy.libs"):
+        (tmp_path / "site" / package).symlink_to(Path(np.__file__).parents[1] / package)
+    return run
+
+
+def test_without_openvino_the_native_module_says_what_to_install(plain):
+    done = plain("-c", "import recengine.ops")
+    assert re.search(
+        r"^ModuleNotFoundError: the native module needs openvino: pip install "
+        r"'recengine\[serve\]' \(libopenvino",
+        done.stderr,
+        re.MULTILINE,
+    ), done.stderr
+
+
+def test_without_typer_the_command_line_says_what_to_install(plain):
+    done = plain("-m", "recengine", "--help")
+    assert done.returncode == 1
+    assert done.stderr == ("error: the command line needs typer: pip install 'recengine[serve]'\n")

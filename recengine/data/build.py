@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,22 @@ from recengine.errors import InputError
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of an interaction table; `rating` is optional."""
+    """Names of the columns of an interaction table.
+
+    Attributes:
+        user: ids of users; the column has the same name in a table of users.
+        item: ids of items; likewise.
+        time: integers; None when there is none: rows then stand oldest first.
+        rating: numbers; None to read none.
+        strings: which of the columns `user` and `item` hold strings, even if these look like
+            integers.
+    """
 
     user: str = "user_id"
     item: str = "item_id"
-    time: str = "timestamp"
+    time: str | None = "timestamp"
     rating: str | None = None
+    strings: Collection[str] = ()
 
 
 def build(
@@ -49,16 +59,22 @@ def build(
     Raises:
         InputError: naming file and line of the first bad row.
     """
-    user_tables = [interactions, *([users] if users else [])]
-    item_tables = [interactions, *([items] if items else [])]
-    hashed_users = not all(cells.is_integer(table, columns.user) for table in user_tables)
-    hashed_items = not all(cells.is_integer(table, columns.item) for table in item_tables)
+    tables = [table for table in (interactions, users, items) if table is not None]
+    for column in columns.strings:
+        if column not in (columns.user, columns.item):
+            raise InputError(
+                f"[columns] strings: expected names among {columns.user!r} and {columns.item!r}, "
+                f"found {column!r}"
+            )
+    user_tables, item_tables = ([t for t in tables if t is not other] for other in (items, users))
+    hashed_users = _hashed(user_tables, columns.user, columns)
+    hashed_items = _hashed(item_tables, columns.item, columns)
     user_ids = cells.ids(interactions, columns.user, hashed=hashed_users)
     item_ids = cells.ids(interactions, columns.item, hashed=hashed_items)
-    times = cells.integers(interactions, columns.time)
+    times = cells.integers(interactions, columns.time) if columns.time else np.arange(len(user_ids))
     ratings = cells.numbers(interactions, columns.rating, required=True) if columns.rating else None
     order = np.argsort(times, kind="stable")
-    paths = [table.path for table in (interactions, users, items) if table is not None]
+    paths = [table.path for table in tables]
     return Dataset(
         name=name,
         interactions=Interactions(
@@ -75,9 +91,14 @@ def build(
     )
 
 
+def _hashed(tables: Sequence[Table], key: str, columns: Columns) -> bool:
+    return key in columns.strings or cells.are_strings(tables, key)
+
+
 def _features(table: Table | None, key: str, taken: Int64s, hashed: bool) -> FeatureTable:
     if table is None:
         return FeatureTable(np.unique(taken))
+    table = cells.spread_vectors(table)
     own = cells.ids(table, key, hashed=hashed)
     _refuse_duplicates(table, key, own)
     ids = np.unique(np.concatenate([own, taken]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from recengine.data import grouplens, recbole, tabular
 from recengine.data.build import Columns, refuse_missing
@@ -11,6 +11,15 @@ from recengine.data.dataset import Dataset
 from recengine.errors import InputError
 
 Format = Literal["recbole", "u.data", "ratings.dat", "ratings.csv", "parquet", "csv"]
+# What a format leaves open; the others name their columns and files themselves.
+_ARGUMENTS: dict[Format, tuple[str, ...]] = {
+    "recbole": ("columns",),
+    "u.data": (),
+    "ratings.dat": (),
+    "ratings.csv": (),
+    "parquet": ("columns", "users", "items"),
+    "csv": ("columns", "users", "items"),
+}
 
 
 def read(
@@ -26,17 +35,24 @@ def read(
     Args:
         path: a folder (RecBole atomic files, MovieLens) or a Parquet or CSV file of interactions.
         format: how it is stored; None to look.
-        columns: names of the columns of a Parquet or CSV file.
+        columns: names of the columns of a Parquet, CSV or RecBole file.
         users: Parquet or CSV file of user features, beside such a file.
         items: Parquet or CSV file of item features.
 
     Raises:
-        InputError: the format is unknown, or a row is bad; the message names file and line.
+        InputError: the format is unknown or does not take an argument, or a row is bad; the message
+            names file and line.
     """
     path = Path(path)
-    match format or detect_format(path):
+    format = format or detect_format(path)
+    if format not in _ARGUMENTS:
+        raise InputError(f"[read] format: expected {', '.join(_ARGUMENTS)}, found {format!r}")
+    for name, value in (("columns", columns), ("users", users), ("items", items)):
+        if value is not None and name not in _ARGUMENTS[format]:
+            raise InputError(f"[read] {name}: {format} takes none, found {value}")
+    match format:
         case "recbole":
-            return recbole.read(path)
+            return recbole.read(path, columns)
         case "u.data":
             return grouplens.read_u_data(path)
         case "ratings.dat":
@@ -50,11 +66,6 @@ def read(
                 Path(users) if users else None,
                 Path(items) if items else None,
             )
-        case other:
-            raise InputError(f"[read] format: expected {_FORMATS}, found {other!r}")
-
-
-_FORMATS = ", ".join(get_args(Format))
 
 
 def detect_format(path: Path | str) -> Format:

@@ -6,29 +6,41 @@ from pathlib import Path
 
 from recengine.data.build import Columns, build
 from recengine.data.dataset import Dataset
-from recengine.data.table import Kind, Table, read_delimited
+from recengine.data.table import Kind, Table, read_delimited, refuse_repeated_names
 from recengine.errors import InputError
 
-_KINDS: dict[str, Kind] = {"token": "token", "token_seq": "token_seq", "float": "float"}
+_KINDS: dict[str, Kind] = {
+    "token": "token",
+    "token_seq": "token_seq",
+    "float": "float",
+    "float_seq": "float_seq",
+}
 
 
-def read(directory: Path) -> Dataset:
+def read(directory: Path, columns: Columns | None = None) -> Dataset:
     """Reads `<name>.inter` and, where they are, `<name>.user` and `<name>.item`.
 
-    The interactions have `user_id`, `item_id` and `timestamp`; a `rating` is kept.
+    Args:
+        directory: where they are.
+        columns: names without their types; by default `user_id`, `item_id`, `timestamp` and, where
+            it is, `rating`.
     """
     files = sorted(directory.glob("*.inter"))
     if len(files) != 1:
-        raise InputError(f"{directory}: expected one .inter file, found {len(files)}")
+        raise InputError(
+            f"{directory}: expected one .inter file, found {', '.join(f.name for f in files)}; "
+            "of a data set in parts, put the rows into one file: splits are made when training"
+        )
     path = files[0]
     interactions = _read(path)
-    rating = "rating" if "rating" in interactions.kinds else None
+    if columns is None:
+        columns = Columns(rating="rating" if "rating" in interactions.kinds else None)
     users, items = (path.with_suffix(suffix) for suffix in (".user", ".item"))
     return build(
         path.stem,
         "recbole",
         interactions,
-        Columns(rating=rating),
+        columns,
         _read(users) if users.exists() else None,
         _read(items) if items.exists() else None,
     )
@@ -36,6 +48,7 @@ def read(directory: Path) -> Dataset:
 
 def _read(path: Path) -> Table:
     raw = read_delimited(path, "\t", list_separator=" ")
+    refuse_repeated_names(path, [header.partition(":")[0] for header in raw.frame.columns])
     kinds: dict[str, Kind] = {}
     for header in raw.frame.columns:
         name, _, kind = header.partition(":")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,10 @@ from recengine.data.dataset import Float32s, Int64s, Ragged
 from recengine.errors import InputError
 from recengine.keys import NO_ITEM, hash_key
 
-Kind = Literal["int", "token", "token_seq", "float", "text"]
+Kind = Literal["int", "token", "token_seq", "float", "float_seq", "text"]
+
+_NEARLY_ALL = 0.99
+_BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
@@ -26,9 +30,10 @@ class Table:
         path: the file, for messages.
         frame: the cells. Text files give strings; Parquet gives its own types.
         kinds: what each column is: `int` holds integers only, `token` an id (an integer or a
-            string), `token_seq` a list of those, `float` a number, `text` is for display.
+            string), `token_seq` a list of those, `float` a number, `float_seq` a list of those,
+            `text` is for display.
         first_line: line number of the first row; None when rows have no lines (Parquet).
-        separator: what stands between the ids of a `token_seq` cell.
+        separator: what stands between the values of a `token_seq` or `float_seq` cell.
         known: the kinds are those of a known format; else a title may call itself a `token_seq`.
     """
 
@@ -78,7 +83,8 @@ def read_delimited(
         list_separator: between the ids of a `token_seq` cell.
 
     Raises:
-        InputError: the file is missing or empty, or a line has another number of cells.
+        InputError: the file is missing or empty, two columns have one name, or a line has another
+            number of cells.
     """
     lines = _read_lines(path)
     first_line = 1
@@ -86,6 +92,7 @@ def read_delimited(
         if lines.is_empty():
             raise InputError(f"{path}:1: expected a line of column names, found an empty file")
         columns = _split_line(lines[0], separator, quoted)
+        refuse_repeated_names(path, columns)
         lines, first_line = lines[1:], 2
     cells = lines.str.split(separator)
     if quoted and lines.str.contains('"', literal=True).any():
@@ -100,6 +107,44 @@ def read_delimited(
     frame = pl.DataFrame({name: cells.list.get(i) for i, name in enumerate(columns)})
     given = kinds or {}
     return replace(table, frame=frame, kinds={name: given.get(name, "token") for name in columns})
+
+
+def refuse_repeated_names(path: Path, names: Sequence[str]) -> None:
+    """Raises InputError when two columns of the first line have one name."""
+    if len(set(names)) < len(names):
+        again = next(name for i, name in enumerate(names) if name in names[:i])
+        raise InputError(f"{path}:1: expected each column once, found {again!r} again")
+
+
+def spread_vectors(table: Table) -> Table:
+    """Each `float_seq` column as `float` columns: `name_0`, `name_1` and so on.
+
+    A column whose lists differ in length has no such columns: it is left out, with a warning.
+    """
+    for name in [name for name, kind in table.kinds.items() if kind == "float_seq"]:
+        column = table.column(name)
+        filled = column if column.dtype == pl.List else column.str.strip_chars().replace("", None)
+        lists = _tokens(table, filled)
+        kinds = {other: kind for other, kind in table.kinds.items() if other != name}
+        lengths = lists.list.len().fill_null(0).to_numpy()
+        known = np.flatnonzero(lengths)
+        width = int(lengths[known[0]]) if len(known) else 0
+        other_length = known[lengths[known] != width]
+        if len(other_length):
+            row = int(other_length[0])
+            error = table.bad_row(row, f"{width} numbers in {name} as before", column[row])
+            warnings.warn(f"{error}; the column is left out", stacklevel=2)
+            width = 0
+        spread = [lists.list.get(i, null_on_oob=True).alias(f"{name}_{i}") for i in range(width)]
+        for part in spread:
+            if part.name in kinds:
+                raise InputError(
+                    f"{table.path}: column {name!r}: its values would be named {part.name!r}, "
+                    "but there is such a column; rename one"
+                )
+            kinds[part.name] = "float"
+        table = replace(table, frame=table.frame.with_columns(spread), kinds=kinds)
+    return table
 
 
 def integers(table: Table, name: str) -> Int64s:
@@ -129,12 +174,29 @@ def numbers(table: Table, name: str, *, required: bool = False) -> Float32s:
 
 def is_integer(table: Table, name: str) -> bool:
     """Whether the ids of this column are integers already and need no hashing."""
-    column = table.column(name)
-    if table.kinds[name] == "int" or column.dtype.is_integer():
-        return True
-    flat = _tokens(table, column).explode(empty_as_null=False) if _is_list(table, name) else column
-    flat = flat.filter(~_empty(flat))
-    return bool(flat.cast(pl.Int64, strict=False).null_count() == 0)
+    return not _strings(table, name, _flat(table, name)[0]).any()
+
+
+def are_strings(tables: Sequence[Table], name: str) -> bool:
+    """Whether users or items have strings as ids, which are hashed: in one table, so in all.
+
+    Raises:
+        InputError: nearly all are integers: one stray cell must not turn all ids into hashes.
+    """
+    total, wrong, first = 0, 0, None
+    for table in tables:
+        flat, rows = _flat(table, name)
+        strings = _strings(table, name, flat)
+        total += len(flat)
+        wrong += int(strings.sum())
+        if first is None and strings.any():
+            place = int(strings.arg_max() or 0)
+            first = table, int(rows[place]), flat[place]
+    if first and wrong <= (1 - _NEARLY_ALL) * total:
+        table, row, found = first
+        expected = f"an integer in {name} as in {total - wrong} of {total} ids"
+        raise table.bad_row(row, f"{expected} (strings: name {name!r} in `strings`)", found)
+    return first is not None
 
 
 def ids(table: Table, name: str, *, hashed: bool) -> Int64s:
@@ -154,20 +216,13 @@ def ids(table: Table, name: str, *, hashed: bool) -> Int64s:
 
 def id_lists(table: Table, name: str, *, hashed: bool) -> Ragged:
     """A column of feature ids as lists; an empty cell is an empty list."""
-    column = table.column(name)
-    rows, flat = np.arange(len(column)), column
-    if _is_list(table, name):
-        lists = _tokens(table, column)
-        rows = np.repeat(rows, lists.list.len().fill_null(0).to_numpy())
-        flat = lists.explode(empty_as_null=False, keep_nulls=False)
-    known = (~_empty(flat)).to_numpy()
-    flat, rows = flat.filter(pl.Series(known)), rows[known]
+    flat, rows = _flat(table, name)
     values = (
         _hash(table, name, flat)
         if hashed
         else flat.cast(pl.Int64, strict=False).to_numpy().astype(np.int64)
     )
-    lengths = np.bincount(rows, minlength=len(column))
+    lengths = np.bincount(rows, minlength=len(table.frame))
     return Ragged(values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
@@ -193,13 +248,18 @@ def strings(table: Table, name: str) -> list[str]:
 
 def _read_lines(path: Path) -> pl.Series:
     try:
-        return pl.read_lines(path)["line"]
+        lines = pl.read_lines(path)["line"]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except pl.exceptions.NoDataError:
         return pl.Series([], dtype=pl.String)
     except pl.exceptions.ComputeError:
-        return pl.Series(path.read_text(encoding="latin-1").splitlines(), dtype=pl.String)
+        # Not splitlines(): in Latin-1, 0x85 is a character that ends no line.
+        text = path.read_bytes().decode("latin-1").removesuffix("\n")
+        return pl.Series(text.split("\n"), dtype=pl.String).str.strip_suffix("\r")
+    if lines[0].startswith(_BYTE_ORDER_MARK):
+        lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
+    return lines
 
 
 def _split_line(line: str, separator: str, quoted: bool) -> list[str]:
@@ -210,6 +270,26 @@ def _split_line(line: str, separator: str, quoted: bool) -> list[str]:
 
 def _is_list(table: Table, name: str) -> bool:
     return table.kinds[name] == "token_seq" or table.column(name).dtype == pl.List
+
+
+def _flat(table: Table, name: str) -> tuple[pl.Series, Int64s]:
+    """The ids of all cells one after the other, empty ones left out, and the row of each."""
+    flat = table.column(name)
+    rows = np.arange(len(flat))
+    if _is_list(table, name):
+        lists = _tokens(table, flat)
+        rows = np.repeat(rows, lists.list.len().fill_null(0).to_numpy())
+        flat = lists.explode(empty_as_null=False, keep_nulls=False)
+    known = ~_empty(flat)
+    return flat.filter(known), rows[known.to_numpy()]
+
+
+def _strings(table: Table, name: str, flat: pl.Series) -> pl.Series:
+    """Which of these ids are strings: bool [n]."""
+    # What is no integer in a column of integers is refused when it is read.
+    if table.kinds[name] == "int" or flat.dtype.is_integer():
+        return pl.zeros(len(flat), pl.Boolean, eager=True)
+    return flat.cast(pl.Int64, strict=False).is_null()
 
 
 def _tokens(table: Table, column: pl.Series) -> pl.Series:

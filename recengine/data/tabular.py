@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
+import polars.selectors as cs
 
 from recengine.data.build import Columns, build, refuse_missing
 from recengine.data.dataset import Dataset
@@ -20,7 +21,8 @@ def read(
 
     The column of the user id (item id) has the same name in both tables; all other columns of
     `users` and `items` are features. Strings and integers are categories, other numbers are
-    dense, lists (in CSV: ids with `|` between) are lists of categories.
+    dense, lists (in CSV: ids with `|` between) are lists of categories; lists of numbers that are
+    no integers (Parquet) are vectors, one dense feature per place.
     """
     interactions = _read(path)
     return build(
@@ -42,6 +44,7 @@ def _read(path: Path) -> Table:
         frame = pl.read_parquet(path)
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path}: not Parquet: {error}") from None
+    frame = frame.with_columns(cs.array().arr.to_list())
     return Table(path, frame, {name: _kind_of_type(path, frame[name]) for name in frame.columns})
 
 
@@ -55,8 +58,8 @@ def _kind_of_text(column: pl.Series) -> Kind:
 
 
 def _kind_of_type(path: Path, column: pl.Series) -> Kind:
-    if column.dtype == pl.List:
-        return "token_seq"
+    if isinstance(column.dtype, pl.List):
+        return "float_seq" if column.dtype.inner.is_float() else "token_seq"
     if column.dtype.is_float():
         return "float"
     if column.dtype.is_integer() or column.dtype == pl.String:

@@ -12,23 +12,28 @@ from recengine.data.dataset import Int64s
 
 RECALL_AT = (10, 20, 50)
 NDCG_AT = (10, 20)
+NOWHERE = 1 << 62  # behind every k
 
 
-def target_places(scores: Tensor, targets: Tensor) -> Int64s:
+def target_places(scores: Tensor, targets: Tensor, rows: Tensor | None = None) -> Int64s:
     """How many items stand before each target: higher scores, and equal ones of a lower row.
 
     Args:
-        scores: [users, items]; -inf takes an item out of the answer.
-        targets: int64 [users].
+        scores: [users, n]; -inf takes an item out of the answer.
+        targets: int64 [users], catalog rows.
+        rows: int [users, n], catalog rows of the scores, each once; None when n is the catalog.
 
     Returns:
-        int64 [users], 0 is best; `items` for a target whose own score is -inf.
+        int64 [users], 0 is best; `NOWHERE` for a target that has no score, or -inf.
     """
-    own = scores.gather(1, targets[:, None])
-    rows = torch.arange(scores.shape[1])
-    before = (scores > own) | ((scores == own) & (rows < targets[:, None]))
+    targets = targets[:, None]
+    if rows is None:
+        own, rows = scores.gather(1, targets), torch.arange(scores.shape[1])
+    else:
+        own = scores.masked_fill(rows != targets, -torch.inf).amax(1, keepdim=True)
+    before = (scores > own) | ((scores == own) & (rows < targets))
     places = before.sum(1)
-    places[own[:, 0] == -torch.inf] = scores.shape[1]
+    places[own[:, 0] == -torch.inf] = NOWHERE
     return places.numpy()
 
 

@@ -119,8 +119,7 @@ class RankingTask(L.LightningModule):
         logits = torch.cat(self._logits)
 
         def ndcg(weight: float) -> float:
-            scores = scatter(logits + weight * cosines, offered, self._encoded.num_items)
-            return ndcg_at(target_places(scores, targets), 10)
+            return ndcg_at(target_places(logits + weight * cosines, targets, offered), 10)
 
         scale = 1 / self._config.retrieval.temperature
         weights = [share * scale for share in self._config.ranking.score_shares]
@@ -174,10 +173,5 @@ def order(
     user_rows, dense = encoded.user_batch(positions)
     empty = cosines.isinf()
     scores = model(user_rows, table[rows.long()], cosines.masked_fill(empty, 0), dense)
-    return scatter(scores.masked_fill(empty, -torch.inf), rows, encoded.num_items)
-
-
-def scatter(scores: Tensor, rows: Tensor, num_items: int) -> Tensor:
-    """Candidates' scores [batch, n] over the whole catalog [batch, items], else -inf."""
-    catalog = torch.full((len(scores), num_items), -torch.inf)
-    return catalog.scatter(1, rows.long(), scores)
+    catalog = torch.full((len(positions), encoded.num_items), -torch.inf)
+    return catalog.scatter(1, rows.long(), scores.masked_fill(empty, -torch.inf))

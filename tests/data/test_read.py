@@ -1,6 +1,6 @@
 import pytest
 
-from recengine.data import detect_format, read
+from recengine.data import Columns, detect_format, read
 from recengine.errors import InputError
 
 
@@ -34,3 +34,20 @@ def test_a_folder_without_data_is_refused(tmp_path):
 def test_an_unknown_format_is_refused(tmp_path):
     with pytest.raises(InputError, match="format: expected recbole"):
         read(tmp_path, "excel")
+
+
+@pytest.mark.parametrize(
+    ("fixture", "argument"),
+    [
+        ("recbole", {"users": "users.csv"}),
+        ("recbole", {"items": "items.csv"}),
+        ("u_data", {"columns": Columns(item="film")}),
+        ("ratings_dat", {"items": "items.csv"}),
+        ("ratings_csv", {"users": "users.csv"}),
+    ],
+)
+def test_an_argument_that_a_format_does_not_take_is_refused_by_name(fixture, argument, request):
+    folder = request.getfixturevalue(fixture)
+    message = rf"\[read\] {next(iter(argument))}: {detect_format(folder)} takes none, found"
+    with pytest.raises(InputError, match=message):
+        read(folder, **argument)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from recengine.data import read
+from recengine.data import Columns, read
 from recengine.errors import InputError
 from recengine.keys import hash_key
 
@@ -81,4 +81,82 @@ def test_an_item_without_features_has_empty_lists(recbole):
 def test_a_bad_row_is_refused_with_file_and_line(recbole, file, line, text, message):
     replace_line(recbole / file, line, text)
     with pytest.raises(InputError, match=message):
+        read(recbole)
+
+
+def add_column(path, cells):
+    rows = zip(path.read_text().splitlines(), cells, strict=True)
+    path.write_text("".join(f"{row}\t{cell}\n" for row, cell in rows))
+
+
+def test_vectors_of_one_length_are_dense_features(recbole):
+    vectors = ["emb:float_seq", "0.5 -1", "1 2", "", "3 4 ", "5 6", "7 8"]
+    add_column(recbole / "tiny.item", vectors)
+    dense = read(recbole).items.dense
+    assert list(dense) == ["emb_0", "emb_1"]
+    np.testing.assert_array_equal(dense["emb_0"], [0.5, 1, np.nan, 3, 5, 7])
+    np.testing.assert_array_equal(dense["emb_1"], [-1, 2, np.nan, 4, 6, 8])
+
+
+def test_vectors_of_other_lengths_are_left_out_with_a_warning(recbole):
+    add_column(recbole / "tiny.item", ["emb:float_seq", "", "1 2", "1", "", "", ""])
+    with pytest.warns(UserWarning, match=r"tiny\.item:4: expected 2 numbers in emb .* left out"):
+        items = read(recbole).items
+    assert items.dense == {}
+    assert "class" in items.sparse
+
+
+def test_a_vector_with_a_cell_that_is_no_number_is_refused(recbole):
+    add_column(recbole / "tiny.item", ["emb:float_seq", "1 2", "1 x", "", "", "", ""])
+    with pytest.raises(InputError, match=r"tiny\.item:3: expected a number in emb_1, found 'x'"):
+        read(recbole)
+
+
+def test_a_vector_whose_values_have_the_name_of_a_column_is_refused(recbole):
+    add_column(recbole / "tiny.item", ["emb_0:float", *"123456"])
+    add_column(recbole / "tiny.item", ["emb:float_seq", *"123456"])
+    with pytest.raises(InputError, match="'emb': its values would be named 'emb_0'"):
+        read(recbole)
+
+
+def test_vectors_of_interactions_are_not_looked_at(recbole):
+    add_column(recbole / "tiny.inter", ["gaze:float_seq", "1 2", "1", "", "x"])
+    assert len(read(recbole).interactions) == 4
+
+
+def test_columns_may_have_other_names(recbole):
+    for name, old, new in (
+        ("inter", "item_id:token\trating:float\ttimestamp", "artist_id:token\tweight:float\tat"),
+        ("item", "item_id", "artist_id"),
+    ):
+        path = recbole / f"tiny.{name}"
+        path.write_text(path.read_text().replace(old, new))
+    dataset = read(recbole, columns=Columns(item="artist_id", time="at", rating="weight"))
+    assert dataset.interactions.items.tolist() == [20, 10, 30, 10]
+    assert dataset.interactions.ratings.tolist() == [5, 4, 1, 3]
+    assert len(dataset.items.sparse["class"][0]) == 2
+
+
+def test_a_data_set_without_times_is_read_in_order_of_its_rows(recbole):
+    (recbole / "tiny.inter").write_text("user_id:token\titem_id:token\n1\t30\n1\t10\n")
+    with pytest.raises(InputError, match=r"tiny\.inter: expected a column 'timestamp', found"):
+        read(recbole)
+    assert read(recbole, columns=Columns(time=None)).interactions.items.tolist() == [30, 10]
+
+
+def test_a_data_set_in_parts_is_refused(recbole):
+    for part in ("tiny.part1.inter", "tiny.part2.inter"):
+        (recbole / part).write_text((recbole / "tiny.inter").read_text())
+    (recbole / "tiny.inter").unlink()
+    message = r"one \.inter file, found tiny\.part1\.inter, tiny\.part2\.inter; .* into one file"
+    with pytest.raises(InputError, match=message):
+        read(recbole)
+
+
+@pytest.mark.parametrize("again", ["rating:float", "rating:token"])
+def test_a_column_that_stands_twice_is_refused(recbole, again):
+    add_column(recbole / "tiny.inter", [again, *"1234"])
+    with pytest.raises(
+        InputError, match=r"tiny\.inter:1: expected each column once, found 'rating"
+    ):
         read(recbole)

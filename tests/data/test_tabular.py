@@ -64,3 +64,15 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path):
     (tmp_path / "taken.parquet").write_text("no")
     with pytest.raises(InputError, match=r"taken\.parquet: not Parquet"):
         read(tmp_path / "taken.parquet", columns=NAMES)
+
+
+@pytest.mark.parametrize("dtype", [pl.List(pl.Float32), pl.Array(pl.Float64, 2)])
+def test_lists_of_fractions_are_vectors(tmp_path, dtype):
+    taken, items = tmp_path / "taken.parquet", tmp_path / "items.parquet"
+    TAKEN.write_parquet(taken)
+    vectors = pl.Series([[0.5, 1], [1.5, 2], None], dtype=dtype)
+    pl.DataFrame({"what": list("abc"), "emb": vectors}).write_parquet(items)
+    table = read(taken, columns=NAMES, items=items).items
+    assert list(table.dense) == ["emb_0", "emb_1"]
+    rows = table.find(np.array([hash_key(key) for key in "abc"]))
+    np.testing.assert_array_equal(table.dense["emb_0"][rows], [0.5, 1.5, np.nan])
