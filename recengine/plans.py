@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -23,6 +25,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 HardwareCompatibility = Literal["none", "same_compute_capability", "ampere_plus"]
 
 _AMPERE = 8
+_BATCH_AXIS = "batch"
 _GPU_POOL_BYTES = 512 << 20  # several batches of the widest tensor, the candidates' rows
 
 
@@ -65,32 +68,44 @@ class Plan(BaseModel):
     hardware_compatibility: HardwareCompatibility
 
 
-def check_plan(name: str, plan: Plan, tensorrt: str, gpu: Gpu) -> None:
+def check_plan(
+    name: str, plan: Plan, tensorrt: str, gpu: Gpu, *, rebuild: str = "recengine compile"
+) -> None:
     """Refuses a plan that was built for another TensorRT or GPU than those here.
 
     A plan runs with the very version that built it; a version-compatible one also with later ones,
     of the next major version at most. It runs on a GPU of the same name; a hardware-compatible one
-    also on others of the same compute capability, or on Ampere and later.
+    also on others of the same compute capability, or on Ampere and later. Where the driver is for
+    an older CUDA than the one it was built with, that is a warning: whether it runs depends on what
+    its TensorRT needs, which the record does not say.
 
     Args:
         name: what the message calls the plan.
         plan: its record.
         tensorrt: version that will load it, as "10.16.1.11".
         gpu: what it will run on.
+        rebuild: what the message says to run; see `rebuild_command`.
 
     Raises:
         DeviceError: saying what it was built for, what is here, and how to build it anew.
     """
     if not _version_fits(plan, tensorrt):
         compatible = " or later" if plan.version_compatible else ""
-        _refuse(name, plan, f"TensorRT {plan.tensorrt}{compatible}", f"TensorRT {tensorrt}")
+        expected = f"TensorRT {plan.tensorrt}{compatible}"
+        _refuse(name, expected, f"TensorRT {tensorrt}", rebuild)
     if not _gpu_fits(plan, gpu):
         expected = {
             "none": f"{plan.gpu} ({plan.compute_capability})",
             "same_compute_capability": f"a GPU of compute capability {plan.compute_capability}",
             "ampere_plus": "a GPU of compute capability 8.0 or later",
         }[plan.hardware_compatibility]
-        _refuse(name, plan, expected, f"{gpu.name} ({gpu.compute_capability})")
+        _refuse(name, expected, f"{gpu.name} ({gpu.compute_capability})", rebuild)
+    if _numbers(gpu.cuda) < _numbers(plan.cuda):
+        warnings.warn(
+            f"[gpu] {name}: built where the driver was {_driver(plan)}, found {_driver(gpu)}; "
+            f"if it does not load, update the driver or run `{rebuild}` on this machine",
+            stacklevel=2,
+        )
 
 
 def _version_fits(plan: Plan, tensorrt: str) -> bool:
@@ -112,10 +127,42 @@ def _numbers(version: str) -> list[int]:
     return [int(part) for part in version.split(".")]
 
 
-def _refuse(name: str, plan: Plan, expected: str, found: str) -> None:
+def _refuse(name: str, expected: str, found: str, rebuild: str) -> None:
     raise DeviceError(
-        f"[gpu] {name}: built for {expected}, found {found}; run `recengine compile BUNDLE "
-        f"--target gpu --precision {plan.precision} --out REPOSITORY` on this machine"
+        f"[gpu] {name}: built for {expected}, found {found}; run `{rebuild}` on this machine"
+    )
+
+
+def _driver(found: Plan | Gpu) -> str:
+    return f"{found.driver or 'unknown'} (CUDA {found.cuda})"
+
+
+def rebuild_command(repository: Path) -> str:
+    """The command that compiles a repository as its plans were; BUNDLE is to be filled in.
+
+    What has no effect on where a plan runs is not recorded, and not in it: scratch memory and
+    optimisation level.
+
+    Raises:
+        BundleError: a record is damaged.
+    """
+    options: dict[str, str | int | bool] = {}
+    for _, plan in plans(repository):
+        options |= {
+            "precision": plan.precision,
+            "tf32": plan.tf32,
+            "version-compatible": plan.version_compatible,
+            "hardware-compatibility": plan.hardware_compatibility,
+        }
+        for axis, sizes in plan.axes.items():
+            if axis == _BATCH_AXIS:
+                options |= {"max-batch": sizes.max, "usual-batch": sizes.opt}
+            else:
+                options["usual-candidates"] = sizes.opt
+    given = (f"--{name}={value}" for name, value in options.items() if not isinstance(value, bool))
+    flags = (f"--{name}" for name, value in options.items() if value is True)
+    return shlex.join(
+        ["recengine", "compile", "BUNDLE", "--target=gpu", *given, *flags, f"--out={repository}"]
     )
 
 
@@ -125,15 +172,35 @@ def plans(repository: Path) -> Iterator[tuple[Path, Plan]]:
     Raises:
         BundleError: a record is damaged.
     """
-    for model in sorted(path for path in repository.iterdir() if versions(path)):
+    for model in sorted(path for path in repository.glob("*") if versions(path)):
         directory = latest_version(model)
-        record = directory / RECORD
-        if not record.exists():
-            continue
-        try:
-            yield directory, Plan.model_validate_json(record.read_bytes())
-        except ValidationError as error:
-            raise BundleError(f"{record}: {error.errors()[0]['msg']}") from None
+        if (directory / RECORD).exists():
+            yield directory, read_plan(directory)
+
+
+def read_plan(directory: Path) -> Plan:
+    """The record of the plan in a version directory.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    record = directory / RECORD
+    try:
+        return Plan.model_validate_json(record.read_bytes())
+    except ValidationError as error:
+        raise BundleError(f"{record}: {error.errors()[0]['msg']}") from None
+
+
+def verify_plan(directory: Path) -> Plan:
+    """`read_plan`, then the size and SHA-256 of the plan.
+
+    Raises:
+        BundleError: the plan or its record is missing or damaged.
+    """
+    plan, path = read_plan(directory), directory / PLAN
+    if not path.is_file() or hash_file(path, plan.file.chunk_bytes) != plan.file:
+        raise BundleError(f"{path}: missing or changed; {RECORD} has another size or SHA-256")
+    return plan
 
 
 def check_repository(repository: Path) -> None:
@@ -144,10 +211,9 @@ def check_repository(repository: Path) -> None:
         BundleError: a plan or its record is missing or damaged.
     """
     for directory, plan in plans(repository):
-        path = directory / PLAN
-        if not path.is_file() or hash_file(path, plan.file.chunk_bytes) != plan.file:
-            raise BundleError(f"{path}: missing or changed; {RECORD} has another size or SHA-256")
-        check_plan(str(path), plan, _tensorrt_here(plan), current_gpu())
+        verify_plan(directory)
+        here = _tensorrt_here(plan), current_gpu()
+        check_plan(str(directory / PLAN), plan, *here, rebuild=rebuild_command(repository))
 
 
 def server_arguments(repository: Path) -> list[str]:

@@ -1,40 +1,27 @@
 """Which plans run where, and what a repository with plans needs."""
 
+import shlex
+
 import pytest
+from plan_records import H200, make_plan
+from typer.main import get_command
 
 from recengine import plans
 from recengine.bundle import hash_file
+from recengine.cli import app
 from recengine.errors import BundleError, DeviceError
 from recengine.gpu import Gpu
 from recengine.plans import (
-    Plan,
     SizeRange,
     check_plan,
     check_repository,
+    rebuild_command,
     server_arguments,
 )
 
-H200 = Gpu("NVIDIA H200", "9.0", "580.65.06", "13.0")
 H100 = Gpu("NVIDIA H100 NVL", "9.0", "580.65.06", "13.0")
-L4 = Gpu("NVIDIA L4", "8.9", None, "12.9")
+L4 = Gpu("NVIDIA L4", "8.9", None, "13.0")
 T4 = Gpu("Tesla T4", "7.5", None, "12.9")
-
-
-def make_plan(**changes):
-    fields = {
-        "file": {"bytes": 0, "sha256": []},
-        "precision": "fp16",
-        "tensorrt": "10.16.1.11",
-        "gpu": H200.name,
-        "compute_capability": H200.compute_capability,
-        "driver": H200.driver,
-        "cuda": H200.cuda,
-        "axes": {"batch": SizeRange(min=1, opt=16, max=64)},
-        "tf32": False,
-        "version_compatible": False,
-        "hardware_compatibility": "none",
-    }
-    return Plan(**(fields | changes))
 
 
 @pytest.mark.parametrize(
@@ -79,9 +66,24 @@ def test_gpus_that_a_plan_runs_on(compatibility, gpu, runs):
         check_plan("ranker", plan, plan.tensorrt, gpu)
         return
     with pytest.raises(DeviceError) as error:
-        check_plan("ranker", plan, plan.tensorrt, gpu)
+        check_plan("ranker", plan, plan.tensorrt, gpu, rebuild="recengine compile this")
     assert f"found {gpu.name} ({gpu.compute_capability})" in str(error.value)
-    assert "recengine compile BUNDLE --target gpu" in str(error.value)
+    assert "; run `recengine compile this` on this machine" in str(error.value)
+
+
+def test_a_driver_for_an_older_cuda_than_at_build_is_a_warning():
+    older = Gpu(H200.name, "9.0", "575.57.08", "12.9")
+    with pytest.warns(UserWarning, match="ranker: built where the driver was") as warned:
+        check_plan("ranker", make_plan(), "10.16.1.11", older, rebuild="recengine compile this")
+    (message,) = (str(warning.message) for warning in warned)
+    assert "580.65.06 (CUDA 13.0), found 575.57.08 (CUDA 12.9)" in message
+    assert "update the driver or run `recengine compile this`" in message
+
+
+def write(version, **changes):
+    (version / "model.plan").write_bytes(b"a plan")
+    record = make_plan(file=hash_file(version / "model.plan"), **changes)
+    (version / "plan.json").write_text(record.model_dump_json())
 
 
 @pytest.fixture
@@ -89,10 +91,7 @@ def repository(tmp_path):
     """A model repository with one plan, in the newest version of one model."""
     for version in ("ranker/2", "recommend/2"):
         (tmp_path / version).mkdir(parents=True)
-    version = tmp_path / "ranker" / "2"
-    (version / "model.plan").write_bytes(b"a plan")
-    record = make_plan(file=hash_file(version / "model.plan"))
-    (version / "plan.json").write_text(record.model_dump_json())
+    write(tmp_path / "ranker" / "2")
     return tmp_path
 
 
@@ -154,10 +153,52 @@ def test_sizes_are_in_order(sizes):
         SizeRange(**dict(zip(("min", "opt", "max"), sizes, strict=True)))
 
 
+ALL_OPTIONS = [
+    *("--precision=bf16", "--hardware-compatibility=ampere_plus", "--max-batch=32"),
+    *("--usual-batch=8", "--usual-candidates=100", "--tf32", "--version-compatible"),
+]
+
+
+def test_the_command_that_builds_anew_is_whole(repository, here):
+    """As the plans were built, and to this repository."""
+    write(
+        repository / "ranker" / "2",
+        precision="bf16",
+        axes={
+            "batch": SizeRange(min=1, opt=8, max=32),
+            "candidates": SizeRange(min=1, opt=100, max=1000),
+        },
+        tf32=True,
+        version_compatible=True,
+        hardware_compatibility="ampere_plus",
+    )
+    command = shlex.join(
+        ["recengine", "compile", "BUNDLE", "--target=gpu", *ALL_OPTIONS, f"--out={repository}"]
+    )
+    assert rebuild_command(repository) == command
+    here(T4, "10.16.1.11")
+    with pytest.raises(DeviceError) as refused:
+        check_repository(repository)
+    assert f"found Tesla T4 (7.5); run `{command}` on this machine" in str(refused.value)
+
+
+def test_the_command_names_the_sizes_of_all_plans(repository):
+    (repository / "tower" / "2").mkdir(parents=True)
+    candidates = SizeRange(min=1, opt=20, max=100)
+    write(repository / "ranker" / "2", axes={"rows": candidates})
+    write(repository / "tower" / "2")
+    expected = {"--max-batch=64", "--usual-batch=16", "--usual-candidates=20"}
+    assert expected < set(rebuild_command(repository).split())
+
+
+def test_compile_has_every_option_of_the_command():
+    options = {name for one in get_command(app).commands["compile"].params for name in one.opts}
+    assert {option.partition("=")[0] for option in ALL_OPTIONS} < options
+
+
 def test_a_server_is_told_of_plans_that_bring_code(repository):
     assert server_arguments(repository) == ["--cuda-memory-pool-byte-size=0:536870912"]
-    record = repository / "ranker" / "2" / "plan.json"
-    record.write_text(make_plan(version_compatible=True).model_dump_json())
+    write(repository / "ranker" / "2", version_compatible=True)
     assert server_arguments(repository) == [
         "--cuda-memory-pool-byte-size=0:536870912",
         "--backend-config=tensorrt,version-compatible=true",

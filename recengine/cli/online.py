@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from typer.main import get_command
@@ -27,17 +27,37 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     repository: Annotated[Path, typer.Argument(exists=True, file_okay=False)],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="After --: passed to tritonserver, as in -- --log-verbose=1.", show_default=False
+        ),
+    ] = None,
     tritonserver: Tritonserver = None,
     address: Annotated[str, typer.Option(help="What the endpoints bind to.")] = "127.0.0.1",
     grpc_port: Annotated[int, typer.Option(help="0: any free port.")] = 8001,
     http_port: Annotated[int, typer.Option(help="0: any free port.")] = 8000,
     metrics_port: Annotated[int, typer.Option(help="0: any free port.")] = 8002,
+    model_control: Annotated[
+        Literal["none", "explicit"],
+        typer.Option(
+            help="explicit: whoever reaches an endpoint may have a model loaded anew, so that a "
+            "version that compile adds goes live without a restart."
+        ),
+    ] = "none",
+    ready_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds that the start may take.")
+    ] = 60.0,
 ) -> None:
-    """Serves a model repository with a real tritonserver until interrupted."""
-    from recengine.plans import check_repository, server_arguments
+    """Serves a model repository with a real tritonserver until interrupted.
+
+    A damaged newest version is renamed to failed-<version>, and the last good one served.
+
+    With --model-control explicit, after `recengine compile`, ask for what is new; the server goes
+    on answering while it loads: curl -X POST 127.0.0.1:8000/v2/repository/models/recommend/load
+    """
     from recengine.serving.server import TritonServer
 
-    check_repository(repository)
     server = TritonServer(
         repository,
         tritonserver=tritonserver,
@@ -45,11 +65,13 @@ def serve(
         grpc_port=grpc_port,
         http_port=http_port,
         metrics_port=metrics_port,
-        arguments=server_arguments(repository),
+        model_control=model_control,
+        load_models=["*"] if model_control == "explicit" else [],
+        arguments=arguments or [],
+        ready_timeout=ready_timeout,
     )
     with server:
-        typer.echo(f"ready: {server.endpoints}")
-        raise typer.Exit(server.wait())
+        raise typer.Exit(server.wait(lambda: typer.echo(f"ready: {server.endpoints}")))
 
 
 def recommend(

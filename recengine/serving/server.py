@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack, suppress
 from importlib import metadata
@@ -24,7 +25,7 @@ from typing import Literal, TextIO
 from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from recengine.errors import ServerError
+from recengine.errors import BundleError, ServerError
 from recengine.serving.backends import backend_directory as linked_backends
 
 BACKEND_DIRECTORY = "RECENGINE_BACKEND_DIRECTORY"
@@ -34,6 +35,7 @@ _LIBRARY = Path("recengine", "libtriton_recengine.so")
 _WHEEL_BINARY = Path("tritonserver", "bin", "tritonserver")
 _POLL_S = 0.02
 _SIGNAL_CHECK_S = 1.0
+_PROTOCOLS = ("grpc", "http", "metrics")
 _TAIL_LINES = 200
 _SHOWN_LINES = 20
 
@@ -112,10 +114,17 @@ def find_backends(directory: Path | None = None) -> Path:
     )
 
 
+class _ServerEnded(ServerError):
+    """The process ended before it was ready."""
+
+
 class TritonServer:
     """A tritonserver process that is ready on entry and gone on exit.
 
-    It ends with the process that started it, whatever ends that.
+    It ends with the process that started it, whatever ends that. Where the newest version of the
+    recommender is damaged, the last good one is served: the damaged one is renamed to
+    failed-<version> in every model, which is said on standard error and in the log; see
+    `recengine.serving.last_good.set_aside_damaged`.
 
     Args:
         model_repository: the directory of models.
@@ -125,8 +134,8 @@ class TritonServer:
         address: what the endpoints bind to.
         grpc_port, http_port, metrics_port: 0 takes a free port.
         model_control: "explicit" loads only `load_models` and lets clients load and unload.
-        load_models: names to load at start, with "explicit" only.
-        arguments: passed to tritonserver as they are.
+        load_models: names to load at start, with "explicit" only; "*" alone is all of them.
+        arguments: passed to tritonserver as they are, except that its --id is ours.
         log: file that the server's log is appended to; None: standard error.
         ready_timeout: seconds that start may take.
     """
@@ -152,6 +161,8 @@ class TritonServer:
         self._backends = find_backends(backend_directory)
         self._address = address
         self._ports = (grpc_port, http_port, metrics_port)
+        # The server tells it to those who ask: whoever else answers on its port has another.
+        self._id = f"recengine-{uuid.uuid4().hex}"
         self._load_models = list(load_models)
         self._arguments = [
             f"--model-control-mode={model_control}",
@@ -191,16 +202,37 @@ class TritonServer:
         """Starts the server and returns once every model is ready.
 
         Raises:
-            ServerError: it ended or was not ready in time; the message has its last words. Or a
-                model needs a backend that is not there.
+            ServerError: it ended or was not ready in time, and no damaged version was the reason,
+                or none is good; the message has its last words. Or a port that was asked for is
+                taken, a model needs a backend that is not there, or a damaged version cannot be
+                set aside.
+            BundleError: a TensorRT plan is damaged, and there is no good version.
+            DeviceError: a TensorRT plan was built for another machine.
         """
+        from recengine.serving.last_good import set_aside_damaged  # not for those who only look
+
+        try:
+            return self._start()
+        except (BundleError, _ServerEnded):
+            # Damaged files are looked for only now: to hash and load them takes as long as a start.
+            done = set_aside_damaged(self._repository)
+            if done is None:
+                raise
+        self._say(f"WARNING {done}")
+        return self._start()
+
+    def _start(self) -> TritonServer:
+        from recengine.plans import check_repository, server_arguments
+
+        check_repository(self._repository)
+        ports = _free_ports(self._address, self._ports)
         backends = self._resources.enter_context(
             linked_backends(self._repository, self._binary, self._backends)
         )
-        ports = _free_ports(self._address, self._ports)
         grpc, http, metrics = (f"{self._address}:{port}" for port in ports)
         self._endpoints = Endpoints(grpc, http, metrics)
-        self._process = _Process(self._command(ports, backends), self._log)
+        command = self._command(ports, backends, server_arguments(self._repository))
+        self._process = _Process(command, self._log)
         try:
             self._wait_until_ready()
         except BaseException:
@@ -208,11 +240,14 @@ class TritonServer:
             raise
         return self
 
-    def wait(self) -> int:
+    def wait(self, begun: Callable[[], object] = lambda: None) -> int:
         """Waits until the server ends and returns its exit status.
 
         SIGINT and SIGTERM are passed on to the server, which answers what it has accepted before
         it ends. Call it from the main thread.
+
+        Args:
+            begun: called once signals are passed on, to tell those who may send them.
         """
         popen = self._running().popen
 
@@ -222,6 +257,7 @@ class TritonServer:
         with ExitStack() as stack:
             for number in (signal.SIGINT, signal.SIGTERM):
                 stack.callback(signal.signal, number, signal.signal(number, pass_on))
+            begun()
             # Without a timeout, a signal that arrives just before wait() blocks would be handled
             # only after the server has ended, so never.
             while True:
@@ -244,10 +280,16 @@ class TritonServer:
             raise ServerError("[serve] the server is not running")
         return self._process
 
-    def _command(self, ports: Sequence[int], backends: Path) -> list[str]:
+    def _say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as log:
+                log.write(f"{line}\n")
+
+    def _command(self, ports: Sequence[int], backends: Path, for_plans: Sequence[str]) -> list[str]:
         addresses = [
             f"--{name}-{what}={value}"
-            for name, port in zip(("grpc", "http", "metrics"), ports, strict=True)
+            for name, port in zip(_PROTOCOLS, ports, strict=True)
             for what, value in (("address", self._address), ("port", port))
         ]
         return [
@@ -255,18 +297,23 @@ class TritonServer:
             f"--model-repository={self._repository}",
             f"--backend-directory={backends}",
             *addresses,
+            *for_plans,
             *self._arguments,
+            f"--id={self._id}",
         ]
 
     def _wait_until_ready(self) -> None:
         process = self._running()
         deadline = time.monotonic() + self._ready_timeout
-        while not self._is_ready():
+        while True:
+            ready = self._is_ready()
             if process.popen.poll() is not None:
-                raise ServerError(
+                raise _ServerEnded(
                     f"[serve] tritonserver ended with status {process.popen.returncode}:\n"
                     + process.last_words()
                 )
+            if ready:
+                return
             if time.monotonic() > deadline:
                 raise ServerError(
                     f"[serve] tritonserver was not ready within {self._ready_timeout:g} s:\n"
@@ -280,6 +327,8 @@ class TritonServer:
             # gRPC waits a second before it tries a refused port again; a bare socket does not.
             socket.create_connection((host, int(port)), timeout=1).close()
             with InferenceServerClient(self.endpoints.grpc) as client:
+                if client.get_server_metadata(client_timeout=1).name != self._id:
+                    return False
                 if not client.is_server_ready(client_timeout=1):
                     return False
                 index = client.get_model_repository_index(client_timeout=1)
@@ -354,13 +403,20 @@ class _Process:
 
 
 def _free_ports(address: str, ports: Sequence[int]) -> list[int]:
-    """`ports` with a free port in the place of each 0; all are held until all are chosen."""
+    """`ports` with a free port in the place of each 0; all are held until all are chosen.
+
+    Raises:
+        ServerError: one is taken or cannot be listened on; the message names it.
+    """
     chosen = []
     with ExitStack() as stack:
-        for port in ports:
-            if port == 0:
-                held = stack.enter_context(socket.socket())
-                held.bind((address, 0))
-                port = held.getsockname()[1]
-            chosen.append(port)
+        for protocol, port in zip(_PROTOCOLS, ports, strict=True):
+            try:
+                held = stack.enter_context(socket.create_server((address, port)))
+            except OSError as error:
+                raise ServerError(
+                    f"[serve] {protocol} port {port} of {address}: expected a free port, found "
+                    f"that it cannot be listened on: {error.strerror}"
+                ) from None
+            chosen.append(held.getsockname()[1])
     return chosen

@@ -262,7 +262,9 @@ def flip_a_byte(path):
     path.write_bytes(content)
 
 
-def test_a_damaged_version_stops_the_start_and_the_error_names_the_file(own_repository, serve):
+def test_the_only_version_being_damaged_stops_the_start_and_the_error_names_the_file(
+    own_repository, serve
+):
     path = weights(own_repository / "retrieval" / "1")
     flip_a_byte(path)
     with pytest.raises(ServerError, match=re.escape(f"{path.name}: ") + ".*SHA-256"):

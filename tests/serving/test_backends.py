@@ -1,9 +1,16 @@
 import shutil
+import subprocess
+import sys
 
 import pytest
+from cuda_stub import build_tensorrt
+from plan_records import make_plan
 
 from recengine.errors import ServerError
+from recengine.plans import rebuild_command
 from recengine.serving.backends import (
+    _ASK_TENSORRT,
+    CONTAINER,
     backend_directory,
     container_command,
     needed_backends,
@@ -100,6 +107,32 @@ def test_the_container_gets_our_backend_where_it_finds_openvino(tmp_path):
     assert list(here.glob("libopenvino.so*"))
     assert "--gpus=all" not in command
     assert "--gpus=all" in container_command(tmp_path, find_backends(), gpu=True).split()
+
+
+def test_beside_the_container_stands_which_tensorrt_the_plans_need(tmp_path):
+    """As comments of a shell: the text is pasted as it is."""
+    tower = tmp_path / "tower" / "1"
+    tower.mkdir(parents=True)
+    (tower / "plan.json").write_text(make_plan().model_dump_json())
+    command, *comments = container_command(tmp_path, find_backends(), gpu=True).splitlines()
+    assert "tritonserver --model-repository=/models" in command
+    assert all(line.startswith("# ") for line in comments)
+    assert comments[0].startswith(
+        "# TensorRT 10.16.1.11 built the plans: the container must have it."
+    )
+    assert f"{CONTAINER} python3 -c" in comments[2]
+    assert comments[-1].endswith(f"&& {rebuild_command(tmp_path)}")
+    (tower / "plan.json").write_text(make_plan(version_compatible=True).model_dump_json())
+    assert "must have it or a later version." in container_command(
+        tmp_path, find_backends(), gpu=True
+    )
+
+
+def test_the_container_is_asked_for_the_whole_version_of_its_tensorrt(tmp_path):
+    build_tensorrt(tmp_path)
+    question = _ASK_TENSORRT.replace("/usr/lib/*-linux-gnu", str(tmp_path))
+    answer = subprocess.check_output([sys.executable, "-c", question], text=True)
+    assert answer == "10.16.1.11\n"
 
 
 def test_a_backend_that_no_target_needs_is_left_to_the_server(repository, installation):

@@ -1,5 +1,8 @@
 """A catalog of which one search keeps two threads busy: what comes waits for the next batch."""
 
+import re
+import time
+
 import grpc
 import numpy as np
 import pytest
@@ -9,10 +12,12 @@ from bench.serving import synthetic
 from recengine import Engine
 from recengine.client.wire import WireUsers
 from recengine.compile import compile_bundle
+from recengine.errors import ServerError
 from recengine.serving.server import TritonServer
 
 ITEMS = 200_000
 USERS = 60
+MAX_BATCH_SIZE = 64
 
 
 @pytest.fixture(scope="module")
@@ -24,15 +29,31 @@ def repository(tmp_path_factory):
         return compile_bundle(folder / "bundle", folder / "repository")
 
 
-@pytest.fixture(scope="module", params=[1, 2])
+@pytest.fixture(scope="module", params=[(1, "true"), (2, "false")])
 def large(repository, tmp_path_factory, request):
     log = tmp_path_factory.mktemp("log") / "log"
-    threads = [f"--backend-config=recengine,threads={request.param}"]
+    settings = dict(zip(("threads", "resident"), request.param, strict=True))
+    arguments = [f"--backend-config=recengine,{name}={value}" for name, value in settings.items()]
     with (
-        TritonServer(repository, log=log, arguments=threads) as server,
+        TritonServer(repository, log=log, arguments=arguments) as server,
         RawClient(server.endpoints.grpc) as client,
     ):
         yield client
+    copied = re.findall(r"retrieval version 1: .* (\d+) MiB of tensors in memory", log.read_text())
+    megabytes = ITEMS * 64 * 4 >> 20
+    assert [int(count) >= megabytes for count in copied] == [True] * (
+        settings["resident"] == "true"
+    )
+
+
+def test_resident_is_true_or_false(repository, tmp_path):
+    arguments = ["--backend-config=recengine,resident=yes"]
+    message = "resident: expected true or false, found 'yes'"
+    with (
+        pytest.raises(ServerError, match=message),
+        TritonServer(repository, log=tmp_path / "log", arguments=arguments),
+    ):
+        pass
 
 
 def user(number):
@@ -67,3 +88,29 @@ def test_a_batch_that_is_refused_lets_the_next_begin(large):
         futures = [large.send(make_request("recommend", bad)) for _ in range(40)]
         assert {future.code() for future in futures} == {grpc.StatusCode.INVALID_ARGUMENT}
         assert (large.infer("recommend", user(1))["item_ids"] >= 0).all()
+
+
+def finished(client):
+    """How many requests were computed, and how many ended otherwise."""
+    stats = client.statistics("retrieval").inference_stats
+    return stats.success.count, stats.fail.count
+
+
+def test_what_is_cancelled_while_it_waits_is_not_computed(large):
+    patient = {"timeout": 60_000_000}
+    full = {name: np.repeat(rows, MAX_BATCH_SIZE, axis=0) for name, rows in user(0).items()}
+    computed, refused = finished(large)
+    busy = [large.send(make_request("retrieval", full, **patient)) for _ in range(40)]
+    waiting = [large.send(make_request("retrieval", user(i), **patient)) for i in range(50)]
+    busy[0].result()
+    for future in waiting:
+        future.cancel()
+    assert not busy[-1].done(), "nothing waited"
+    for future in busy:
+        future.result()
+    # A request is counted after it is answered; those that Triton dropped itself never are.
+    deadline = time.monotonic() + 2
+    while sum(finished(large)) < computed + refused + 90 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert finished(large)[0] - computed == len(busy)
+    assert finished(large)[1] > refused, "Triton dropped all before our queue"

@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -59,6 +60,32 @@ def test_a_server_that_is_not_ready_in_time_is_killed(golden_repository, tmp_pat
         slow.start()
     with pytest.raises(ServerError, match=r"not running"):
         slow.wait()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http", "metrics"])
+def test_a_port_that_is_taken_is_refused_by_name(serve, golden_server, tmp_path, protocol):
+    port = getattr(golden_server.endpoints, protocol).rpartition(":")[2]
+    message = rf"{protocol} port {port} of 127\.0\.0\.1: .*Address already in use"
+    with pytest.raises(ServerError, match=message):
+        serve(**{f"{protocol}_port": int(port)}).start()
+    assert not (tmp_path / "log").exists()
+
+
+def test_another_server_that_answers_on_the_port_is_not_taken_for_ready(
+    serve, golden_server, monkeypatch
+):
+    """One that took the port between the check and the start."""
+    endpoints = dataclasses.astuple(golden_server.endpoints)
+    taken = [int(endpoint.rpartition(":")[2]) for endpoint in endpoints]
+    monkeypatch.setattr(serving, "_free_ports", lambda address, ports: taken)
+    with pytest.raises(ServerError, match=r"ended with status 1:(.|\n)*failed to start"):
+        serve().start()
+
+
+def test_arguments_are_passed_on_and_cannot_change_who_is_ready(serve, tmp_path):
+    with serve(arguments=["--backend-config=recengine,threads=1", "--id=another"]):
+        pass
+    assert re.search(r"recengine: \w+, 1 threads", (tmp_path / "log").read_text())
 
 
 def test_stopping_twice_is_harmless_and_the_first_tells_the_status(serve):

@@ -1,0 +1,153 @@
+"""Sets damaged versions of a model repository aside, so that a start serves the last good one."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2 as pb
+
+from recengine._files import replace_file, sync
+from recengine.bundle import versions
+from recengine.client.schema import SCHEMA_PARAMETER
+from recengine.errors import BundleError, CompileError, ServerError
+from recengine.plans import RECORD, verify_plan
+from recengine.serving.backends import OURS, read_configs
+
+
+def set_aside_damaged(repository: Path) -> str | None:
+    """Renames versions that cannot be loaded to failed-<version>, where Triton does not look.
+
+    Which those are is not guessed from a failed start: our engine loads every version directory of
+    our backend here as the server does, and plans are held against their records. A version is one
+    compile's, of all its models: where one model's is damaged all go, and so does what is newer
+    than the newest version that is whole and good. Models that compile did not write are left
+    alone, and nothing is deleted: rename a directory back to serve it again.
+
+    The configs stay those of the newest compile, except that those of a split repository name the
+    version that is left. A graph of the ONNX Runtime backend has no checksum: what is damaged there
+    is not found.
+
+    Returns:
+        What was done and why; None where no version is damaged, or no good one is left, and nothing
+        was done.
+
+    Raises:
+        ServerError: versions are damaged, but the repository cannot be changed, or a compile is at
+            work in it.
+    """
+    models = _compiled_models(repository)
+    good, newer, damaged = _examine(repository, models)
+    if good is None or not damaged:
+        return None
+    found = "; ".join(f"{_name(path)}: {error}" for path, error in damaged.items())
+    # What is damaged goes last: whatever kills this process, the next start gets here again, and
+    # never serves a model's old version with another's new one.
+    order = sorted(newer, key=lambda path: path in damaged)
+    try:
+        with _no_compile(repository):
+            for model in models:
+                _name_version(repository / model / "config.pbtxt", good)
+            moved = [f"{_name(path)} to {_set_aside(path).name}" for path in order]
+    except (OSError, text_format.ParseError) as error:
+        raise ServerError(
+            f"[serve] {repository}: version {good} is the last good one, but newer ones cannot be "
+            f"set aside: {error}. Make the repository writable, or rename "
+            f"{', '.join(map(_name, order))} yourself. Damaged: {found}"
+        ) from None
+    return (
+        f"[serve] {repository}: serving version {good}, the last good one. Damaged: {found}. "
+        f"Renamed: {', '.join(moved)}"
+    )
+
+
+def _compiled_models(repository: Path) -> dict[str, pb.ModelConfig]:
+    """What compile wrote: the models of our backend, our ensembles, and the steps of those."""
+    configs = read_configs(repository)
+    names = set()
+    for name, config in configs.items():
+        if SCHEMA_PARAMETER in config.parameters:
+            steps = config.ensemble_scheduling.step
+            names |= {name, *(step.model_name for step in steps)}
+    return {name: config for name, config in configs.items() if name in names}
+
+
+def _examine(
+    repository: Path, models: dict[str, pb.ModelConfig]
+) -> tuple[int | None, list[Path], dict[Path, BundleError | CompileError]]:
+    """The newest version that every model has and can load, what is newer, and what is damaged."""
+    numbers = {number for model in models for number in versions(repository / model)}
+    newer: list[Path] = []
+    damaged: dict[Path, BundleError | CompileError] = {}
+    for number in sorted(numbers, reverse=True):
+        paths = {model: repository / model / str(number) for model in models}
+        standing = {model: path for model, path in paths.items() if path.is_dir()}
+        failed = {}
+        for model, path in standing.items():
+            try:
+                _load(models[model], path)
+            except (BundleError, CompileError) as error:
+                failed[path] = error
+        if not failed and standing == paths:
+            return number, newer, damaged
+        newer += standing.values()
+        damaged |= failed
+    return None, newer, damaged
+
+
+def _load(config: pb.ModelConfig, version: Path) -> None:
+    if config.backend == OURS:
+        from recengine.engine import Engine  # only where a start failed
+
+        Engine(version)
+    elif (version / RECORD).exists():
+        verify_plan(version)
+
+
+def _name_version(path: Path, version: int) -> None:
+    """Has a config that names versions name this one."""
+    text = path.read_text()
+    config = text_format.Parse(text, pb.ModelConfig())
+    served = config.version_policy.specific.versions
+    steps = [step for step in config.ensemble_scheduling.step if step.model_version > 0]
+    if not served and not steps:
+        return
+    if served:
+        served[:] = [version]
+    for step in steps:
+        step.model_version = version
+    header = [line for line in text.splitlines(keepends=True) if line.startswith("#")]
+    replace_file(path, ("".join(header) + text_format.MessageToString(config)).encode())
+
+
+def _set_aside(path: Path) -> Path:
+    """Renames to a name that none had: another version of this number may have failed before."""
+    # Triton takes every name that begins with digits for a version.
+    target, attempt = path.with_name(f"failed-{path.name}"), 1
+    while target.exists():
+        attempt += 1
+        target = path.with_name(f"failed-{path.name}-{attempt}")
+    path.rename(target)
+    sync(path.parent)
+    return target
+
+
+def _name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+@contextmanager
+def _no_compile(repository: Path) -> Iterator[None]:
+    """Holds the lock that compile takes; BlockingIOError, which is an OSError, if one runs."""
+    descriptor = os.open(repository, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise OSError("a compile is at work in it") from None
+    finally:
+        os.close(descriptor)
