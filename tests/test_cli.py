@@ -1,19 +1,27 @@
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from tritonclient.grpc import InferenceServerClient
 from typer.testing import CliRunner
 
 from recengine.bundle import load_tensor, read_manifest
 from recengine.cli import app
 from recengine.cli.catalog import Catalog
 from recengine.client import RecommenderClient
+from recengine.compile import compile_bundle
 from recengine.data import Dataset, FeatureTable, Interactions, Ragged
 from recengine.errors import InputError
 from recengine.keys import hash_key
+from recengine.training import checkpoint
 
 COMMANDS = {
     "train",
@@ -94,6 +102,49 @@ def test_compile_names_the_missing_manifest(tmp_path):
 
 
 @pytest.fixture
+def plays(tmp_path):
+    """Interactions, users and items as CSV, with names of their own."""
+    tables = {
+        "plays": ["listener,artist,weight"]
+        + [f"{user},{(user + step) % 9},2" for user in range(30) for step in range(5)],
+        "listeners": ["listener,country", *(f"{user},{'AB'[user % 2]}" for user in range(30))],
+        "artists": ["artist,style,length", *(f"{item},{item % 3},{item}.5" for item in range(9))],
+    }
+    for name, lines in tables.items():
+        (tmp_path / f"{name}.csv").write_text("\n".join(lines) + "\n")
+    return [tmp_path / f"{name}.csv" for name in tables]
+
+
+NAMES = ("--columns", "user=listener,item=artist,time=")
+
+
+def test_train_takes_names_of_columns_and_tables_of_features(plays, tmp_path):
+    data, users, items = plays
+    out = tmp_path / "checkpoint"
+    tables = ("--users", users, "--items", items, "--strings", "artist")
+    result = invoke("train", data, "--out", out, "--max-epochs", "1", *NAMES, *tables)
+    assert result.exit_code == 0, result.output
+    recommender = checkpoint.load(out)
+    assert {spec.name for spec in recommender.features} == {"user_id", "history", "country"}
+    assert {spec.name for spec in recommender.item_features} == {"item_id", "style"}
+    assert recommender.item_dense.shape == (9, 1)
+    assert set(recommender.item_keys) == {hash_key(str(item)) for item in range(9)}
+
+
+@pytest.mark.parametrize("names", ["usr=listener", "user", "user=", "user=listener,user=artist"])
+def test_train_refuses_names_of_no_column(plays, names):
+    result = invoke("train", plays[0], "--columns", names)
+    assert result.exit_code == 2
+    assert "expected user=NAME" in result.output
+
+
+def test_train_refuses_tables_that_a_format_does_not_take(data, plays):
+    result = invoke("train", data, "--users", plays[1])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: [read] users: recbole takes none")
+
+
+@pytest.fixture
 def golden_data(golden, tmp_path):
     """A data set whose items are those of the golden bundle."""
     items = load_tensor(golden, read_manifest(golden).retrieval.index.keys).tolist()
@@ -125,22 +176,92 @@ def test_recommend_shows_titles_beside_the_history(golden_server, golden_data):
     assert not {"4", "5"} & set(titles)  # what was taken is not recommended again
 
 
-def test_serve_prints_its_endpoints_and_ends_on_sigterm(golden_repository, tmp_path):
-    command = [sys.executable, "-c", "from recengine.cli import app; app()", "serve"]
+@pytest.fixture
+def serving(golden_repository, tmp_path):
+    """Runs `recengine serve` over an own copy of a repository; its endpoints once it is ready."""
+    repository = shutil.copytree(golden_repository, tmp_path / "repository")
+    command = [sys.executable, "-c", "from recengine.cli import app; app()", "serve", repository]
     ports = [f"--{kind}-port=0" for kind in ("grpc", "http", "metrics")]
     log = tmp_path / "log"
+
+    @contextmanager
+    def serve(*arguments):
+        with (
+            log.open("w") as sink,
+            subprocess.Popen(
+                [*command, *ports, *arguments], stdout=subprocess.PIPE, stderr=sink, text=True
+            ) as process,
+        ):
+            try:
+                ready = process.stdout.readline()
+                endpoints = re.match(r"ready: grpc (\S+), http (\S+), metrics (\S+)", ready)
+                assert endpoints, log.read_text()
+                yield repository, *endpoints.groups()
+            finally:
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(30) == 0, log.read_text()
+
+    return serve
+
+
+def test_serve_prints_its_endpoints_and_ends_on_sigterm(serving):
+    with serving() as (_, grpc, _, _), RecommenderClient(grpc) as client:
+        assert client.ready(timeout=10)
+
+
+def test_serve_passes_on_what_stands_after_two_dashes(serving, tmp_path):
+    with serving("--", "--backend-config=recengine,threads=1", "--log-verbose=1"):
+        log = (tmp_path / "log").read_text()
+    assert re.search(r"recengine: \w+, 1 threads", log)
+
+
+def test_serve_with_explicit_model_control_takes_what_compile_adds_and_loses_nothing(
+    serving, golden
+):
+    def load(http, model):
+        url = f"http://{http}/v2/repository/models/{model}/load"
+        urllib.request.urlopen(urllib.request.Request(url, method="POST"), timeout=30).close()
+
+    user = {"user_id": 101, "age": 0.5, "activity": 1.0}
     with (
-        log.open("w") as sink,
-        subprocess.Popen(
-            [*command, golden_repository, *ports], stdout=subprocess.PIPE, stderr=sink, text=True
-        ) as serve,
+        serving("--model-control", "explicit") as (repository, grpc, http, _),
+        RecommenderClient(grpc, timeout=20) as client,
+        InferenceServerClient(grpc) as server,
+        ThreadPoolExecutor(1) as pool,
     ):
-        ready = re.match(r"ready: grpc (\S+), http (\S+), metrics (\S+)", serve.stdout.readline())
-        assert ready, log.read_text()
-        with RecommenderClient(ready[1]) as client:
-            assert client.ready(timeout=10)
-        serve.send_signal(signal.SIGTERM)
-        assert serve.wait(30) == 0, log.read_text()
+        stop = threading.Event()
+
+        def ask():
+            answers = 0
+            while not stop.is_set():
+                assert client.recommend(user).item_ids.size
+                answers += 1
+            return answers
+
+        asking = pool.submit(ask)
+        try:
+            compile_bundle(golden, repository)
+            load(http, "recommend")  # with the models that it consists of
+        finally:
+            stop.set()
+        assert asking.result() > 0
+        for model in ("retrieval", "ranking", "recommend"):
+            assert server.is_model_ready(model, "2")
+            assert not server.is_model_ready(model, "1")
+
+
+def test_serve_gives_up_after_the_time_it_was_given(golden_repository):
+    ports = [f"--{kind}-port=0" for kind in ("grpc", "http", "metrics")]
+    result = invoke("serve", golden_repository, *ports, "--ready-timeout", "0")
+    assert result.exit_code == 1
+    assert "error: [serve] tritonserver was not ready within 0 s" in result.stderr
+
+
+def test_serve_refuses_a_port_that_is_taken(golden_repository, golden_server):
+    port = golden_server.endpoints.grpc.rpartition(":")[2]
+    result = invoke("serve", golden_repository, "--grpc-port", port)
+    assert result.exit_code == 1
+    assert f"error: [serve] grpc port {port} of 127.0.0.1: " in result.stderr
 
 
 def test_evaluate_compares_the_served_answers_with_the_reference(golden_server, golden):
@@ -219,9 +340,9 @@ def test_a_catalog_gives_features_as_training_names_them():
     assert features["gender"].tolist() == [3]
 
 
-def test_a_catalog_fills_an_unknown_number_with_the_mean():
+def test_a_catalog_leaves_out_an_unknown_number():
     features = Catalog(DATASET).features(8)
-    assert features["age"] == 20.0
+    assert "age" not in features
     assert features["gender"].tolist() == []
 
 

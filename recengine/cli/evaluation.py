@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from recengine.bundle import FidelityBounds, latest_version, read_manifest
+from recengine.bundle import latest_version, read_manifest
 from recengine.cli import show
 from recengine.client import RecommenderClient
 from recengine.compile import MEASURED
 from recengine.compile.fidelity import gate, load_reference, served, served_answer
 from recengine.compile.lowering import BOUNDS
-from recengine.errors import BundleError
+from recengine.errors import BundleError, CompileError
 from recengine.plans import Precision, plans
 
 _TIMEOUT_S = 30.0
@@ -24,8 +24,15 @@ def of_checkpoint(path: Path) -> None:
     show.quality(recommender.name, ((row.method, row.metrics) for row in recommender.quality))
 
 
-def of_bundle(path: Path, url: str | None) -> None:
-    """What training measured and, by the server at `url`, what is answered for the same users."""
+def of_bundle(path: Path, url: str | None, precision: Precision | None) -> None:
+    """What training measured and, by the server at `url`, what is answered for the same users.
+
+    A bundle does not know in which precision a server runs its graphs.
+
+    Raises:
+        CompileError: answers are farther from eager PyTorch than graphs in `precision` may be; None
+            is fp32.
+    """
     manifest = read_manifest(path)
     quality = manifest.provenance.quality
     if quality:
@@ -36,7 +43,14 @@ def of_bundle(path: Path, url: str | None) -> None:
         raise BundleError(f"{path}: no reference users; export writes them")
     reference = load_reference(path, manifest.reference)
     with RecommenderClient(url, timeout=_TIMEOUT_S) as client:
-        show.fidelity(gate(reference, served_answer(client, reference), "served", FidelityBounds()))
+        answer = served_answer(client, reference)
+        try:
+            rows = gate(reference, answer, "served", BOUNDS[precision or "fp32"])
+        except CompileError as error:
+            if precision is not None:
+                raise
+            raise CompileError(f"{error}\nif it runs graphs below fp32, say --precision") from None
+    show.fidelity(rows)
 
 
 def of_repository(path: Path, url: str | None) -> None:

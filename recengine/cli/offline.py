@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from recengine.data import Columns
 
 Data = Annotated[
     Path, typer.Argument(exists=True, help="Folder or file of interactions (docs: recengine.data).")
 ]
 Checkpoint = Annotated[Path, typer.Argument(exists=True, file_okay=False)]
 _PLANS = "Plans of the target gpu"
+_Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 
 
@@ -27,16 +31,52 @@ def train(
     out: Annotated[Path, typer.Option(help="Directory of the checkpoint.")] = Path("checkpoint"),
     seed: Seed = 0,
     max_epochs: Annotated[int, typer.Option(min=1, help="Epochs of each model, at most.")] = 30,
+    columns: Annotated[
+        str | None,
+        typer.Option(
+            help="Names of columns (Parquet, CSV, RecBole): user=NAME,item=NAME,time=NAME,"
+            "rating=NAME. An empty time: rows stand oldest first.",
+        ),
+    ] = None,
+    strings: Annotated[
+        list[str] | None,
+        typer.Option(help="Column of ids that are strings though they look like integers."),
+    ] = None,
+    users: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="User features, Parquet or CSV."),
+    ] = None,
+    items: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Item features, Parquet or CSV."),
+    ] = None,
 ) -> None:
     """Trains retrieval and ranking on a data set and prints their quality beside baselines."""
     from recengine.cli import show
     from recengine.data import read
     from recengine.training.train import train as fit
 
-    dataset = read(data)
+    names = _columns(columns, strings or []) if columns or strings else None
+    dataset = read(data, columns=names, users=users, items=items)
     quality = fit(dataset, out, seed=seed, max_epochs=max_epochs)
     show.quality(dataset.name, ((row.method, row.metrics) for row in quality))
     typer.echo(f"checkpoint: {out}")
+
+
+def _columns(names: str | None, strings: list[str]) -> Columns:
+    from recengine.data import Columns
+
+    given: dict[str, Any] = {}
+    for part in names.split(",") if names else []:
+        role, _, name = part.partition("=")
+        known = role in ("user", "item", "time", "rating") and role not in given
+        if not known or not (name or part == "time="):
+            raise typer.BadParameter(
+                f"expected user=NAME, item=NAME, time=NAME or rating=NAME, found {part!r}",
+                param_hint="--columns",
+            )
+        given[role] = name or None
+    return Columns(**given, strings=strings)
 
 
 def evaluate(
@@ -49,13 +89,20 @@ def evaluate(
     url: Annotated[
         str | None, typer.Option(help="host:port of a server to ask for the held-out users.")
     ] = None,
+    precision: Annotated[
+        _Precision | None,
+        typer.Option(help="Of the graphs that the server runs, for a bundle; fp32 unless given."),
+    ] = None,
 ) -> None:
     """Shows quality on held-out users and, with --url, how the served answers compare."""
     from recengine.bundle import MANIFEST
     from recengine.cli import evaluation
 
-    if (path / MANIFEST).exists():
-        evaluation.of_bundle(path, url)
+    is_bundle = (path / MANIFEST).exists()
+    if precision is not None and not (is_bundle and url):
+        raise typer.BadParameter("only a bundle with --url takes --precision")
+    if is_bundle:
+        evaluation.of_bundle(path, url, precision)
     elif (path / "retrieval").is_dir():
         evaluation.of_repository(path, url)
     else:
@@ -81,13 +128,24 @@ def compile_(
     target: Annotated[
         Literal["cpu", "onnxruntime", "gpu"], typer.Option(help="What to compile for.")
     ] = "cpu",
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="Most users that run together, and of a request.")
+    ] = 64,
     precision: Annotated[
-        Literal["fp32", "fp16", "bf16", "int8"] | None,
+        _Precision | None,
         typer.Option(help="gpu: of matrix products; fp32 unless given.", rich_help_panel=_PLANS),
     ] = None,
     usual_batch: Annotated[
         int | None,
-        typer.Option(help="gpu: batch that kernels are chosen for.", rich_help_panel=_PLANS),
+        typer.Option(min=1, help="gpu: batch that kernels are chosen for.", rich_help_panel=_PLANS),
+    ] = None,
+    usual_candidates: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="gpu: candidates that kernels are chosen for and CUDA graphs captured.",
+            rich_help_panel=_PLANS,
+        ),
     ] = None,
     workspace_mib: Annotated[
         int | None,
@@ -121,6 +179,7 @@ def compile_(
     given: dict[str, Any] = {
         "precision": precision,
         "usual_batch": usual_batch,
+        "usual_candidates": usual_candidates,
         "workspace_bytes": workspace_mib and workspace_mib << 20,
         "optimization_level": optimization_level,
         "tf32": tf32 or None,
@@ -135,6 +194,7 @@ def compile_(
         bundle,
         out,
         target=target,
+        max_batch=max_batch,
         plans=PlanOptions(**given),
         progress=lambda line: typer.echo(line, err=True),
     )

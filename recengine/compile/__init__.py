@@ -32,7 +32,13 @@ from recengine.compile.fidelity import Answer, ReferenceAnswers, gate, load_refe
 from recengine.compile.fused import Fused
 from recengine.compile.lowering import BOUNDS
 from recengine.compile.plan_builder import Progress
-from recengine.compile.repository import CONFIG, Request, warmup_request, write_configs
+from recengine.compile.repository import (
+    CONFIG,
+    MAX_BATCH,
+    Requests,
+    expected_requests,
+    write_configs,
+)
 from recengine.compile.split import Split
 from recengine.compile.tensorrt import PlanOptions, TensorRT
 from recengine.compile.version_directory import Model
@@ -64,7 +70,7 @@ class Layout(Protocol):
         """Runs the staged directories in process, for the fidelity gate."""
 
     def configs(
-        self, request: Request, version: int, kept: Iterable[int]
+        self, requests: Requests, version: int, kept: Iterable[int]
     ) -> dict[str, pb.ModelConfig]:
         """The Triton configuration of every model, by name; ensembles last.
 
@@ -77,6 +83,7 @@ def compile_bundle(
     out: Path,
     *,
     target: Target = "cpu",
+    max_batch: int = MAX_BATCH,
     bounds: FidelityBounds | None = None,
     plans: PlanOptions | None = None,
     progress: Progress | None = None,
@@ -94,6 +101,7 @@ def compile_bundle(
         out: the model repository; made when it is not there.
         target: what to compile for: cpu is OpenVINO in our backend, onnxruntime the stock ONNX
             Runtime backend on a CPU, gpu the stock TensorRT backend.
+        max_batch: the most users of a request, and of requests that run together.
         bounds: how far the answers may be from eager PyTorch; None: what is usual for the target
             and its precision.
         plans: how the plans of the target gpu are built.
@@ -104,28 +112,30 @@ def compile_bundle(
 
     Raises:
         BundleError: a file of the bundle is missing or changed.
-        CompileError: a graph could not be compiled, the fidelity gate refused the result, or the
-            repository is of another target.
+        CompileError: a graph could not be compiled, the fidelity gate refused the result, the
+            repository is of another target, or a size is not one that a request can have.
         DeviceError: the target is gpu and there is none.
     """
     bundle, out = Path(bundle), Path(out)
     manifest = verify(bundle)
-    request = warmup_request(bundle, manifest)
     plans = plans or PlanOptions()
+    requests = expected_requests(
+        bundle, manifest, max_batch=max_batch, usual_candidates=plans.usual_candidates
+    )
     if bounds is None:
         bounds = BOUNDS[plans.precision if target == "gpu" else "fp32"]
-    layout = _layout(bundle, manifest, target, bounds, plans, progress)
+    layout, rows = _layout(bundle, manifest, target, requests, bounds, plans, progress)
     out.mkdir(parents=True, exist_ok=True)
     with _sole_writer(out), _staging(out) as staging:
         _require_same_models(out, manifest, target)
         layout.stage(bundle, staging)
-        rows = _gate(bundle, manifest, layout, staging, bounds)
+        rows += _gate(bundle, manifest, layout, staging, bounds)
         for model in MEASURED:
             own = "retrieval" if model == "retrieval" else "recommend"
             fidelity = [row for row in rows if row.stage == own]
             part = read_manifest(staging / model)
             write_manifest(staging / model, part.model_copy(update={"fidelity": fidelity}))
-        _publish(staging, out, layout, request)
+        _publish(staging, out, layout, requests)
     return out
 
 
@@ -133,15 +143,18 @@ def _layout(
     bundle: Path,
     manifest: Manifest,
     target: Target,
+    requests: Requests,
     bounds: FidelityBounds,
     plans: PlanOptions,
     progress: Progress | None,
-) -> Layout:
+) -> tuple[Layout, list[FidelityRow]]:
+    """The models to write, and what was measured of their graphs already."""
     if target == "cpu":
-        return Fused(manifest)
+        return Fused(manifest), []
     if target == "onnxruntime":
-        return Split(manifest, target, onnxruntime)
-    return Split(manifest, target, TensorRT(bundle, manifest, plans, bounds, progress))
+        return Split(manifest, target, onnxruntime), []
+    compiler = TensorRT(bundle, manifest, requests, plans, bounds, progress)
+    return Split(manifest, target, compiler), compiler.fidelity
 
 
 def _require_same_models(out: Path, manifest: Manifest, target: Target) -> None:
@@ -184,7 +197,7 @@ def _gate(
     return gate(reference, layout.answer(staging, reference), "engine", bounds)
 
 
-def _publish(staging: Path, out: Path, layout: Layout, request: Request) -> None:
+def _publish(staging: Path, out: Path, layout: Layout, requests: Requests) -> None:
     """Renames the staged directories to one version number that no model has yet.
 
     The ensembles come last: the config of a split repository's ensemble names the version of its
@@ -196,8 +209,8 @@ def _publish(staging: Path, out: Path, layout: Layout, request: Request) -> None
     for model in layout.composing:
         _publish_model(staging, out, model, version)
     if kept := _named_by_ensembles(out, layout):
-        write_configs(out, layout.configs(request, version, kept), request)
-    write_configs(out, layout.configs(request, version, ()), request)
+        write_configs(out, layout.configs(requests, version, kept), requests)
+    write_configs(out, layout.configs(requests, version, ()), requests)
     for model in layout.ensembles:
         _publish_model(staging, out, model, version)
 

@@ -33,7 +33,7 @@ from recengine.keys import NO_ITEM
 Ids = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float32]
 Stage = Literal["retrieval", "recommend"]
-Via = Literal["engine", "served"]
+Via = Literal["engine", "served", "onnx"]
 
 _BATCH = 64
 _DEADLINE_S = 30.0

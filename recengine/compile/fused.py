@@ -11,7 +11,7 @@ from recengine.bundle import Manifest
 from recengine.client.wire import WireUsers
 from recengine.compile import openvino, version_directory
 from recengine.compile.fidelity import Answer, Ranked, ReferenceAnswers, Stage
-from recengine.compile.repository import Request, fused_configs
+from recengine.compile.repository import Requests, fused_configs
 from recengine.compile.version_directory import Model
 from recengine.engine import Engine
 
@@ -55,7 +55,7 @@ class Fused:
         return answer
 
     def configs(
-        self, request: Request, version: int, kept: Iterable[int]
+        self, requests: Requests, version: int, kept: Iterable[int]
     ) -> dict[str, pb.ModelConfig]:
         """The same for every version: the ensemble runs the newest."""
-        return fused_configs(self._manifest, request)
+        return fused_configs(self._manifest, requests)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 
-from recengine.bundle import FidelityBounds, Manifest
+from recengine.bundle import FidelityBounds, FidelityRow, Manifest
 from recengine.client.wire import WireUsers
 from recengine.compile.calibration import largest_activations
 from recengine.compile.fidelity import ReferenceAnswers, gate, load_reference
@@ -42,7 +42,7 @@ _BATCH = 64
 
 def lower_graphs(
     bundle: Path, manifest: Manifest, precision: Precision, bounds: FidelityBounds | None = None
-) -> dict[str, onnx.ModelProto]:
+) -> tuple[dict[str, onnx.ModelProto], list[FidelityRow]]:
     """Both graphs in a precision, once what they answer was compared with eager PyTorch.
 
     The comparison runs on the CPU, before a target's compiler spends its time on them; it rounds
@@ -55,7 +55,8 @@ def lower_graphs(
         bounds: how far the answers may be from eager PyTorch; None: `BOUNDS` of the precision.
 
     Returns:
-        Models by the graph's name.
+        Models by the graph's name, and what was measured; nothing where the bundle has no
+        reference.
 
     Raises:
         CompileError: a bound is passed, int8 has nothing to calibrate with, or ONNX Runtime is not
@@ -64,7 +65,7 @@ def lower_graphs(
     names = [model.graph for model in stages(manifest)]
     models = {name: onnx.load(bundle / manifest.graphs[name].file) for name in names}
     if manifest.reference is None:
-        return _unchecked(bundle, models, precision)
+        return _unchecked(bundle, models, precision), []
     engine, reference = Engine(bundle), load_reference(bundle, manifest.reference)
     if precision == "int8":
         inputs = zip(*_calibration_inputs(engine, reference), strict=True)
@@ -77,10 +78,10 @@ def lower_graphs(
     tower, ranker = (graph_runner(models[name]) for name in names)
     answer = staged_answer([engine] * 4, tower, ranker, *reference.sizes)
     try:
-        gate(reference, answer, "engine", bounds or BOUNDS[precision])
+        rows = gate(reference, answer, "onnx", bounds or BOUNDS[precision])
     except CompileError as error:
         raise CompileError(f"[compile] graphs in {precision}, on the CPU: {error}") from None
-    return models
+    return models, rows
 
 
 def _unchecked(

@@ -13,7 +13,7 @@ from recengine.bundle import Manifest, Stage, Target
 from recengine.compile import version_directory
 from recengine.compile.fidelity import Answer, ReferenceAnswers
 from recengine.compile.graph_signature import require_signatures
-from recengine.compile.repository import Request, stages
+from recengine.compile.repository import Requests, stages
 from recengine.compile.split_repository import configs as split_configs
 from recengine.compile.staged_answer import Run, staged_answer
 from recengine.compile.version_directory import Model
@@ -93,10 +93,10 @@ class Split:
         return staged_answer(engines, tower, ranker, *reference.sizes)
 
     def configs(
-        self, request: Request, version: int, kept: Iterable[int]
+        self, requests: Requests, version: int, kept: Iterable[int]
     ) -> dict[str, pb.ModelConfig]:
         """Those of one version: no answer is made of two."""
-        return split_configs(self._manifest, request, self._target, version, kept)
+        return split_configs(self._manifest, requests, self._target, version, kept)
 
     def _write(self, bundle: Path, model: Model, kind: Stage, destination: Path) -> None:
         part = version_directory.part(self._manifest, model, self._target, stage=kind)

@@ -14,7 +14,7 @@ from recengine.compile.graph_signature import dims
 from recengine.compile.repository import (
     ANSWER,
     CANDIDATES,
-    Request,
+    Requests,
     Tensors,
     add_schema,
     add_step,
@@ -35,7 +35,7 @@ _KEYS = ("ids", "lengths")
 
 def configs(
     manifest: Manifest,
-    request: Request,
+    requests: Requests,
     target: Target,
     version: int,
     kept: Iterable[int] = (),
@@ -49,13 +49,13 @@ def configs(
     retrieval, ranking = stages(manifest)
     tower, ranker = (manifest.graphs[name] for name in (retrieval.graph, ranking.graph))
     result = {
-        **_stages(manifest, request, target, tower, ranker),
-        retrieval.graph: _dense(retrieval.graph, tower, target, request),
-        ranking.graph: _dense(ranking.graph, ranker, target, request),
+        **_stages(manifest, requests, target, tower, ranker),
+        retrieval.graph: _dense(retrieval.graph, tower, target, requests),
+        ranking.graph: _dense(ranking.graph, ranker, target, requests),
     }
     for config in result.values():
         config.version_policy.specific.versions.extend([*kept, version])
-    result |= _ensembles(manifest, request, version)
+    result |= _ensembles(manifest, requests, version)
     for config in result.values():
         if config.backend == "recengine" or config.platform == "ensemble":
             add_schema(config, manifest)
@@ -63,10 +63,10 @@ def configs(
 
 
 def _stages(
-    manifest: Manifest, request: Request, target: Target, tower: Graph, ranker: Graph
+    manifest: Manifest, requests: Requests, target: Target, tower: Graph, ranker: Graph
 ) -> dict[str, pb.ModelConfig]:
     """The models that our backend runs; ids and lengths go to all of them, dense to lookups."""
-    users = user_tensors(request)
+    users = user_tensors(requests)
     keys = {name: users[name] for name in _KEYS}
     tower_reads, ranker_reads = dims(tower.inputs), dims(ranker.inputs)
     items = {
@@ -83,20 +83,20 @@ def _stages(
     group = pb.ModelInstanceGroup
     kind = group.KIND_GPU if target == "gpu" else group.KIND_CPU
     return {
-        name: composing(name, inputs, outputs, request, kind)
+        name: composing(name, inputs, outputs, requests, kind)
         for name, (inputs, outputs) in tensors.items()
     }
 
 
-def _dense(name: str, graph: Graph, target: Target, request: Request) -> pb.ModelConfig:
+def _dense(name: str, graph: Graph, target: Target, requests: Requests) -> pb.ModelConfig:
     """The model of a graph."""
-    config = model(name, dims(graph.inputs), dims(graph.outputs))
+    config = model(name, dims(graph.inputs), dims(graph.outputs), requests)
     config.dynamic_batching.SetInParent()
-    add_warmup(config, {}, request["candidates"].shape[1])
+    add_warmup(config, {}, requests)
     if target == "gpu":
         config.platform = "tensorrt_plan"
         config.instance_group.add(count=1, kind=pb.ModelInstanceGroup.KIND_GPU)
-        config.optimization.cuda.graphs = True
+        _capture_cuda_graphs(config, requests)
         config.optimization.input_pinned_memory.enable = True
         config.optimization.output_pinned_memory.enable = True
     else:
@@ -107,14 +107,35 @@ def _dense(name: str, graph: Graph, target: Target, request: Request) -> pb.Mode
     return config
 
 
-def _ensembles(manifest: Manifest, request: Request, version: int) -> dict[str, pb.ModelConfig]:
+def _capture_cuda_graphs(config: pb.ModelConfig, requests: Requests) -> None:
+    """CUDA graphs of powers of two, each for the smaller batches that have none of their own.
+
+    The backend runs the rows that such a batch lacks, too, and drops their answers. It does not cut
+    answers to fewer candidates, so that the graphs are for the usual number of them alone. Without
+    these it would capture the batches 1 and `max_batch`, and launch them for no other.
+    """
+    cuda = config.optimization.cuda
+    cuda.graphs = True
+    lower = 1
+    while lower <= requests.max_batch:
+        batch = min(1 << (lower - 1).bit_length(), requests.max_batch)
+        spec = cuda.graph_spec.add(batch_size=batch)
+        spec.graph_lower_bound.batch_size = lower
+        for tensor in config.input:
+            shape = [requests.usual_candidates if dim == -1 else dim for dim in tensor.dims]
+            spec.input[tensor.name].dim.extend(shape)
+            spec.graph_lower_bound.input[tensor.name].dim.extend(shape)
+        lower = batch + 1
+
+
+def _ensembles(manifest: Manifest, requests: Requests, version: int) -> dict[str, pb.ModelConfig]:
     """Each of the three has its steps itself: an ensemble in an ensemble is one more hop."""
-    users = user_tensors(request)
-    retrieval = ensemble("retrieval", users)
+    users = user_tensors(requests)
+    retrieval = ensemble("retrieval", users, requests)
     _add_retrieval(retrieval, manifest, users, version, _as_is(ANSWER))
-    ranking = ensemble("ranking", {**users, **CANDIDATES})
+    ranking = ensemble("ranking", {**users, **CANDIDATES}, requests)
     _add_ranking(ranking, manifest, users, version)
-    recommend = ensemble("recommend", users)
+    recommend = ensemble("recommend", users, requests)
     found = dict(zip(ANSWER, CANDIDATES, strict=True))
     _add_retrieval(recommend, manifest, users, version, found)
     _add_ranking(recommend, manifest, users, version)

@@ -16,7 +16,7 @@ from recengine.compile.graph_signature import BATCH_AXIS
 from recengine.compile.lowering import lower_graphs
 from recengine.compile.plan_builder import Axes, PlanBuilder, Progress
 from recengine.compile.plan_runner import PlanRunner
-from recengine.compile.repository import MAX_BATCH_SIZE, stages
+from recengine.compile.repository import Requests, stages
 from recengine.compile.timing_cache import timing_cache_path
 from recengine.errors import CompileError
 from recengine.gpu import current_gpu
@@ -29,6 +29,8 @@ from recengine.plans import (
     SizeRange,
 )
 
+_USUAL_BATCH = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class PlanOptions:
@@ -36,7 +38,11 @@ class PlanOptions:
 
     Attributes:
         precision: of matrix products and what is cheap around them.
-        usual_batch: the batch that kernels are chosen for; any from 1 to the largest runs.
+        usual_batch: the batch that kernels are chosen for; any from 1 to the largest runs. None:
+            16, or the largest if that is less.
+        usual_candidates: the number of candidates that kernels are chosen for and CUDA graphs
+            captured; any from 1 to the most that retrieval may find runs. None: as many as it
+            finds.
         workspace_bytes: GPU memory that one kernel may use as scratch.
         optimization_level: 0 (fast build) to 5 (fast plan), as TensorRT counts.
         tf32: whether products in fp32 may round what they read to 10 bits.
@@ -46,7 +52,8 @@ class PlanOptions:
     """
 
     precision: Precision = "fp32"
-    usual_batch: int = 16
+    usual_batch: int | None = None
+    usual_candidates: int | None = None
     workspace_bytes: int = 1 << 30
     optimization_level: int = 3
     tf32: bool = False
@@ -60,10 +67,14 @@ class TensorRT:
     Args:
         bundle: directory that holds the graphs. Kernel timings are kept beside it for later builds.
         manifest: its manifest.
+        requests: what the plans are made for.
         options: how to build.
         bounds: how far the graphs' answers may be from eager PyTorch; None: what is usual for the
             precision.
         progress: is told what the builder does, a line at a time.
+
+    Attributes:
+        fidelity: what the graphs answer on the CPU beside eager PyTorch, before they are compiled.
 
     Raises:
         CompileError: TensorRT is not installed, or the graphs lose too much in this precision.
@@ -74,15 +85,17 @@ class TensorRT:
         self,
         bundle: Path,
         manifest: Manifest,
+        requests: Requests,
         options: PlanOptions,
         bounds: FidelityBounds | None = None,
         progress: Progress | None = None,
     ) -> None:
         self._trt = _tensorrt()
         self._gpu = current_gpu()
+        self._requests = requests
         self._options = options
         self._progress = progress
-        self._models = lower_graphs(bundle, manifest, options.precision, bounds)
+        self._models, self.fidelity = lower_graphs(bundle, manifest, options.precision, bounds)
 
     def convert(self, bundle: Path, manifest: Manifest, name: str, destination: Path) -> None:
         """Writes `destination`/model.plan, and plan.json, which says where it runs.
@@ -92,7 +105,7 @@ class TensorRT:
                 outputs are not those of the manifest.
         """
         entry = manifest.graphs[name]
-        axes = axes_of(entry, stages(manifest)[0], self._options.usual_batch)
+        axes = axes_of(entry, stages(manifest)[0], self._requests, self._options.usual_batch)
         builder = PlanBuilder(self._trt, name, self._progress)
         builder.parse(self._models[name], entry)
         builder.limit(self._options.workspace_bytes, self._options.optimization_level)
@@ -134,18 +147,20 @@ class TensorRT:
         )
 
 
-def axes_of(graph: Graph, retrieval: Retrieval, usual_batch: int) -> dict[str, SizeRange]:
+def axes_of(
+    graph: Graph, retrieval: Retrieval, requests: Requests, usual_batch: int | None = None
+) -> dict[str, SizeRange]:
     """Sizes of a graph's dynamic axes: the batch, and of a ranker the candidates.
 
     Raises:
         CompileError: the usual batch is not one that the repository's models take.
     """
-    if not 1 <= usual_batch <= MAX_BATCH_SIZE:
-        raise CompileError(
-            f"[tensorrt] usual batch: expected 1 to {MAX_BATCH_SIZE}, found {usual_batch}"
-        )
-    batch = SizeRange(min=1, opt=usual_batch, max=MAX_BATCH_SIZE)
-    candidates = SizeRange(min=1, opt=retrieval.num_candidates, max=retrieval.max_candidates)
+    largest = requests.max_batch
+    usual = min(_USUAL_BATCH, largest) if usual_batch is None else usual_batch
+    if not 1 <= usual <= largest:
+        raise CompileError(f"[tensorrt] usual batch: expected 1 to {largest}, found {usual}")
+    batch = SizeRange(min=1, opt=usual, max=largest)
+    candidates = SizeRange(min=1, opt=requests.usual_candidates, max=retrieval.max_candidates)
     names = {dim for tensor in graph.inputs for dim in tensor.dims if isinstance(dim, str)}
     return {name: batch if name == BATCH_AXIS else candidates for name in sorted(names)}
 

@@ -40,7 +40,7 @@ def score_error(bundle, manifest):
 
 def test_stages_with_fp32_graphs_answer_as_the_engine_does(bundle, manifest):
     engine, reference = Engine(bundle), load_reference(bundle, manifest.reference)
-    models = lower_graphs(bundle, manifest, "fp32")
+    models, _ = lower_graphs(bundle, manifest, "fp32")
     runs = [graph_runner(models[name]) for name in ("tower", "ranker")]
     found = staged_answer([engine] * 4, *runs, *reference.sizes)(reference.users)
     items, scores = engine.retrieve(reference.users, k=reference.sizes[0])
@@ -55,17 +55,19 @@ def test_stages_with_fp32_graphs_answer_as_the_engine_does(bundle, manifest):
 def test_graphs_keep_their_inputs_and_outputs_and_the_bounds(
     bundle, manifest, score_error, precision
 ):
-    models = lower_graphs(bundle, manifest, precision)
+    models, rows = lower_graphs(bundle, manifest, precision)
     for name, model in models.items():
         source = onnx.load(bundle / manifest.graphs[name].file).graph
         assert [*model.graph.input, *model.graph.output] == [*source.input, *source.output]
         onnx.checker.check_model(model, full_check=True)
     assert score_error(models) <= BOUNDS[precision].score_error
+    assert [(row.stage, row.path) for row in rows] == [("retrieval", "onnx"), ("recommend", "onnx")]
+    assert max(row.score_error for row in rows) == score_error(models)
 
 
 def test_a_lower_precision_is_farther_from_eager(bundle, manifest, score_error):
     fp32, fp16, bf16, int8 = (
-        score_error(lower_graphs(bundle, manifest, precision, LOOSE)) for precision in BOUNDS
+        score_error(lower_graphs(bundle, manifest, precision, LOOSE)[0]) for precision in BOUNDS
     )
     assert 0 < fp32 < fp16 / 100 < bf16 / 500 < int8 / 500
 
@@ -86,7 +88,9 @@ def test_without_reference_int8_is_refused_and_others_are_not_checked(changed_bu
     bundle = changed_bundle(reference=None)
     manifest = read_manifest(bundle)
     with pytest.warns(UserWarning, match="no reference answers; graphs in fp16 are not checked"):
-        assert set(lower_graphs(bundle, manifest, "fp16")) == {"tower", "ranker"}
+        models, rows = lower_graphs(bundle, manifest, "fp16")
+    assert set(models) == {"tower", "ranker"}
+    assert rows == []
     with pytest.raises(CompileError, match="int8 needs reference users to calibrate with"):
         lower_graphs(bundle, manifest, "int8")
 
@@ -94,4 +98,5 @@ def test_without_reference_int8_is_refused_and_others_are_not_checked(changed_bu
 @pytest.mark.skipif(not DEMO.is_dir(), reason="make demo was not run")
 @pytest.mark.parametrize("precision", BOUNDS)
 def test_the_demos_models_pass_in_every_precision(precision):
-    assert len(lower_graphs(DEMO, read_manifest(DEMO), precision)) == 2
+    models, rows = lower_graphs(DEMO, read_manifest(DEMO), precision)
+    assert len(models) == len(rows) == 2

@@ -25,7 +25,7 @@ from recengine.bundle import (
 )
 from recengine.client.schema import SCHEMA_PARAMETER, Schema
 from recengine.compile import compile_bundle
-from recengine.compile.repository import schema, warmup_request, write_configs
+from recengine.compile.repository import expected_requests, schema, write_configs
 from recengine.compile.split import STAGES
 from recengine.compile.split_repository import configs
 from recengine.engine import Engine
@@ -48,19 +48,19 @@ def config(repository, model):
     return text_format.Parse((repository / model / "config.pbtxt").read_text(), pb.ModelConfig())
 
 
-def generated(bundle, target, version=1):
+def generated(bundle, target, version=1, **sizes):
     manifest = read_manifest(bundle)
-    request = warmup_request(bundle, manifest)
-    return configs(manifest, request, target, version), request
+    requests = expected_requests(bundle, manifest, **sizes)
+    return configs(manifest, requests, target, version), requests
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "gpu"])
 def test_configs_equal_the_committed_text(bundle, target, tmp_path):
     expected = {path.stem: path.read_text() for path in (EXPECTED / target).iterdir()}
-    made, request = generated(bundle, target)
+    made, requests = generated(bundle, target)
     for model in expected:
         (tmp_path / model).mkdir()
-    write_configs(tmp_path, {model: made[model] for model in expected}, request)
+    write_configs(tmp_path, {model: made[model] for model in expected}, requests)
     found = {model: (tmp_path / model / "config.pbtxt").read_text() for model in expected}
     assert found == expected
 
@@ -117,17 +117,103 @@ def test_stages_run_in_our_backend_and_know_the_limits_of_a_request(bundle):
             assert Schema.from_json(text) == schema(read_manifest(bundle))
 
 
-def test_every_model_that_computes_is_warmed_up_and_drops_dead_requests(bundle):
-    made, request = generated(bundle, "gpu")
+@pytest.mark.parametrize("sizes", [{}, {"max_batch": 1}, {"max_batch": 9, "usual_candidates": 3}])
+def test_every_model_that_computes_is_warmed_up_and_drops_dead_requests(bundle, sizes):
+    made, requests = generated(bundle, "gpu", **sizes)
+    assert {config.max_batch_size for config in made.values()} == {requests.max_batch}
     for model in (*STAGES, *GRAPHS):
         assert made[model].HasField("dynamic_batching")
+        batches = [warmup.batch_size for warmup in made[model].model_warmup]
+        assert batches == sorted({1, requests.max_batch})
         for warmup in made[model].model_warmup:
             assert set(warmup.inputs) == {item.name for item in made[model].input}
             for item in warmup.inputs.values():
                 assert item.zero_data != bool(item.input_data_file)
                 assert -1 not in item.dims
                 if item.input_data_file:
-                    assert request[item.input_data_file].shape[1:] == tuple(item.dims)
+                    example = requests.example[item.input_data_file]
+                    assert example.shape[1:] == tuple(item.dims)
+            for name in {"candidates", "items", "graph_scores"} & set(warmup.inputs):
+                assert warmup.inputs[name].dims[0] == requests.usual_candidates
+
+
+def covered(config):
+    """Whether the TensorRT backend launches a CUDA graph for (batch, candidates), and of which.
+
+    As its FindClosestCudaGraph: the sizes of a graph are at least those asked for, and its lower
+    bounds at most.
+    """
+
+    def graph_of(batch, candidates):
+        def key(dims):
+            return [batch, *(candidates if dim == -1 else dim for dim in dims)]
+
+        def shape(spec, name):
+            return [spec.batch_size, *spec.input[name].dim]
+
+        asked = {item.name: key(item.dims) for item in config.input}
+        for spec in config.optimization.cuda.graph_spec:
+            lower = spec.graph_lower_bound
+            assert set(spec.input) == set(lower.input) == set(asked)
+            if all(
+                len(wanted) == len(shape(spec, name)) == len(shape(lower, name))
+                and all(
+                    least <= size <= most
+                    for least, size, most in zip(
+                        shape(lower, name), wanted, shape(spec, name), strict=True
+                    )
+                )
+                for name, wanted in asked.items()
+            ):
+                return spec.batch_size
+        return None
+
+    return graph_of
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 6, 64, 100])
+def test_a_cuda_graph_of_at_most_twice_the_batch_covers_every_batch(bundle, max_batch):
+    made, _ = generated(bundle, "gpu", max_batch=max_batch, usual_candidates=7)
+    for name in GRAPHS:
+        assert made[name].optimization.cuda.graphs
+        graph_of = covered(made[name])
+        powers = {1 << power for power in range(7)}
+        for batch in range(1, max_batch + 1):
+            graph = graph_of(batch, 7)
+            assert graph is not None
+            assert batch <= graph < 2 * batch
+            assert graph in powers | {max_batch}
+        assert graph_of(max_batch + 1, 7) is None
+    # Answers for 8 candidates are not cut to 7, nor the other way round.
+    assert covered(made["ranker"])(1, 6) is covered(made["ranker"])(1, 8) is None
+    assert len(made["ranker"].optimization.cuda.graph_spec) == 1 + (max_batch - 1).bit_length()
+
+
+def test_other_targets_capture_no_cuda_graphs(bundle):
+    made, _ = generated(bundle, "onnxruntime")
+    assert not any(config.optimization.HasField("cuda") for config in made.values())
+
+
+def test_a_catalog_of_fewer_items_than_usual_candidates_is_padded(bundle):
+    rows = read_manifest(bundle).retrieval.index.rows
+    most = read_manifest(bundle).retrieval.max_candidates
+    assert rows < most
+    _, requests = generated(bundle, "gpu", usual_candidates=most)
+    assert requests.example["candidates"].shape == (1, most)
+    assert (requests.example["candidates"] == -1).sum() == most - rows
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"max_batch": 0}, "max batch: expected at least 1, found 0"),
+        ({"usual_candidates": 0}, r"usual candidates: expected 1 to \d+, found 0"),
+        ({"usual_candidates": 9999}, r"usual candidates: expected 1 to \d+, found 9999"),
+    ],
+)
+def test_sizes_that_no_request_has_are_refused(bundle, sizes, message):
+    with pytest.raises(CompileError, match=message):
+        generated(bundle, "gpu", **sizes)
 
 
 def test_version_directories_hold_what_their_stage_needs(repository, bundle):

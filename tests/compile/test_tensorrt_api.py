@@ -9,7 +9,9 @@ import sys
 
 import onnx
 import pytest
+from google.protobuf import text_format
 from strict_tensorrt import GPU, PLAN, TIMINGS, VERSIONS, load_network
+from tritonclient.grpc.model_config_pb2 import ModelConfig
 from typer.testing import CliRunner
 
 from recengine.bundle import read_manifest
@@ -18,6 +20,7 @@ from recengine.compile import compile_bundle, tensorrt
 from recengine.compile.graph_runner import graph_runner
 from recengine.compile.lowering import BOUNDS
 from recengine.compile.plan_builder import PlanBuilder
+from recengine.compile.repository import expected_requests
 from recengine.compile.tensorrt import PlanOptions, TensorRT, axes_of
 from recengine.compile.timing_cache import timing_cache_path
 from recengine.errors import CompileError
@@ -33,8 +36,12 @@ def manifest(bundle):
 def build(request, bundle_copy, manifest, trt, tmp_path):
     """Builds one graph of the bundle and reads its record."""
 
-    def build(progress=None, **options):
-        compiler = TensorRT(bundle_copy, manifest, PlanOptions(**options), progress=progress)
+    def build(progress=None, max_batch=64, **options):
+        plans = PlanOptions(**options)
+        requests = expected_requests(
+            bundle_copy, manifest, max_batch=max_batch, usual_candidates=plans.usual_candidates
+        )
+        compiler = TensorRT(bundle_copy, manifest, requests, plans, progress=progress)
         compiler.convert(bundle_copy, manifest, request.param, tmp_path)
         return Plan.model_validate_json((tmp_path / "plan.json").read_bytes())
 
@@ -111,10 +118,20 @@ def test_the_profile_covers_every_size_that_may_be_asked_for(build, trt, manifes
     assert record.axes["batch"] == SizeRange(min=1, opt=8, max=64)
 
 
+def test_the_profile_is_of_the_sizes_that_are_given(build, manifest):
+    axes = build(max_batch=200, usual_batch=100, usual_candidates=7).axes
+    assert axes["batch"] == SizeRange(min=1, opt=100, max=200)
+    most = manifest.retrieval.max_candidates
+    assert axes.get("candidates") in (None, SizeRange(min=1, opt=7, max=most))
+    assert build(max_batch=200).axes["batch"].opt == 16
+    assert build(max_batch=3).axes["batch"] == SizeRange(min=1, opt=3, max=3)
+
+
 @pytest.mark.parametrize("batch", [0, 65])
-def test_a_usual_batch_that_no_model_takes_is_refused(manifest, batch):
+def test_a_usual_batch_that_no_model_takes_is_refused(bundle, manifest, batch):
+    requests = expected_requests(bundle, manifest)
     with pytest.raises(CompileError, match=f"expected 1 to 64, found {batch}"):
-        axes_of(manifest.graphs["tower"], manifest.retrieval, batch)
+        axes_of(manifest.graphs["tower"], manifest.retrieval, requests, batch)
 
 
 def test_timings_are_kept_beside_the_bundle_and_read_again(build, trt, bundle_copy):
@@ -241,16 +258,22 @@ def test_a_gpu_repository_has_plans_that_pass_the_gate(
     for name in ("tower", "ranker"):
         assert (repository / name / "1" / "model.plan").read_bytes() == PLAN
         assert "tensorrt_plan" in (repository / name / "config.pbtxt").read_text()
-    (row,) = read_manifest(repository / "ranking" / "1").fidelity
-    assert 0 < row.score_error <= BOUNDS[precision].score_error
+    for model, stage in (("retrieval", "retrieval"), ("ranking", "recommend")):
+        onnx_row, row = read_manifest(repository / model / "1").fidelity
+        # The same graphs ran for both rows.
+        assert (onnx_row.path, row.path) == ("onnx", "engine")
+        assert onnx_row == row.model_copy(update={"path": "onnx"})
+        assert row.stage == stage
+        assert 0 < row.score_error <= BOUNDS[precision].score_error
     assert (row.score_error > BOUNDS["fp32"].score_error) == (precision != "fp32")
 
 
 def test_the_command_line_takes_every_option(trt, bundle_copy, tmp_path, monkeypatch):
     monkeypatch.setattr(tensorrt, "PlanRunner", lambda trt, path: fp32_runner(bundle_copy, path))
     flags = (
-        "--precision fp16 --usual-batch 4 --workspace-mib 64 --optimization-level 2 --tf32 "
-        "--version-compatible --hardware-compatibility ampere_plus --target gpu"
+        "--precision fp16 --max-batch 6 --usual-batch 4 --usual-candidates 9 --workspace-mib 64 "
+        "--optimization-level 2 --tf32 --version-compatible "
+        "--hardware-compatibility ampere_plus --target gpu"
     )
     repository = tmp_path / "models"
     command = ["compile", str(bundle_copy), "--out", str(repository), *flags.split()]
@@ -258,7 +281,18 @@ def test_the_command_line_takes_every_option(trt, bundle_copy, tmp_path, monkeyp
     assert result.exit_code == 0, result.output
     assert "--backend-config=tensorrt,version-compatible=true" in result.output
     record = Plan.model_validate_json((repository / "ranker" / "1" / "plan.json").read_bytes())
-    assert (record.precision, record.axes["batch"].opt, record.tf32) == ("fp16", 4, True)
+    assert (record.precision, record.tf32) == ("fp16", True)
+    assert record.axes["batch"] == SizeRange(min=1, opt=4, max=6)
+    assert record.axes["candidates"].opt == 9
+    config = text_format.Parse((repository / "ranker" / "config.pbtxt").read_text(), ModelConfig())
+    assert config.max_batch_size == 6
+    specs = config.optimization.cuda.graph_spec
+    assert [(one.batch_size, one.input["items"].dim[0]) for one in specs] == [
+        (1, 9),
+        (2, 9),
+        (4, 9),
+        (6, 9),
+    ]
     assert (record.version_compatible, record.hardware_compatibility) == (True, "ampere_plus")
     limits = trt.called("IBuilderConfig.set_memory_pool_limit")
     assert {call["pool_size"] for call in limits} == {64 << 20}

@@ -9,6 +9,7 @@ from recengine.bundle import FidelityBounds, read_manifest
 from recengine.compile import compile_bundle
 from recengine.compile.graph_runner import graph_runner
 from recengine.compile.lowering import BOUNDS, lower_graphs
+from recengine.compile.repository import expected_requests
 from recengine.compile.tensorrt import PlanOptions, TensorRT
 from recengine.compile.timing_cache import timing_cache_path, write_timing_cache
 from recengine.errors import DeviceError
@@ -45,7 +46,8 @@ def build(bundle_copy, manifest, tmp_path):
     """Builds a graph's plan; gives what runs it, and its record."""
 
     def build(name, **options):
-        compiler = TensorRT(bundle_copy, manifest, PlanOptions(**options), LOOSE)
+        requests = expected_requests(bundle_copy, manifest)
+        compiler = TensorRT(bundle_copy, manifest, requests, PlanOptions(**options), LOOSE)
         directory = tmp_path / f"{name}-{len(list(tmp_path.iterdir()))}"
         directory.mkdir()
         compiler.convert(bundle_copy, manifest, name, directory)
@@ -72,7 +74,7 @@ def test_a_plan_computes_what_its_graph_says_at_every_size(
     build, bundle, manifest, precision, name
 ):
     run, _ = build(name, precision=precision)
-    expected = graph_runner(lower_graphs(bundle, manifest, precision, LOOSE)[name])
+    expected = graph_runner(lower_graphs(bundle, manifest, precision, LOOSE)[0][name])
     for batch, candidates in ((1, 1), (1, 20), (16, 20), (64, 64)):
         inputs = random_inputs(manifest.graphs[name], batch, candidates)
         right = expected(inputs)
@@ -84,7 +86,8 @@ def test_a_plan_computes_what_its_graph_says_at_every_size(
 def test_a_bundle_compiles_for_the_gpu_behind_the_gate(bundle_copy, tmp_path, precision):
     repository = tmp_path / "repository"
     compile_bundle(bundle_copy, repository, target="gpu", plans=PlanOptions(precision=precision))
-    (row,) = read_manifest(repository / "ranking" / "1").fidelity
+    on_cpu, row = read_manifest(repository / "ranking" / "1").fidelity
+    assert (on_cpu.path, row.path) == ("onnx", "engine")
     assert row.score_error <= BOUNDS[precision].score_error
 
 

@@ -178,6 +178,84 @@ def test_a_certificate_proves_the_answer_in_fp64(place):
     assert (exact.max(axis=1) < certificate.threshold + 1e-6).all()
 
 
+def near_duplicates(rng, rows, dim):
+    """Items that differ in the last bits of fp32."""
+    kinds = rng.standard_normal((50, dim), dtype=np.float32)[rng.integers(0, 50, rows)]
+    return kinds * (1 + rng.integers(-4, 5, (rows, dim)) * np.float32(2**-23))
+
+
+def huge_norm_spread(rng, rows, dim):
+    lengths = 10.0 ** rng.integers(-30, 31, (rows, 1))
+    return (rng.standard_normal((rows, dim)) * lengths).astype(np.float32)
+
+
+def huge_spread_within(rng, rows, dim):
+    """A few components are all of an item, and of its scale."""
+    return (rng.standard_normal((rows, dim)) * 10.0 ** rng.integers(-8, 1, (rows, dim))).astype(
+        np.float32
+    )
+
+
+def all_equal_scores(rng, rows, dim):
+    """Any query of equal components scores every item the same."""
+    signs = np.ones((rows, dim), np.float32)
+    signs[:, : dim // 4] = -1
+    return rng.permuted(signs, axis=1)
+
+
+def denormals(rng, rows, dim):
+    vectors = rng.standard_normal((rows, dim)) * 1e-39
+    vectors[::3, 0] = 1  # beside which the others round to nothing
+    return vectors.astype(np.float32)
+
+
+def one_hot(rng, rows, dim):
+    vectors = np.zeros((rows, dim), np.float32)
+    vectors[np.arange(rows), rng.integers(0, dim, rows)] = rng.choice(np.float32([-1, 1]), rows)
+    return vectors
+
+
+def saturated_codes(rng, rows, dim):
+    """Every component is the largest of its item: codes of -127 and 127, or half a step less."""
+    vectors = rng.choice(np.float32([-1, 1]), (rows, dim))
+    vectors[::2] *= 1 - rng.integers(0, 2, (len(vectors[::2]), dim)) * np.float32(0.5 / 127)
+    return vectors
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        near_duplicates,
+        huge_norm_spread,
+        huge_spread_within,
+        all_equal_scores,
+        denormals,
+        one_hot,
+        saturated_codes,
+    ],
+)
+def adversarial(request):
+    """Vectors, an index of them with codes, queries, and the right answer for the 40 best."""
+    rng = np.random.default_rng(14)
+    vectors = request.param(rng, (1 << 19) // 64 + 100, 64)
+    near = vectors[rng.integers(0, len(vectors), 6)]
+    queries = np.concatenate([near, np.ones((1, 64)), rng.standard_normal((2, 64)), -near[:2]])
+    queries[3] += near[4]
+    queries = queries.astype(np.float32)
+    return vectors, ops.ItemIndex(vectors), queries, reference(vectors, queries, 40)
+
+
+@pytest.mark.parametrize("asked", [slice(0, 1), slice(6, 7), slice(7, 8), slice(0, 11)])
+def test_certificates_hold_for_adversarial_items(isa, adversarial, asked):
+    vectors, index, queries, expected = adversarial
+    rows, scores, certificate = ops.certified_topk(index, queries[asked], 40, isa=isa, check=True)
+    assert_same((rows, scores), (expected[0][asked], expected[1][asked]))
+    np.testing.assert_array_equal(certificate.threshold, scores[:, -1])
+    assert (certificate.bound > 0).all()  # searched by codes
+    # Where every item may be among the best, another round scores them again.
+    assert ((certificate.scored >= 40) & (certificate.scored <= 2 * len(vectors))).all()
+
+
 def test_what_a_partial_scan_leaves_out_is_proven_in_fp64(isa):
     rng = np.random.default_rng(4)
     vectors = steep(rng, 40_000, 64)
