@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
@@ -17,19 +18,32 @@ from recengine.client._errors import classify
 from recengine.client._retry import Call, RetryBudget
 from recengine.client.answer import Recommendations
 from recengine.client.schema import SCHEMA_PARAMETER, Schema
-from recengine.client.wire import Exclude, User, WireUsers, pack_users
+from recengine.client.wire import (
+    Exclude,
+    User,
+    WireUsers,
+    check_users,
+    check_wire,
+    hash_strings,
+    int64_ids,
+    pack_users,
+)
 from recengine.errors import DeadlineExceeded, InputError, ServerError, ServerUnavailable
-from recengine.keys import hash_key
+from recengine.keys import NO_ITEM
 
 Users: TypeAlias = User | Sequence[User] | WireUsers
 """One user, a batch of users, or a batch that is packed already."""
-Excludes: TypeAlias = Exclude | Sequence[Exclude]
-"""Item ids for one user, or one list per user of a batch."""
-Headers: TypeAlias = Mapping[str, str]
+Excludes: TypeAlias = Exclude | Sequence[Exclude | None]
+"""Item ids for one user, or one list, set or None per user of a batch."""
+Headers: TypeAlias = Mapping[str, str | bytes]
+"""Name -> text, or bytes where the name ends in -bin."""
 ChannelArgs: TypeAlias = Mapping[str, int | str] | Sequence[tuple[str, int | str]]
 
 RETRIEVAL, RANKING = "retrieval", "ranking"
 
+# What gRPC allows in the name of a header, and not in its text.
+_HEADER_NAME = re.compile("[a-z0-9_.-]+")
+_NOT_IN_HEADER = re.compile("[^ -~]")
 _SCHEMA_MIN_AGE = 1.0  # s; a refused input rereads the schema at most this often
 _CHANNEL_ARGS: dict[str, int | str] = {
     # Passing any argument drops tritonclient's own, so its message sizes are repeated here.
@@ -37,8 +51,10 @@ _CHANNEL_ARGS: dict[str, int | str] = {
     "grpc.max_receive_message_length": MAX_GRPC_MESSAGE_SIZE,
     # gRPC's default first backoff is 1 s: a server that restarts in 0.1 s would be out for one.
     "grpc.initial_reconnect_backoff_ms": 50,
-    "grpc.min_reconnect_backoff_ms": 50,
     "grpc.max_reconnect_backoff_ms": 200,
+    # Not a backoff, whatever its name: how long one attempt may take for TCP, TLS and HTTP/2. Four
+    # round trips of 500 ms, or a lost SYN; gRPC's own 20 s would hang on a host that is gone.
+    "grpc.min_reconnect_backoff_ms": 3_000,
     # A peer that vanished without closing is noticed while calls wait for it.
     "grpc.keepalive_time_ms": 30_000,
     "grpc.keepalive_timeout_ms": 5_000,
@@ -104,32 +120,13 @@ def rank_request(
 ) -> Request:
     """Request of the ranking model."""
     wire = _pack(served, users, None)
-    items = np.atleast_2d(np.asarray(candidates, object if served.schema.hashed_items else None))
-    if items.dtype == object:
-        keys = [hash_key(key) if isinstance(key, str) else key for key in items.ravel().tolist()]
-        items = np.array(keys).reshape(items.shape)
-    scores = np.atleast_2d(np.asarray(candidate_scores, np.float32))
-    if items.ndim != 2 or items.dtype.kind not in "iu" or len(items) != len(wire.ids):
-        raise InputError(
-            f"[candidates] expected int64 [{len(wire.ids)}, n], "
-            f"found {items.dtype.name} {list(items.shape)}"
-        )
-    if items.shape[1] > served.schema.max_candidates:
-        raise InputError(
-            f"[candidates] expected at most {served.schema.max_candidates} per user, "
-            f"found {items.shape[1]}"
-        )
-    if scores.shape != items.shape:
-        raise InputError(
-            f"[candidate_scores] expected {list(items.shape)} as candidates, "
-            f"found {list(scores.shape)}"
-        )
+    items = _candidates(served.schema, candidates, len(wire.ids))
     inputs = _inputs(
         ids=wire.ids,
         lengths=wire.lengths,
         dense=wire.dense,
-        candidates=items.astype(np.int64),
-        candidate_scores=scores,
+        candidates=items,
+        candidate_scores=_candidate_scores(candidate_scores, items),
     )
     return Request(inputs, _parameters(served, k=k))
 
@@ -150,15 +147,15 @@ def _pack(served: Served, users: Users, exclude: Excludes | None) -> WireUsers:
     if isinstance(users, WireUsers):
         if exclude is not None:
             raise InputError("[exclude] packed users carry their excluded items themselves")
-        wire = users
-    else:
-        one = isinstance(users, Mapping)
-        batch: Any = [users] if one else users
-        excludes: Any = [exclude] if one and exclude is not None else exclude
-        _check_batch(served, len(batch))
-        wire = pack_users(served.schema, batch, excludes)
-    _check_batch(served, len(wire.ids))
-    return wire
+        check_wire(served.schema, users)
+        _check_batch(served, len(users.ids))
+        return users
+    one = isinstance(users, Mapping)
+    batch: Any = [users] if one else users
+    excludes: Any = [exclude] if one and exclude is not None else exclude
+    check_users(batch)
+    _check_batch(served, len(batch))
+    return pack_users(served.schema, batch, excludes)
 
 
 def _check_batch(served: Served, batch: int) -> None:
@@ -166,6 +163,61 @@ def _check_batch(served: Served, batch: int) -> None:
         raise InputError(
             f"[users] expected at most {served.max_batch_size} users per request, found {batch}"
         )
+
+
+def _candidates(schema: Schema, candidates: Any, batch: int) -> npt.NDArray[np.int64]:
+    """Item ids [batch, n]; an array of int64 as it is."""
+    items = _matrix("candidates", candidates, None)
+    if items.dtype.kind not in "iu":
+        # Strings, or what must be named: NumPy may have made floats or text of Python's integers.
+        items = _matrix("candidates", candidates, object)
+    if items.ndim != 2 or len(items) != batch:
+        raise InputError(
+            f"[candidates] expected int64 [{batch}, n], "
+            f"found {items.dtype.name} {list(items.shape)}"
+        )
+    if items.shape[1] > schema.max_candidates:
+        raise InputError(
+            f"[candidates] expected at most {schema.max_candidates} per user, "
+            f"found {items.shape[1]}"
+        )
+    if np.can_cast(items.dtype, np.int64):
+        return items.astype(np.int64, copy=False)
+    keys = items.ravel().tolist()
+    places = (f"[candidates] user {user}" for user in range(batch) for _ in range(items.shape[1]))
+    ids = int64_ids(hash_strings(keys) if schema.hashed_items else keys, places)
+    return ids.reshape(items.shape)
+
+
+def _candidate_scores(scores: Any, items: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Scores as float32, finite where there is an item; an array of float32 as it is."""
+    array = _matrix("candidate_scores", scores, None)
+    if array.shape != items.shape or array.dtype.kind not in "fiu":
+        raise InputError(
+            f"[candidate_scores] expected float32 {list(items.shape)} as candidates, "
+            f"found {array.dtype.name} {list(array.shape)}"
+        )
+    with np.errstate(over="ignore"):  # what becomes infinite is refused below
+        array = array.astype(np.float32, copy=False)
+    finite = np.isfinite(array)
+    if finite.all():
+        return array
+    for user, place in np.argwhere(~finite & (items != NO_ITEM)).tolist():
+        raise InputError(
+            f"[candidate_scores] user {user}, candidate {place}: "
+            f"expected a finite float32, found {array[user, place]}"
+        )
+    return array
+
+
+def _matrix(name: str, values: Any, dtype: type[object] | None) -> npt.NDArray[Any]:
+    """As an array; a list for one user becomes a row."""
+    try:
+        return np.atleast_2d(np.asarray(values, dtype))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"[{name}] expected rows of one length, found {type(values).__name__}: {error}"
+        ) from None
 
 
 def _parameters(served: Served, **asked: int | None) -> dict[str, int]:
@@ -194,7 +246,7 @@ class ClientState:
     def __init__(
         self, url: str, model: str, timeout: float, headers: Headers | None, retries: int
     ) -> None:
-        if "://" in url:
+        if not isinstance(url, str) or "://" in url:
             raise InputError(f"[url] expected host:port, found {url!r}")
         self.url = url
         self.model = model
@@ -203,12 +255,18 @@ class ClientState:
         self._retries = retries
         self._budget = RetryBudget()
         self._served: dict[str, tuple[Served, float]] = {}
+        self._closed = False
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ServerUnavailable(f"[{self.model}] this client is closed")
 
     def _call(self, model: str, timeout: float | None) -> Call:
+        self._check_open()
         seconds = self.timeout if timeout is None else _seconds(timeout)
         return Call(model, seconds, self._retries, self._budget)
 
-    def _merged(self, headers: Headers | None) -> dict[str, str]:
+    def _merged(self, headers: Headers | None) -> Headers:
         return {**self._headers, **_lower(headers)}
 
     def _cached(self, model: str) -> Served | None:
@@ -247,12 +305,32 @@ def infer_arguments(request: Request, model: str, headers: Headers, left: float)
     }
 
 
-def _seconds(timeout: float) -> float:
-    if not 0 < timeout < math.inf:
-        raise InputError(f"[timeout] expected seconds above 0, found {timeout}")
-    return timeout
+def _seconds(timeout: Any) -> float:
+    numeric = isinstance(timeout, (int, float, np.integer, np.floating))
+    if not numeric or not 0 < timeout < math.inf:
+        raise InputError(f"[timeout] expected seconds above 0, found {timeout!r}")
+    return float(timeout)
 
 
-def _lower(headers: Headers | None) -> dict[str, str]:
-    """The names as gRPC takes them: lower case only."""
+def _lower(headers: Headers | None) -> Headers:
+    """The headers as gRPC takes them: names in lower case only.
+
+    Raises:
+        InputError: gRPC would refuse one; its value is not shown, as it may be a secret.
+    """
+    if headers is not None and not isinstance(headers, Mapping):
+        raise InputError(f"[headers] expected a mapping, found {type(headers).__name__}")
+    for name, value in (headers or {}).items():
+        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name.lower()):
+            raise InputError(
+                f"[headers] expected a name of letters, digits, '-', '_' and '.', found {name!r}"
+            )
+        kind = bytes if name.lower().endswith("-bin") else str
+        if not isinstance(value, kind):
+            raise InputError(
+                f"[headers] {name!r}: expected {kind.__name__}, found {type(value).__name__}"
+            )
+        wrong = _NOT_IN_HEADER.search(value) if isinstance(value, str) else None
+        if wrong:
+            raise InputError(f"[headers] {name!r}: expected printable ASCII, found {wrong[0]!r}")
     return {name.lower(): value for name, value in (headers or {}).items()}

@@ -12,8 +12,8 @@ from recengine.client._errors import Failure, Retry, classify
 from recengine.errors import DeadlineExceeded, RecengineError
 
 # s, first and longest. A call to a channel that is not connected costs nothing: the channel has
-# its own, longer backoff.
-_RECONNECT_DELAYS = (0.02, 0.1)
+# its own, longer backoff. A server that stops refuses a call at little cost.
+_WAIT_DELAYS = (0.02, 0.1)
 _SHED_DELAYS = (0.01, 0.08)
 
 
@@ -92,8 +92,8 @@ class Call:
         attempt = self._failed[failure.retry]
         self._failed[failure.retry] += 1
         match failure.retry:
-            case Retry.RECONNECT if self._retries:
-                return _jittered(_RECONNECT_DELAYS, attempt)
+            case Retry.WAIT if self._retries:
+                return _jittered(_WAIT_DELAYS, attempt)
             case Retry.BUDGET if self._budget.shed() and attempt < self._retries:
                 return _jittered(_SHED_DELAYS, attempt)
             case Retry.ONCE if attempt == 0 < self._retries:

@@ -127,7 +127,8 @@ class RecommenderClient(_request.ClientState):
             return self._not_ready(error)
 
     async def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connection; calls after it are ServerUnavailable."""
+        self._closed = True
         await self._triton.close()
 
     async def __aenter__(self) -> RecommenderClient:
@@ -160,7 +161,7 @@ class RecommenderClient(_request.ClientState):
         return await self._send(build(fresh), model, call, merged)
 
     async def _send(
-        self, request: Request, model: str, call: Call, headers: dict[str, str]
+        self, request: Request, model: str, call: Call, headers: Headers
     ) -> Recommendations:
         result = await self._attempt(
             call,
@@ -170,16 +171,16 @@ class RecommenderClient(_request.ClientState):
         )
         return _request.decode(result, model)
 
-    async def _read_served(self, model: str, call: Call, headers: dict[str, str]) -> Served:
+    async def _read_served(self, model: str, call: Call, headers: Headers) -> Served:
         return self._cached(model) or await self._fetch(model, call, headers)
 
-    async def _reread(self, model: str, call: Call, headers: dict[str, str]) -> Served | None:
+    async def _reread(self, model: str, call: Call, headers: Headers) -> Served | None:
         if self._may_reread(model):
             with contextlib.suppress(ServerError):
                 return await self._fetch(model, call, headers)
         return None
 
-    async def _fetch(self, model: str, call: Call, headers: dict[str, str]) -> Served:
+    async def _fetch(self, model: str, call: Call, headers: Headers) -> Served:
         config = await self._attempt(
             call,
             lambda left: self._triton.get_model_config(model, headers=headers, client_timeout=left),
@@ -193,6 +194,9 @@ class RecommenderClient(_request.ClientState):
                 answer = await send(call.remaining())
             except InferenceServerException as error:
                 await asyncio.sleep(call.delay_after(error))
+            except grpc.aio.UsageError:
+                self._check_open()  # gRPC's word for a channel that was closed meanwhile
+                raise
             else:
                 call.answered()
                 return answer

@@ -31,8 +31,10 @@ class RecommenderClient(_request.ClientState):
         model: the public model.
         timeout: seconds that a call may take, its retries included, unless the call says.
         retries: most times that one shed request is sent again, within a budget over all calls; 0
-            for no retries at all. Otherwise a request that found no connection waits for one until
-            its deadline, and one whose connection broke is sent once more.
+            for no retries at all. Otherwise a request waits until its deadline while the server
+            cannot be reached (its name not being found included), stops, or has the model
+            unloaded; one whose connection broke is sent once more. A port that does not speak
+            gRPC, or a TLS peer that is not trusted, is an error at once where gRPC can tell.
         ssl: connect by TLS.
         root_certificates: PEM file of the authorities to trust.
         private_key: PEM file of the client's key, for mutual TLS.
@@ -89,7 +91,8 @@ class RecommenderClient(_request.ClientState):
         Args:
             users: one mapping feature name -> value, a sequence of them, or packed users.
             k: items per user; the schema's k when not given.
-            exclude: item ids not to recommend; for several users, one list per user.
+            exclude: a list or set of item ids not to recommend; for several users, one per user,
+                or None for who has none.
             num_candidates: items retrieved before ranking; the schema's when not given.
             timeout: seconds that this call may take.
             headers: sent with this call.
@@ -164,7 +167,8 @@ class RecommenderClient(_request.ClientState):
             return self._not_ready(error)
 
     def close(self) -> None:
-        """Closes the connection."""
+        """Closes the connection; calls after it are ServerUnavailable."""
+        self._closed = True
         self._triton.close()
 
     def __enter__(self) -> RecommenderClient:
@@ -196,9 +200,7 @@ class RecommenderClient(_request.ClientState):
                 raise
         return self._send(build(fresh), model, call, merged)
 
-    def _send(
-        self, request: Request, model: str, call: Call, headers: dict[str, str]
-    ) -> Recommendations:
+    def _send(self, request: Request, model: str, call: Call, headers: Headers) -> Recommendations:
         result = self._attempt(
             call,
             lambda left: self._triton.infer(
@@ -207,16 +209,16 @@ class RecommenderClient(_request.ClientState):
         )
         return _request.decode(result, model)
 
-    def _read_served(self, model: str, call: Call, headers: dict[str, str]) -> Served:
+    def _read_served(self, model: str, call: Call, headers: Headers) -> Served:
         return self._cached(model) or self._fetch(model, call, headers)
 
-    def _reread(self, model: str, call: Call, headers: dict[str, str]) -> Served | None:
+    def _reread(self, model: str, call: Call, headers: Headers) -> Served | None:
         if self._may_reread(model):
             with contextlib.suppress(ServerError):
                 return self._fetch(model, call, headers)
         return None
 
-    def _fetch(self, model: str, call: Call, headers: dict[str, str]) -> Served:
+    def _fetch(self, model: str, call: Call, headers: Headers) -> Served:
         config = self._attempt(
             call,
             lambda left: self._triton.get_model_config(model, headers=headers, client_timeout=left),
@@ -230,6 +232,9 @@ class RecommenderClient(_request.ClientState):
                 answer = send(call.remaining())
             except InferenceServerException as error:
                 time.sleep(call.delay_after(error))
+            except ValueError:
+                self._check_open()  # gRPC's word for a channel that was closed meanwhile
+                raise
             else:
                 call.answered()
                 return answer

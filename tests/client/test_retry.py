@@ -13,6 +13,7 @@ def failure(status, message=""):
 
 SHED = failure("UNAVAILABLE", "recengine: shed")
 REFUSED = failure("UNAVAILABLE", "failed to connect to all addresses")
+UNLOADED = failure("NOT_FOUND", "unknown model: 'recommend' has no available versions")
 BROKEN = failure("UNAVAILABLE", "Socket closed")
 
 
@@ -63,9 +64,10 @@ def test_a_request_is_shed_again_at_most_as_often_as_asked():
         one.delay_after(SHED)
 
 
-def test_a_request_that_never_arrived_is_tried_until_the_deadline():
+@pytest.mark.parametrize("error", [REFUSED, UNLOADED])
+def test_a_request_that_found_no_server_is_tried_until_the_deadline(error):
     one = call(retries=1)
-    delays = [one.delay_after(REFUSED) for _ in range(100)]
+    delays = [one.delay_after(error) for _ in range(100)]
     assert 0.01 <= delays[0] <= 0.02
     assert all(0.05 <= delay <= 0.1 for delay in delays[3:])
 

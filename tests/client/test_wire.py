@@ -93,7 +93,7 @@ AGED = {"age": 1, "income": 2.5}
         ({**AGED, "user_id": "x"}, "user 1, 'user_id': expected an int64 id, found str 'x'"),
         ({**AGED, "user_id": 1.0}, "user 1, 'user_id': expected an int64 id, found float 1.0"),
         ({**AGED, "user_id": True}, "user 1, 'user_id': expected an int64 id, found bool True"),
-        ({**AGED, "user_id": None}, "user 1, 'user_id': expected an int64 id, found NoneType"),
+        ({**AGED, "user_id": [None]}, "user 1, 'user_id': expected an int64 id, found NoneType"),
         ({**AGED, "user_id": 2**63}, "user 1, 'user_id': expected an id in int64, found 92233"),
         ({**AGED, "history": [1, "2"]}, "user 1, 'history': expected an int64 id, found str '2'"),
         ({**AGED, "history": [1, np.nan]}, "user 1, 'history': expected an int64 id, found float"),
@@ -123,6 +123,24 @@ def test_a_bad_exclude_list_is_refused():
             pack_users(SCHEMA, [AGED, AGED], exclude)
     with pytest.raises(InputError, match="user 1, 'exclude': expected an int64 id, found str"):
         pack_users(SCHEMA, [AGED, AGED], [[1], ["x"]])
+
+
+def test_excluded_items_may_be_a_set_or_none():
+    wire = pack_users(SCHEMA, [AGED] * 4, [{1, 2}, None, frozenset([3]), {4: "x"}.keys()])
+    assert wire.lengths[:, -1].tolist() == [2, 0, 1, 1]
+    assert [set(ids) - {-1} for ids in wire.ids.tolist()] == [{1, 2}, set(), {3}, {4}]
+    hashed = dataclasses.replace(SCHEMA, hashed_items=True)
+    assert pack_users(hashed, [AGED], [{"a"}]).ids.tolist() == [[hash_key("a")]]
+    for exclude in ([{"x"}], [{1.5}]):
+        with pytest.raises(InputError, match="user 0, 'exclude': expected an int64 id, found"):
+            pack_users(SCHEMA, [AGED], exclude)
+
+
+def test_none_is_an_absent_feature():
+    none = dict.fromkeys(("user_id", "history", "tags"))
+    wire = pack_users(SCHEMA, [{**AGED, **none}, {**AGED, "history": [7]}])
+    assert wire.lengths.tolist() == [[0, 0, 0, 0], [0, 1, 0, 0]]
+    assert wire.ids.tolist() == [[-1], [7]]
 
 
 def test_string_keys_of_items_are_hashed_where_the_schema_says_so():
