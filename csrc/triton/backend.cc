@@ -38,7 +38,7 @@ class Backend {
         scheduler_(pool_) {}
 
   Scheduler& scheduler() { return scheduler_; }
-  const ShedFamily& shed_family() const { return shed_family_; }
+  const Metrics& metrics() const { return metrics_; }
 
   EngineOptions engine_options(int device = kHost) {
     EngineOptions options;
@@ -53,7 +53,7 @@ class Backend {
  private:
   BackendConfig config_;
   ThreadPool pool_;
-  ShedFamily shed_family_;
+  Metrics metrics_;
   Scheduler scheduler_;
 };
 
@@ -97,7 +97,7 @@ class Placements {
   void load(Placement& placement, int device, Backend& backend) {
     try {
       auto model =
-          std::make_unique<Model>(handle_, backend.engine_options(device), backend.shed_family());
+          std::make_unique<Model>(handle_, backend.engine_options(device), backend.metrics());
       backend.scheduler().add(*model);
       placement.model = std::move(model);
     } catch (...) {

@@ -1,6 +1,6 @@
 #include "triton/metrics.h"
 
-#include <array>
+#include <vector>
 
 #include "triton/status.h"
 
@@ -14,42 +14,42 @@ struct ParameterDeleter {
 };
 using ParameterPtr = std::unique_ptr<TRITONSERVER_Parameter, ParameterDeleter>;
 
-ParameterPtr label(const char* name, const std::string& value) {
-  return ParameterPtr(
-      TRITONSERVER_ParameterNew(name, TRITONSERVER_PARAMETER_STRING, value.c_str()));
-}
-
 }  // namespace
 
-ShedFamily::ShedFamily() {
+MetricFamily::MetricFamily(TRITONSERVER_MetricKind kind, const char* name,
+                           const char* description) {
   TRITONSERVER_MetricFamily* family = nullptr;
-  warn(TRITONSERVER_MetricFamilyNew(&family, TRITONSERVER_METRIC_KIND_COUNTER,
-                                    "recengine_shed_total",
-                                    "Requests refused because the server is overloaded"));
+  warn(TRITONSERVER_MetricFamilyNew(&family, kind, name, description));
   family_.reset(family);
 }
 
-void ShedFamily::Deleter::operator()(TRITONSERVER_MetricFamily* family) const {
+void MetricFamily::Deleter::operator()(TRITONSERVER_MetricFamily* family) const {
   warn(TRITONSERVER_MetricFamilyDelete(family));
 }
 
-ShedCounter::ShedCounter(const ShedFamily& family, const std::string& model,
-                         const std::string& version, const std::string& reason) {
+Metric::Metric(const MetricFamily& family, Labels labels) {
   if (family.handle() == nullptr) return;
-  const ParameterPtr owned[] = {label("model", model), label("version", version),
-                                label("reason", reason)};
-  std::array<const TRITONSERVER_Parameter*, 3> labels = {owned[0].get(), owned[1].get(),
-                                                         owned[2].get()};
+  std::vector<ParameterPtr> owned;
+  std::vector<const TRITONSERVER_Parameter*> parameters;
+  for (const auto& [name, value] : labels) {
+    owned.emplace_back(
+        TRITONSERVER_ParameterNew(name, TRITONSERVER_PARAMETER_STRING, value.c_str()));
+    parameters.push_back(owned.back().get());
+  }
   TRITONSERVER_Metric* metric = nullptr;
-  warn(TRITONSERVER_MetricNew(&metric, family.handle(), labels.data(), labels.size()));
+  warn(TRITONSERVER_MetricNew(&metric, family.handle(), parameters.data(), parameters.size()));
   metric_.reset(metric);
 }
 
-void ShedCounter::increment() const noexcept {
+void Metric::increment() const noexcept {
   if (metric_ != nullptr) warn(TRITONSERVER_MetricIncrement(metric_.get(), 1.0));
 }
 
-void ShedCounter::Deleter::operator()(TRITONSERVER_Metric* metric) const {
+void Metric::set(double value) const noexcept {
+  if (metric_ != nullptr) warn(TRITONSERVER_MetricSet(metric_.get(), value));
+}
+
+void Metric::Deleter::operator()(TRITONSERVER_Metric* metric) const {
   warn(TRITONSERVER_MetricDelete(metric));
 }
 

@@ -60,8 +60,7 @@ std::string memory_text(const EngineMemory& memory) {
 
 }  // namespace
 
-Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options,
-             const ShedFamily& shed_family)
+Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options, const Metrics& metrics)
     : config_(read_config(handle)) {
   const std::string version = model_version(handle);
   engine_ = Engine::load(version_directory(handle, version), options);
@@ -71,10 +70,15 @@ Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options,
   schema_ = engine_->schema();
   if (config_.max_candidates > 0) schema_.max_candidates = config_.max_candidates;
   const auto counter = [&](const char* reason) {
-    return std::make_unique<ShedCounter>(shed_family, config_.name, version, reason);
+    return std::make_unique<Metric>(
+        metrics.shed,
+        Metric::Labels{{"model", config_.name}, {"version", version}, {"reason", reason}});
   };
   shed_queue_full_ = counter("queue_full");
   shed_deadline_ = counter("deadline");
+  waiting_rows_ = std::make_unique<Metric>(
+      metrics.waiting_rows, Metric::Labels{{"model", config_.name}, {"version", version}});
+  show_waiting(0);
   std::string loaded = "recengine: " + config_.name + " version " + version + ": " + schema_.name +
                        ", " + std::to_string(schema_.num_items) + " items";
   if (options.device != kHost) loaded += ", on GPU " + std::to_string(options.device);

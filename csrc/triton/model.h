@@ -17,7 +17,7 @@ enum class ShedReason : uint8_t { kQueueFull, kDeadline };
 class Model {
  public:
   // Loads and checks the version directory. Throws BundleError, DeviceError or StatusError.
-  Model(TRITONBACKEND_Model* handle, const EngineOptions& options, const ShedFamily& shed_family);
+  Model(TRITONBACKEND_Model* handle, const EngineOptions& options, const Metrics& metrics);
 
   const ModelConfig& config() const { return config_; }
 
@@ -30,12 +30,16 @@ class Model {
   // Refuses a request that the server has no time or room for, and counts it.
   void shed(Request& request, ShedReason reason) const noexcept;
 
+  // Tells those who watch how many rows wait.
+  void show_waiting(int64_t rows) const noexcept { waiting_rows_->set(double(rows)); }
+
  private:
   ModelConfig config_;
   std::unique_ptr<Engine> engine_;
   Schema schema_;  // the engine's, with the limit that clients are told
-  std::unique_ptr<ShedCounter> shed_queue_full_;
-  std::unique_ptr<ShedCounter> shed_deadline_;
+  std::unique_ptr<Metric> shed_queue_full_;
+  std::unique_ptr<Metric> shed_deadline_;
+  std::unique_ptr<Metric> waiting_rows_;
 };
 
 }  // namespace recengine::triton

@@ -77,7 +77,10 @@ void Scheduler::submit(std::unique_ptr<Request> request) {
   const int64_t rows = request->rows();
   queue.waiting.push_back(std::move(request));
   queue.waiting_rows += rows;
-  if (!can_start(queue)) return;        // who ends a batch looks for the next
+  if (!can_start(queue)) {
+    show(queue);
+    return;  // who ends a batch looks for the next
+  }
   if (!call_worker(lock)) serve(lock);  // what is queued is answered all the same
 }
 
@@ -194,6 +197,13 @@ std::unique_ptr<Request> Scheduler::pop(Queue& queue) {
   return request;
 }
 
+// What a free thread takes at once never shows: it would cost every request.
+void Scheduler::show(Queue& queue) noexcept {
+  if (queue.shown_rows == queue.waiting_rows) return;
+  queue.shown_rows = queue.waiting_rows;
+  queue.model->show_waiting(queue.waiting_rows);
+}
+
 Scheduler::Batch Scheduler::take(Queue& queue) {
   const int64_t max_rows = queue.model->config().max_batch_rows;
   const uint64_t now = now_ns();
@@ -239,6 +249,7 @@ void Scheduler::serve(std::unique_lock<std::mutex>& lock) noexcept {
 
 void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
   Batch batch = take(queue);
+  show(queue);
   queue.running.push_back(&batch);  // nothing below throws
   batch.threads = batch.rows == 0 ? 0 : threads_of(queue, batch.rows);
   queue.busy_threads += batch.threads;

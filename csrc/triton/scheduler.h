@@ -50,6 +50,7 @@ class Scheduler {
     const Model* model = nullptr;
     std::deque<std::unique_ptr<Request>> waiting;
     int64_t waiting_rows = 0;
+    int64_t shown_rows = 0;  // of them, as the metric says
     std::vector<const Batch*> running;
     int64_t busy_threads = 0;  // that those which still compute keep busy
     double row_ns = 0;  // one thread's work on a row, as recent batches say; smoothed, 0: not known
@@ -65,6 +66,7 @@ class Scheduler {
   Queue& queue_of(const Model& model);
   Queue* next_queue();
   static std::unique_ptr<Request> pop(Queue& queue);
+  static void show(Queue& queue) noexcept;
   Batch take(Queue& queue);
 
   // Has one more thread serve, unless all do; may release the lock. False, with the lock, when

@@ -38,6 +38,7 @@ def large(repository, tmp_path_factory, request):
         TritonServer(repository, log=log, arguments=arguments) as server,
         RawClient(server.endpoints.grpc) as client,
     ):
+        client.server = server
         yield client
     copied = re.findall(r"retrieval version 1: .* (\d+) MiB of tensors in memory", log.read_text())
     megabytes = ITEMS * 64 * 4 >> 20
@@ -94,6 +95,22 @@ def finished(client):
     """How many requests were computed, and how many ended otherwise."""
     stats = client.statistics("retrieval").inference_stats
     return stats.success.count, stats.fail.count
+
+
+def test_what_waits_is_a_metric(large, read_metric):
+    def waiting():
+        return read_metric(large.server, "recengine_waiting_rows", 'model="retrieval"')
+
+    full = {name: np.repeat(rows, MAX_BATCH_SIZE, axis=0) for name, rows in user(0).items()}
+    assert waiting() == 0
+    busy = [large.send(make_request("retrieval", full, timeout=60_000_000)) for _ in range(40)]
+    busy[0].result()
+    rows = waiting()
+    assert not busy[-1].done()
+    assert 0 < rows <= 39 * MAX_BATCH_SIZE
+    for future in busy:
+        future.result()
+    assert waiting() == 0
 
 
 def test_what_is_cancelled_while_it_waits_is_not_computed(large):
