@@ -110,4 +110,4 @@ bench-gpu: $(VENV)/installed
 	$(BIN)/python -m bench.gpu.cosine_topk $(BENCH_ARGS)
 
 clean:
-	rm -rf build $(VENV) artifacts $(DATA) $(REPOSITORY)/.compiled $(REPOSITORY)/*/[0-9]* $(REPOSITORY)/*/warmup
+	rm -rf build $(VENV) artifacts $(DATA) $(REPOSITORY)/.compiled $(REPOSITORY)/*/[0-9]* $(REPOSITORY)/*/failed-* $(REPOSITORY)/*/warmup

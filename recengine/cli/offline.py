@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-if TYPE_CHECKING:
-    from recengine.data import Columns
+from recengine.cli import dataset
 
 Data = Annotated[
     Path, typer.Argument(exists=True, help="Folder or file of interactions (docs: recengine.data).")
@@ -31,52 +30,19 @@ def train(
     out: Annotated[Path, typer.Option(help="Directory of the checkpoint.")] = Path("checkpoint"),
     seed: Seed = 0,
     max_epochs: Annotated[int, typer.Option(min=1, help="Epochs of each model, at most.")] = 30,
-    columns: Annotated[
-        str | None,
-        typer.Option(
-            help="Names of columns (Parquet, CSV, RecBole): user=NAME,item=NAME,time=NAME,"
-            "rating=NAME. An empty time: rows stand oldest first.",
-        ),
-    ] = None,
-    strings: Annotated[
-        list[str] | None,
-        typer.Option(help="Column of ids that are strings though they look like integers."),
-    ] = None,
-    users: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="User features, Parquet or CSV."),
-    ] = None,
-    items: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="Item features, Parquet or CSV."),
-    ] = None,
+    columns: dataset.ColumnNames = None,
+    strings: dataset.StringColumns = None,
+    users: dataset.UserTable = None,
+    items: dataset.ItemTable = None,
 ) -> None:
     """Trains retrieval and ranking on a data set and prints their quality beside baselines."""
     from recengine.cli import show
-    from recengine.data import read
     from recengine.training.train import train as fit
 
-    names = _columns(columns, strings or []) if columns or strings else None
-    dataset = read(data, columns=names, users=users, items=items)
-    quality = fit(dataset, out, seed=seed, max_epochs=max_epochs)
-    show.quality(dataset.name, ((row.method, row.metrics) for row in quality))
+    learned = dataset.read(data, columns, strings, users, items)
+    quality = fit(learned, out, seed=seed, max_epochs=max_epochs)
+    show.quality(learned.name, ((row.method, row.metrics) for row in quality))
     typer.echo(f"checkpoint: {out}")
-
-
-def _columns(names: str | None, strings: list[str]) -> Columns:
-    from recengine.data import Columns
-
-    given: dict[str, Any] = {}
-    for part in names.split(",") if names else []:
-        role, _, name = part.partition("=")
-        known = role in ("user", "item", "time", "rating") and role not in given
-        if not known or not (name or part == "time="):
-            raise typer.BadParameter(
-                f"expected user=NAME, item=NAME, time=NAME or rating=NAME, found {part!r}",
-                param_hint="--columns",
-            )
-        given[role] = name or None
-    return Columns(**given, strings=strings)
 
 
 def evaluate(
@@ -131,6 +97,13 @@ def compile_(
     max_batch: Annotated[
         int, typer.Option(min=1, help="Most users that run together, and of a request.")
     ] = 64,
+    change_schema: Annotated[
+        bool,
+        typer.Option(
+            "--change-schema",
+            help="Take a bundle whose requests are not those of the newest version.",
+        ),
+    ] = False,
     precision: Annotated[
         _Precision | None,
         typer.Option(help="gpu: of matrix products; fp32 unless given.", rich_help_panel=_PLANS),
@@ -171,7 +144,12 @@ def compile_(
         typer.Option(help="gpu: other GPUs that plans run on.", rich_help_panel=_PLANS),
     ] = None,
 ) -> None:
-    """Compiles a bundle into a Triton model repository, behind the fidelity gate."""
+    """Compiles a bundle into a Triton model repository, behind the fidelity gate.
+
+    A bundle with other features, in another order, or other string keys than the newest version is
+    refused: clients of that version would fail, and it could not be served again. If this is meant,
+    say --change-schema.
+    """
     from recengine.cli import evaluation
     from recengine.compile import compile_bundle
     from recengine.compile.tensorrt import PlanOptions
@@ -195,6 +173,7 @@ def compile_(
         out,
         target=target,
         max_batch=max_batch,
+        change_schema=change_schema,
         plans=PlanOptions(**given),
         progress=lambda line: typer.echo(line, err=True),
     )

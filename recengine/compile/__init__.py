@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -28,7 +29,7 @@ from recengine.bundle import (
     write_manifest,
 )
 from recengine.compile import onnxruntime
-from recengine.compile.fidelity import Answer, ReferenceAnswers, gate, load_reference
+from recengine.compile.fidelity import Answer, gate, load_reference
 from recengine.compile.fused import Fused
 from recengine.compile.lowering import BOUNDS
 from recengine.compile.plan_builder import Progress
@@ -36,13 +37,14 @@ from recengine.compile.repository import (
     CONFIG,
     MAX_BATCH,
     Requests,
+    contract,
     expected_requests,
     write_configs,
 )
 from recengine.compile.split import Split
 from recengine.compile.tensorrt import PlanOptions, TensorRT
 from recengine.compile.version_directory import Model
-from recengine.errors import CompileError
+from recengine.errors import BundleError, CompileError, DeviceError, RecengineError
 
 MEASURED: tuple[Model, ...] = ("retrieval", "ranking")
 """The models whose version directories have a manifest with what the gate measured."""
@@ -66,8 +68,18 @@ class Layout(Protocol):
             CompileError: a graph could not be compiled.
         """
 
-    def answer(self, staging: Path, reference: ReferenceAnswers) -> Answer:
-        """Runs the staged directories in process, for the fidelity gate."""
+    def answer(self, staging: Path, num_candidates: int | None, k: int | None) -> Answer:
+        """Loads the staged directories in process, as a server would, to run them.
+
+        Args:
+            staging: where `stage` wrote them.
+            num_candidates: how many to retrieve; None: what a request gets that does not say.
+            k: how many to answer; None: the same.
+
+        Raises:
+            BundleError: our engine refuses a directory.
+            CompileError: the runtime of the graphs refuses one.
+        """
 
     def configs(
         self, requests: Requests, version: int, kept: Iterable[int]
@@ -84,6 +96,7 @@ def compile_bundle(
     *,
     target: Target = "cpu",
     max_batch: int = MAX_BATCH,
+    change_schema: bool = False,
     bounds: FidelityBounds | None = None,
     plans: PlanOptions | None = None,
     progress: Progress | None = None,
@@ -94,7 +107,12 @@ def compile_bundle(
     cpu, retrieval and ranking run all of their stages at once; for the others they are ensembles,
     too, of a model for each stage. The version has the next free number, so that a live server can
     load it over the one it serves; versions that stand are left alone. Nothing is published unless
-    the fidelity gate passes.
+    what was compiled loads and answers the warm-up request here, and passes the fidelity gate.
+
+    config.pbtxt is one for all versions. Where a bundle has other features, in another order, or
+    other string keys than the newest version, clients of that version would be refused or misread,
+    and it could not be served again: such a bundle is refused, unless `change_schema` says that
+    this is meant. The way back is then to compile the old bundle, with `change_schema`, too.
 
     Args:
         bundle: directory that export wrote.
@@ -102,6 +120,7 @@ def compile_bundle(
         target: what to compile for: cpu is OpenVINO in our backend, onnxruntime the stock ONNX
             Runtime backend on a CPU, gpu the stock TensorRT backend.
         max_batch: the most users of a request, and of requests that run together.
+        change_schema: take a bundle whose requests are not those of the newest version.
         bounds: how far the answers may be from eager PyTorch; None: what is usual for the target
             and its precision.
         plans: how the plans of the target gpu are built.
@@ -111,9 +130,10 @@ def compile_bundle(
         The repository.
 
     Raises:
-        BundleError: a file of the bundle is missing or changed.
-        CompileError: a graph could not be compiled, the fidelity gate refused the result, the
-            repository is of another target, or a size is not one that a request can have.
+        BundleError: a file of the bundle is missing or changed, or our engine refuses the bundle.
+        CompileError: a graph could not be compiled or run, the fidelity gate refused the result,
+            the repository is of another target or its requests are others, or a size is not one
+            that a request can have.
         DeviceError: the target is gpu and there is none.
     """
     bundle, out = Path(bundle), Path(out)
@@ -128,8 +148,10 @@ def compile_bundle(
     out.mkdir(parents=True, exist_ok=True)
     with _sole_writer(out), _staging(out) as staging:
         _require_same_models(out, manifest, target)
+        if not change_schema:
+            _require_same_requests(out, manifest)
         layout.stage(bundle, staging)
-        rows += _gate(bundle, manifest, layout, staging, bounds)
+        rows += _gate(bundle, manifest, layout, staging, requests, bounds)
         for model in MEASURED:
             own = "retrieval" if model == "retrieval" else "recommend"
             fidelity = [row for row in rows if row.stage == own]
@@ -163,9 +185,7 @@ def _require_same_models(out: Path, manifest: Manifest, target: Target) -> None:
     Raises:
         CompileError: the repository is of another target, or its graphs have other names.
     """
-    compiled = [out / name for name in ("retrieval_lookup", "retrieval") if versions(out / name)]
-    for model in compiled:
-        found = read_manifest(latest_version(model))
+    for found in _newest(out).values():
         if found.target != target:
             raise CompileError(
                 f"[compile] {out}: expected an empty folder or a repository of target {target}, "
@@ -184,28 +204,78 @@ def _require_same_models(out: Path, manifest: Manifest, target: Target) -> None:
             )
 
 
+def _require_same_requests(out: Path, manifest: Manifest) -> None:
+    """All versions of a model have one config, and clients go from one to the next unasked.
+
+    Raises:
+        CompileError: requests of the newest version are not those of the bundle; says how.
+    """
+    ours = contract(manifest)
+    for version, newest in _newest(out).items():
+        theirs = contract(newest)
+        changes = [
+            f"{name}: expected {theirs[name]}, found {ours[name]}"
+            for name in ours
+            if ours[name] != theirs[name]
+        ]
+        if changes:
+            raise CompileError(
+                f"[compile] {out}: expected a bundle with the requests of {version}; "
+                f"{'; '.join(changes)}. Its clients would be refused or misread, and it could not "
+                "be served again: compile into another repository, or with --change-schema "
+                "(change_schema=True)"
+            )
+
+
+def _newest(out: Path) -> dict[str, Manifest]:
+    """Newest manifests of retrieval, by model/version.
+
+    A split repository has two: a killed compile may have added to its first model alone.
+    """
+    models = [out / name for name in ("retrieval_lookup", "retrieval") if versions(out / name)]
+    newest = [latest_version(model) for model in models]
+    return {f"{path.parent.name}/{path.name}": read_manifest(path) for path in newest}
+
+
 def _gate(
-    bundle: Path, manifest: Manifest, layout: Layout, staging: Path, bounds: FidelityBounds
+    bundle: Path,
+    manifest: Manifest,
+    layout: Layout,
+    staging: Path,
+    requests: Requests,
+    bounds: FidelityBounds,
 ) -> list[FidelityRow]:
-    if manifest.reference is None:
+    """Does what a server does before it is ready, then compares answers where there are any."""
+    reference = None if manifest.reference is None else load_reference(bundle, manifest.reference)
+    try:
+        answer = layout.answer(staging, *(reference.sizes if reference else (None, None)))
+        for batch in requests.warmup_batches:
+            answer(requests.users(batch))
+    except (CompileError, DeviceError):
+        raise
+    except BundleError as error:
+        raise BundleError(f"{bundle}: {error}") from None
+    except RecengineError as error:  # a graph that fails, or what it answers is not finite
+        raise CompileError(f"[compile] {bundle}: warm-up request: {error}") from None
+    if reference is None:
         warnings.warn(
-            f"[compile] {bundle}: has no reference answers; what is served is not checked",
+            f"[compile] {bundle}: has no reference answers; what is served runs, but its answers "
+            "are not checked",
             stacklevel=3,
         )
         return []
-    reference = load_reference(bundle, manifest.reference)
-    return gate(reference, layout.answer(staging, reference), "engine", bounds)
+    return gate(reference, answer, "engine", bounds)
 
 
 def _publish(staging: Path, out: Path, layout: Layout, requests: Requests) -> None:
-    """Renames the staged directories to one version number that no model has yet.
+    """Renames the staged directories to one version number that no model has or had.
 
     The ensembles come last: the config of a split repository's ensemble names the version of its
     steps, so that it goes from one whole version to the next in one step. Until all have gone, the
     steps keep what they name, too, so that a server starts on whatever a killed compile leaves.
     """
     models = (*layout.composing, *layout.ensembles)
-    version = 1 + max((n for model in models for n in versions(out / model)), default=0)
+    version = 1 + max((n for model in models for n in _numbers(out / model)), default=0)
     for model in layout.composing:
         _publish_model(staging, out, model, version)
     if kept := _named_by_ensembles(out, layout):
@@ -213,6 +283,12 @@ def _publish(staging: Path, out: Path, layout: Layout, requests: Requests) -> No
     write_configs(out, layout.configs(requests, version, ()), requests)
     for model in layout.ensembles:
         _publish_model(staging, out, model, version)
+
+
+def _numbers(model: Path) -> list[int]:
+    """Of a model's versions and of those that failed: see `recengine.serving.last_good`."""
+    failed = (re.match(r"failed-([1-9][0-9]*)", path.name) for path in model.glob("failed-*"))
+    return [*versions(model), *(int(name[1]) for name in failed if name)]
 
 
 def _named_by_ensembles(out: Path, layout: Layout) -> list[int]:
@@ -249,5 +325,9 @@ def _staging(repository: Path) -> Iterator[Path]:
     parent.mkdir(exist_ok=True)
     for leftover in parent.glob(".staging-*"):  # of a compile that was killed
         shutil.rmtree(leftover)
-    with tempfile.TemporaryDirectory(prefix=".staging-", dir=parent) as staging:
-        yield Path(staging)
+    try:
+        with tempfile.TemporaryDirectory(prefix=".staging-", dir=parent) as staging:
+            yield Path(staging)
+    finally:
+        with suppress(OSError):  # it stays, unless the first compile was refused
+            parent.rmdir()

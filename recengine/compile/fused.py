@@ -10,7 +10,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from recengine.bundle import Manifest
 from recengine.client.wire import WireUsers
 from recengine.compile import openvino, version_directory
-from recengine.compile.fidelity import Answer, Ranked, ReferenceAnswers, Stage
+from recengine.compile.fidelity import Answer, Ranked, Stage
 from recengine.compile.repository import Requests, fused_configs
 from recengine.compile.version_directory import Model
 from recengine.engine import Engine
@@ -40,11 +40,10 @@ class Fused:
             }
             compiled = part.model_copy(update={"graphs": graphs})
             version_directory.write(bundle, compiled, staging / model, building=building)
-        (staging / "recommend").mkdir()
+        version_directory.write_empty(staging / "recommend")
 
-    def answer(self, staging: Path, reference: ReferenceAnswers) -> Answer:
+    def answer(self, staging: Path, num_candidates: int | None, k: int | None) -> Answer:
         """Runs the staged directories in process."""
-        num_candidates, k = reference.sizes
         retrieval, ranking = Engine(staging / "retrieval"), Engine(staging / "ranking")
 
         def answer(users: WireUsers) -> dict[Stage, Ranked]:

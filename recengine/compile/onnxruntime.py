@@ -59,13 +59,17 @@ def load(directory: Path) -> Run:
     """The graph in ONNX Runtime, on one thread.
 
     Raises:
-        CompileError: ONNX Runtime is not installed, or refuses the graph.
+        CompileError: ONNX Runtime is not installed, or refuses the graph. What is returned raises
+            it where the graph fails.
     """
     session = open_session(directory / _FILE, threads=1)
 
     def run(inputs: GraphInputs) -> Floats:
         output: Floats
-        (output,) = session.run(None, inputs)
+        try:
+            (output,) = session.run(None, inputs)
+        except Exception as error:  # its own have no common class
+            raise CompileError(f"[compile] graph {directory.name}: ONNX Runtime: {error}") from None
         return output
 
     return run

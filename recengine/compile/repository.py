@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 from recengine._files import replace_file
 from recengine.bundle import Manifest, Ranking, Retrieval, Vocabulary, load_tensor
 from recengine.client.schema import SCHEMA_PARAMETER, Feature, Schema
+from recengine.client.wire import WireUsers
 from recengine.compile.fidelity import load_reference
 from recengine.errors import CompileError
 from recengine.keys import NO_ITEM
@@ -56,6 +57,16 @@ class Requests:
     max_batch: int
     usual_candidates: int
 
+    @property
+    def warmup_batches(self) -> list[int]:
+        """How many users are in the requests that a model answers before it is ready."""
+        return sorted({1, self.max_batch})
+
+    def users(self, batch: int) -> WireUsers:
+        """The user of the example, `batch` times."""
+        rows = {name: np.repeat(array, batch, axis=0) for name, array in self.example.items()}
+        return WireUsers(rows["ids"], rows["lengths"], rows.get("dense"))
+
 
 def stages(manifest: Manifest) -> tuple[Retrieval, Ranking]:
     """Both models of a bundle.
@@ -84,11 +95,27 @@ def schema(manifest: Manifest) -> Schema:
         num_candidates=retrieval.num_candidates,
         max_candidates=retrieval.max_candidates,
         k=ranking.k,
-        hashed_items=any(
-            item.hashed for item in manifest.features if item.vocabulary == manifest.item_vocabulary
-        ),
+        hashed_items=_hashed_items(manifest),
         dense_defaults=manifest.provenance.dense_means or {},
     )
+
+
+def contract(manifest: Manifest) -> dict[str, list[str] | bool]:
+    """What requests of clients that read another schema must agree in, by its name there.
+
+    Longer lists are no such thing: the server takes the last ids itself.
+    """
+    return {
+        "features": [item.name for item in manifest.features],
+        "hashed": [item.name for item in manifest.features if item.hashed],
+        "dense_features": manifest.dense_features,
+        "hashed_items": _hashed_items(manifest),
+    }
+
+
+def _hashed_items(manifest: Manifest) -> bool:
+    own = manifest.item_vocabulary
+    return any(item.hashed for item in manifest.features if item.vocabulary == own)
 
 
 def expected_requests(
@@ -117,8 +144,9 @@ def expected_requests(
     if max_batch < 1:
         raise CompileError(f"[compile] max batch: expected at least 1, found {max_batch}")
     if not 1 <= usual <= retrieval.max_candidates:
+        name = "num_candidates" if usual_candidates is None else "usual candidates"
         raise CompileError(
-            f"[compile] usual candidates: expected 1 to {retrieval.max_candidates}, found {usual}"
+            f"[compile] {name}: expected 1 to {retrieval.max_candidates}, found {usual}"
         )
     features = manifest.features
     dense: Array = np.zeros((1, len(manifest.dense_features)), np.float32)
@@ -247,7 +275,7 @@ def add_warmup(config: pb.ModelConfig, given: Mapping[str, Array], requests: Req
 
     Inputs are those `given`; the others are zeros, for the usual number of candidates.
     """
-    for batch in sorted({1, requests.max_batch}):
+    for batch in requests.warmup_batches:
         warmup = config.model_warmup.add(name=f"batch_{batch}", batch_size=batch)
         for tensor in config.input:
             sample = warmup.inputs[tensor.name]

@@ -11,7 +11,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from recengine.bundle import Manifest, Stage, Target
 from recengine.compile import version_directory
-from recengine.compile.fidelity import Answer, ReferenceAnswers
+from recengine.compile.fidelity import Answer
 from recengine.compile.graph_signature import require_signatures
 from recengine.compile.repository import Requests, stages
 from recengine.compile.split_repository import configs as split_configs
@@ -84,13 +84,13 @@ class Split:
             self._compiler.convert(bundle, self._manifest, name, staging / name)
         self._write(bundle, "retrieval", "ensemble", staging / "retrieval")
         self._write(bundle, "ranking", "ensemble", staging / "ranking")
-        (staging / "recommend").mkdir()
+        version_directory.write_empty(staging / "recommend")
 
-    def answer(self, staging: Path, reference: ReferenceAnswers) -> Answer:
+    def answer(self, staging: Path, num_candidates: int | None, k: int | None) -> Answer:
         """Runs the staged directories in process, graphs by their target's own runtime."""
         engines = [Engine(staging / name) for name in STAGES]
         tower, ranker = (self._compiler.load(staging / name) for name in self._graphs)
-        return staged_answer(engines, tower, ranker, *reference.sizes)
+        return staged_answer(engines, tower, ranker, num_candidates, k)
 
     def configs(
         self, requests: Requests, version: int, kept: Iterable[int]

@@ -13,7 +13,11 @@ Run = Callable[[GraphInputs], Floats]
 
 
 def staged_answer(
-    engines: Sequence[Engine], tower: Run, ranker: Run, num_candidates: int, k: int
+    engines: Sequence[Engine],
+    tower: Run,
+    ranker: Run,
+    num_candidates: int | None,
+    k: int | None,
 ) -> Answer:
     """The path of a request through the stages, for the fidelity gate.
 
@@ -21,8 +25,8 @@ def staged_answer(
         engines: who looks users up, searches, looks candidates up, and orders.
         tower: the graph of retrieval.
         ranker: the graph of ranking.
-        num_candidates: how many to retrieve.
-        k: how many to answer.
+        num_candidates: how many to retrieve; None: what the engines do by default.
+        k: how many to answer; None: the same.
     """
     lookup, topk, candidate_lookup, order = engines
 

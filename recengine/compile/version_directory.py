@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from recengine._files import sync
 from recengine.bundle import (
     UNHASHED,
     Manifest,
@@ -29,6 +30,11 @@ Model = Literal["retrieval", "ranking"]
 T = TypeVar("T")
 
 CODES = "item_codes.safetensors"
+
+_ABOUT_EMPTY = """\
+A version of an ensemble has no files. This one is here so that the directory is not lost where
+empty ones are, as in git and in object stores: without it a server finds no version.
+"""
 
 
 def part(
@@ -82,6 +88,14 @@ def write(bundle: Path, manifest: Manifest, destination: Path, *, building: Path
         _link(bundle / name, building / name)
     whole = manifest.model_copy(update={"files": dict.fromkeys(names, UNHASHED)})
     write_bundle(building, whole, destination)
+
+
+def write_empty(destination: Path) -> None:
+    """Makes the version directory of an ensemble, which nothing is read from."""
+    destination.mkdir()
+    (destination / "README.txt").write_text(_ABOUT_EMPTY)
+    sync(destination / "README.txt")
+    sync(destination)
 
 
 def _pack_items(bundle: Path, manifest: Manifest, building: Path) -> Retrieval | None:

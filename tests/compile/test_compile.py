@@ -11,6 +11,7 @@ import pytest
 from google.protobuf import text_format
 from killed import kill_before_each_rename
 from tritonclient.grpc import model_config_pb2 as pb
+from typer.testing import CliRunner
 
 from recengine.bundle import (
     FidelityBounds,
@@ -20,11 +21,13 @@ from recengine.bundle import (
     verify,
     versions,
 )
+from recengine.cli import app
 from recengine.client.schema import SCHEMA_PARAMETER, Schema
 from recengine.compile import compile_bundle
 from recengine.compile.repository import schema
 from recengine.engine import Engine
 from recengine.errors import BundleError, CompileError
+from recengine.serving.server import TritonServer
 
 MODELS = ("retrieval", "ranking", "recommend")
 EXPECTED = Path(__file__).parent / "expected"
@@ -127,7 +130,7 @@ def test_the_ranking_version_says_how_many_candidates_are_usual(bundle, tmp_path
 
 
 def test_a_bundle_without_reference_is_warmed_up_with_known_ids(changed_bundle, tmp_path):
-    with pytest.warns(UserWarning, match="has no reference answers; what is served is not checked"):
+    with pytest.warns(UserWarning, match="has no reference answers; what is served runs, but its"):
         repository = compile_bundle(changed_bundle(reference=None), tmp_path / "repository")
     lengths = np.fromfile(repository / "retrieval" / "warmup" / "lengths", np.int32)
     assert (lengths[:-1] == 1).all()
@@ -147,7 +150,17 @@ def test_version_directories_hold_what_their_stage_needs(repository, bundle):
     for manifest in (retrieval, ranking):
         assert {graph.format for graph in manifest.graphs.values()} == {"openvino"}
         assert manifest.referenced_files() == set(manifest.files)
-    assert not list((repository / "recommend" / "1").iterdir())
+    assert [path.name for path in (repository / "recommend" / "1").iterdir()] == ["README.txt"]
+
+
+def test_a_repository_is_served_from_where_empty_directories_are_lost(repository, tmp_path):
+    """As in git and in object stores."""
+    for path in files(repository):
+        copy = tmp_path / "copy" / path.relative_to(repository)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    with TritonServer(tmp_path / "copy", log=tmp_path / "log"):
+        pass
 
 
 def test_the_engine_of_a_version_answers_as_that_of_the_bundle(repository, bundle):
@@ -195,6 +208,71 @@ def test_the_gate_refuses_perturbed_item_rows_of_the_ranking(bundle, changed_bun
     assert "\nretrieval " not in str(refused.value)
 
 
+def table(manifest, name, **update):
+    """Updates of a manifest, one of whose tables is another."""
+    return {"tables": manifest.tables | {name: manifest.tables[name].model_copy(update=update)}}
+
+
+def first_is(value):
+    def change(array):
+        array.flat[0] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("tensor", "change", "update", "message"),
+    [
+        ("index.vectors", lambda rows: 2 * rows, {}, "index: row 0: expected norm 1 or 0"),
+        ("index.vectors", first_is(np.nan), {}, "index: row 0: expected finite values"),
+        ("user", first_is(np.nan), {}, "table user: row 0: expected finite values"),
+        ("user", lambda rows: rows[:, :7], {"dim": 7}, r"graph tower: .* \[\?, 23\], found"),
+        (
+            "user",
+            lambda rows: rows[1:],
+            {"rows": 20},
+            "retrieval: table user .*: expected 21 rows, found 20",
+        ),
+        ("index.keys", lambda keys: keys[np.r_[0, 0, 2:50]], {}, "index: key .* of row 1: "),
+        ("fallback.rows", first_is(50), {}, "fallback: .*50"),
+    ],
+)
+def test_what_the_engine_refuses_is_not_published(
+    bundle, changed_bundle, tmp_path, tensor, change, update, message
+):
+    manifest = read_manifest(bundle)
+
+    def damage(tensors):
+        tensors[tensor] = change(tensors[tensor]).copy()
+
+    file = manifest.tables["user"].data.file
+    damaged = changed_bundle(file, damage, reference=None, **table(manifest, "user", **update))
+    repository = tmp_path / "repository"
+    with pytest.raises(BundleError, match=f"{damaged}: {message}"):
+        compile_bundle(damaged, repository)
+    assert list(repository.iterdir()) == []
+
+
+def test_more_candidates_than_a_request_may_have_are_refused(bundle, changed_bundle, tmp_path):
+    retrieval = read_manifest(bundle).retrieval.model_copy(update={"num_candidates": 65})
+    damaged = changed_bundle(retrieval=retrieval, reference=None)
+    with pytest.raises(CompileError, match="num_candidates: expected 1 to 64, found 65"):
+        compile_bundle(damaged, tmp_path / "repository")
+
+
+def test_a_refused_compile_leaves_a_repository_as_it_was(bundle, changed_bundle, repository):
+    def damage(tensors):
+        tensors["user"][0] = np.inf
+
+    before = files(repository)
+    damaged = changed_bundle(read_manifest(bundle).tables["user"].data.file, damage, reference=None)
+    with pytest.raises(BundleError, match="table user: row 0"):
+        compile_bundle(damaged, repository)
+    assert files(repository) == before
+    assert standing_versions(repository) == [[1]] * 3
+
+
 def test_wider_bounds_let_a_perturbed_table_pass(bundle, changed_bundle, tmp_path):
     manifest = read_manifest(bundle)
     data = manifest.tables[manifest.ranking.item_table].data
@@ -228,6 +306,89 @@ def test_a_second_compile_adds_a_version_and_leaves_the_first_alone(repository, 
     assert standing_versions(repository) == [[1, 2]] * 3
     after = files(repository)
     assert {path: after[path] for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda bundle: {"dense_features": bundle.dense_features[::-1]},
+            r"dense_features: expected \['age', 'activity'\], found \['activity', 'age'\]",
+        ),
+        (
+            lambda bundle: {"features": [bundle.features[at] for at in (1, 0, 2)]},
+            r"features: expected \['user_id', 'history', 'country'\], found \['history', ",
+        ),
+        (
+            lambda bundle: features(bundle, 2, hashed=False),
+            r"hashed: expected \['country'\], found",
+        ),
+        (
+            lambda bundle: features(bundle, 1, hashed=True),
+            "hashed_items: expected False, found True",
+        ),
+    ],
+)
+def test_other_requests_than_those_of_the_newest_version_are_refused_unless_meant(
+    repository, bundle, changed_bundle, change, message
+):
+    before = files(repository)
+    other = changed_bundle(reference=None, **change(read_manifest(bundle)))
+    with pytest.raises(CompileError, match=f"requests of retrieval/1; .*{message}"):
+        compile_bundle(other, repository)
+    assert files(repository) == before
+    for options in ({"change_schema": True}, {}):
+        with pytest.warns(UserWarning, match="no reference answers"):
+            compile_bundle(other, repository, **options)
+    assert standing_versions(repository) == [[1, 2, 3]] * 3
+    text = config(repository, "recommend").parameters[SCHEMA_PARAMETER].string_value
+    assert Schema.from_json(text) == schema(read_manifest(other))
+    with pytest.raises(CompileError, match="requests of retrieval/3; "):
+        compile_bundle(bundle, repository)
+
+
+def test_the_command_line_takes_other_requests_where_it_is_told_to(
+    repository, bundle, changed_bundle
+):
+    other = changed_bundle(dense_features=read_manifest(bundle).dense_features[::-1])
+    command = ["compile", str(other), "--out", str(repository)]
+    refused = CliRunner().invoke(app, command)
+    assert refused.exit_code == 1
+    assert "compile into another repository, or with --change-schema" in refused.output
+    taken = CliRunner().invoke(app, [*command, "--change-schema"])
+    assert taken.exit_code == 0, taken.output
+    assert standing_versions(repository) == [[1, 2]] * 3
+
+
+def features(manifest, at, **update):
+    changed = list(manifest.features)
+    changed[at] = changed[at].model_copy(update=update)
+    return {"features": changed}
+
+
+def test_a_longer_list_is_the_same_request(repository, bundle, changed_bundle):
+    compile_bundle(changed_bundle(**features(read_manifest(bundle), 1, max_length=99)), repository)
+    assert standing_versions(repository) == [[1, 2]] * 3
+
+
+def test_configs_without_a_version_are_nobodys_requests(repository, bundle, changed_bundle):
+    """So they stand in git."""
+    for model in MODELS:
+        shutil.rmtree(repository / model / "1")
+    other = changed_bundle(reference=None, dense_features=["one", "two"])
+    with pytest.warns(UserWarning, match="no reference answers"):
+        compile_bundle(other, repository)
+
+
+@pytest.mark.parametrize("failed", ["failed-2", "failed-2-2"])
+def test_the_number_of_a_version_that_failed_is_not_used_again(repository, bundle, failed):
+    compile_bundle(bundle, repository)
+    (repository / "ranking" / "2").rename(repository / "ranking" / failed)
+    for model in ("retrieval", "recommend"):
+        shutil.rmtree(repository / model / "2")
+    compile_bundle(bundle, repository)
+    assert standing_versions(repository) == [[1, 3]] * 3
+    assert (repository / "ranking" / failed).is_dir()
 
 
 def test_the_bundle_is_linked_and_may_be_deleted(bundle, tmp_path):

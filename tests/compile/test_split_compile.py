@@ -6,6 +6,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from google.protobuf import text_format
@@ -412,6 +413,83 @@ def test_a_graph_of_other_tensors_or_none_is_refused(changed_bundle, bundle, tmp
             tmp_path / "repository",
             target="onnxruntime",
         )
+
+
+def tower_of_another_opset(model):
+    model.opset_import[0].version = 99
+
+
+def tower_for_one_user(model):
+    """Its output is of any batch by what the graph says, and of one user in truth."""
+    (output,) = model.graph.output
+    for node in model.graph.node:
+        node.output[:] = ["any" if name == output.name else name for name in node.output]
+    shape = onnx.numpy_helper.from_array(np.array([1, 8]), "one_user")
+    model.graph.initializer.append(shape)
+    model.graph.node.append(onnx.helper.make_node("Reshape", ["any", "one_user"], [output.name]))
+
+
+def tower_of_nan(model):
+    (output,) = model.graph.output
+    for node in model.graph.node:
+        node.output[:] = ["any" if name == output.name else name for name in node.output]
+    model.graph.node.append(onnx.helper.make_node("Sub", ["any", "any"], ["zero"]))
+    model.graph.node.append(onnx.helper.make_node("Div", ["zero", "zero"], [output.name]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (tower_of_another_opset, "tower/model.onnx: ONNX Runtime: .*opset"),
+        (tower_for_one_user, "graph tower: ONNX Runtime: .*Reshape"),
+        (tower_of_nan, "warm-up request: .*expected a finite user vector"),
+    ],
+)
+def test_a_graph_that_its_runtime_does_not_run_is_not_published(
+    bundle, changed_bundle, tmp_path, change, message
+):
+    model = onnx.load(bundle / "tower.onnx")
+    change(model)
+    staging = changed_bundle(reference=None)
+    (staging / "tower.onnx").write_bytes(model.SerializeToString())
+    write_bundle(staging, read_manifest(staging), tmp_path / "again")
+    repository = tmp_path / "repository"
+    with pytest.raises(CompileError, match=message):
+        compile_bundle(tmp_path / "again", repository, target="onnxruntime")
+    assert list(repository.iterdir()) == []
+
+
+def test_a_stage_that_the_engine_refuses_is_not_published(bundle, changed_bundle, tmp_path):
+    def damage(tensors):
+        tensors["index.vectors"] *= 2
+
+    damaged = changed_bundle("tensors.safetensors", damage, reference=None)
+    with pytest.raises(BundleError, match="index: row 0: expected norm 1 or 0, found 2"):
+        compile_bundle(damaged, tmp_path / "repository", target="onnxruntime")
+    assert list((tmp_path / "repository").iterdir()) == []
+
+
+def test_other_requests_than_those_of_the_newest_version_are_refused(
+    repository, bundle, changed_bundle
+):
+    """Those of its first model alone, too, where a compile was killed."""
+    other = changed_bundle(reference=None, dense_features=["activity", "age"])
+    compiling = functools.partial(compile_bundle, other, repository, target="onnxruntime")
+    with pytest.raises(CompileError, match="requests of retrieval_lookup/1; dense_features: "):
+        compiling()
+    with pytest.warns(UserWarning, match="no reference answers"):
+        compiling(change_schema=True)
+    shutil.rmtree(repository / "retrieval" / "2")
+    with pytest.raises(CompileError, match="requests of retrieval_lookup/2; "):
+        compile_bundle(bundle, repository, target="onnxruntime")
+    with pytest.raises(CompileError, match="requests of retrieval/1; "):
+        compiling()
+
+
+def test_every_version_directory_has_a_file(repository):
+    """Empty ones are lost in git and in object stores."""
+    for model in MODELS:
+        assert any((repository / model / "1").iterdir())
 
 
 def test_without_onnx_runtime_the_error_says_what_to_install(bundle, tmp_path, monkeypatch):

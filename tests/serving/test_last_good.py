@@ -81,13 +81,13 @@ def test_a_damaged_newest_version_is_set_aside_and_the_last_good_one_served(
 
 
 def test_compile_adds_a_version_beside_what_was_set_aside(twice, golden, serve):
-    for attempt in ("failed-2", "failed-2-2"):
-        flip_a_byte(weights(twice / "ranking" / "2"))
-        assert f"ranking/2 to {attempt}" in set_aside_damaged(twice)
+    for version in (2, 3):
+        flip_a_byte(weights(twice / "ranking" / str(version)))
+        assert f"ranking/{version} to failed-{version}" in set_aside_damaged(twice)
         compile_bundle(golden, twice)
-        assert standing(twice) == (1, 2)
+        assert standing(twice) == (1, version + 1)
     with serve() as server, RawClient(server.endpoints.grpc) as client:
-        assert {client.statistics(model).version for model in MODELS} == {"2"}
+        assert {client.statistics(model).version for model in MODELS} == {"4"}
 
 
 @pytest.mark.parametrize(
