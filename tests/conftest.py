@@ -1,5 +1,7 @@
 """What tests of several parts share: the golden bundle, compiled and served once per run."""
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,11 @@ settings.register_profile("any", deadline=None, suppress_health_check=[HealthChe
 settings.load_profile("any")
 # For builds that are many times slower: --hypothesis-profile=few
 settings.register_profile("few", settings.get_profile("any"), max_examples=50)
+
+_SELF_SIGNED = [
+    *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
+    *("-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
+]
 
 
 def pytest_runtest_setup(item):
@@ -46,3 +53,28 @@ def golden_server(golden_repository, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "tritonserver.log"
     with TritonServer(golden_repository, log=log) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A folder with cert.pem, a self-signed certificate for 127.0.0.1, and its key.pem."""
+    folder = tmp_path_factory.mktemp("tls")
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs the openssl command")
+    subprocess.run(
+        [openssl, *_SELF_SIGNED, "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def grpc_tls(certificate):
+    """Arguments of a server that takes gRPC with TLS alone."""
+    return [
+        "--grpc-use-ssl=true",
+        f"--grpc-server-cert={certificate / 'cert.pem'}",
+        f"--grpc-server-key={certificate / 'key.pem'}",
+    ]

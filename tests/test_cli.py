@@ -21,6 +21,7 @@ from recengine.compile import compile_bundle
 from recengine.data import Dataset, FeatureTable, Interactions, Ragged
 from recengine.errors import InputError
 from recengine.keys import hash_key
+from recengine.serving.server import wheel_tritonserver
 from recengine.training import checkpoint
 
 COMMANDS = {
@@ -153,7 +154,7 @@ def golden_data(golden, tmp_path):
     tables = {
         "inter": ["user_id:token\titem_id:token\ttimestamp:float", *taken],
         "item": ["item_id:token\tmovie_title:token_seq\tgenre:token_seq", *titles],
-        "user": ["user_id:token\tage:float\tactivity:float", "103\t0.5\t1"],
+        "user": ["user_id:token\tage:float\tactivity:float", "103\t0.5\t1.0"],
     }
     folder = tmp_path / "golden"
     folder.mkdir()
@@ -162,10 +163,31 @@ def golden_data(golden, tmp_path):
     return folder
 
 
-def test_recommend_shows_titles_beside_the_history(golden_server, golden_data):
+@pytest.fixture
+def golden_tables(golden_data):
+    """The same as CSV, with names of its own; options of the command line that say how."""
+    for kind, names in (
+        ("inter", "viewer,film,at"),
+        ("item", "film,name,genre"),
+        ("user", "viewer,age,activity"),
+    ):
+        _, *rows = (golden_data / f"golden.{kind}").read_text().splitlines()
+        lines = [names, *(row.replace("\t", ",") for row in rows)]
+        (golden_data / f"{kind}.csv").write_text("\n".join(lines) + "\n")
+    return [
+        *("--data", golden_data / "inter.csv", "--columns", "user=viewer,item=film,time=at"),
+        *("--users", golden_data / "user.csv", "--items", golden_data / "item.csv"),
+    ]
+
+
+@pytest.mark.parametrize("stored", ["recbole", "tables"])
+def test_recommend_shows_titles_beside_the_history(
+    golden_server, golden_data, golden_tables, stored
+):
     url = golden_server.endpoints.grpc
     result = invoke(
-        *("recommend", "--user", "103", "--data", golden_data),
+        *("recommend", "--user", "103"),
+        *(("--data", golden_data) if stored == "recbole" else golden_tables),
         *("--url", url, "-k", "3", "--timeout", "10"),
     )
     assert result.exit_code == 0, result.stderr
@@ -255,6 +277,36 @@ def test_serve_gives_up_after_the_time_it_was_given(golden_repository):
     result = invoke("serve", golden_repository, *ports, "--ready-timeout", "0")
     assert result.exit_code == 1
     assert "error: [serve] tritonserver was not ready within 0 s" in result.stderr
+
+
+@pytest.mark.parametrize("of_the_wheel", [True, False])
+def test_serve_warns_of_the_server_of_the_wheel(golden_repository, tmp_path, of_the_wheel):
+    wheel = wheel_tritonserver()
+    if wheel is None:
+        pytest.skip("needs nvidia-pytriton")
+    other = tmp_path / "tritonserver"
+    other.write_text(f'#!/bin/sh\nexec "{wheel}" "$@"\n')
+    other.chmod(0o755)
+    ports = [f"--{kind}-port=0" for kind in ("grpc", "http", "metrics")]
+    binary = wheel if of_the_wheel else other
+    result = invoke(
+        *("serve", golden_repository, *ports, "--tritonserver", binary, "--ready-timeout", "0")
+    )
+    warnings = [line for line in result.stderr.splitlines() if line.startswith("WARNING [serve]")]
+    assert len(warnings) == of_the_wheel
+    assert all("nvidia-pytriton (24.10), for development and tests only" in w for w in warnings)
+
+
+@pytest.mark.parametrize("options", [(), ("--model-control", "explicit")])
+def test_serve_refuses_what_is_no_repository(golden, tmp_path, options):
+    ports = [f"--{kind}-port=0" for kind in ("grpc", "http", "metrics")]
+    options = (*ports, *options, "--ready-timeout", "0")
+    result = invoke("serve", golden, *options)
+    assert result.exit_code == 1
+    assert f"found a bundle; compile it first: recengine compile {golden}" in result.stderr
+    result = invoke("serve", tmp_path, *options)
+    assert result.exit_code == 1
+    assert f"{tmp_path}: expected a model repository" in result.stderr
 
 
 def test_serve_refuses_a_port_that_is_taken(golden_repository, golden_server):

@@ -8,6 +8,13 @@ from typing import Annotated, Literal
 import typer
 from typer.main import get_command
 
+from recengine.cli import dataset
+
+_OF_THE_WHEEL = (
+    "this tritonserver is of the wheel nvidia-pytriton (24.10), for development and tests only: "
+    "deadlines and cancellations of clients can leave it hung, though health checks pass "
+    "(triton-inference-server/server#7368); production wants 26.06 or later"
+)
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 Url = Annotated[str, typer.Option(help="host:port of the server's gRPC endpoint.")]
@@ -56,11 +63,14 @@ def serve(
     With --model-control explicit, after `recengine compile`, ask for what is new; the server goes
     on answering while it loads: curl -X POST 127.0.0.1:8000/v2/repository/models/recommend/load
     """
-    from recengine.serving.server import TritonServer
+    from recengine.serving.server import TritonServer, find_tritonserver, wheel_tritonserver
 
+    binary, wheel = find_tritonserver(tritonserver), wheel_tritonserver()
+    if wheel is not None and binary.samefile(wheel):
+        typer.echo(f"WARNING [serve] {_OF_THE_WHEEL}", err=True)
     server = TritonServer(
         repository,
-        tritonserver=tritonserver,
+        tritonserver=binary,
         address=address,
         grpc_port=grpc_port,
         http_port=http_port,
@@ -79,6 +89,10 @@ def recommend(
     data: Annotated[
         Path, typer.Option(exists=True, help="The data set to look users up in.")
     ] = Path("data/ml-100k"),
+    columns: dataset.ColumnNames = None,
+    strings: dataset.StringColumns = None,
+    users: dataset.UserTable = None,
+    items: dataset.ItemTable = None,
     url: Url = "127.0.0.1:8001",
     k: Annotated[int | None, typer.Option("-k", help="Items per user.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the answer.")] = 1.0,
@@ -87,19 +101,18 @@ def recommend(
     from recengine.cli import show
     from recengine.cli.catalog import Catalog
     from recengine.client import RecommenderClient
-    from recengine.data import read
 
-    catalog = Catalog(read(data))
+    catalog = Catalog(dataset.read(data, columns, strings, users, items))
     ids = [catalog.user_id(text) for text in user]
     histories = [catalog.history(one) for one in ids]
     with RecommenderClient(url, timeout=timeout) as client:
         schema = client.schema
         taken = {feature.name for feature in schema.features}.union(schema.dense_features)
-        users = [
+        asking = [
             {name: value for name, value in catalog.features(one).items() if name in taken}
             for one in ids
         ]
-        answers = client.recommend(users, k=k, exclude=histories)
+        answers = client.recommend(asking, k=k, exclude=histories)
     for text, answer, history in zip(user, answers, histories, strict=True):
         show.recommendations(catalog, text, answer, history)
 

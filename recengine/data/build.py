@@ -45,7 +45,8 @@ def build(
 ) -> Dataset:
     """Types the cells and sorts the interactions by time.
 
-    A user or item that only the interactions name gets a row without features. A column of
+    A user or item that only the interactions name gets a row without features. Ids that are floats
+    are taken as integers where all are whole numbers, and refused otherwise. A column of
     features in which most cells are distinct (a title, a zip code) is text for display.
 
     Args:
@@ -59,13 +60,19 @@ def build(
     Raises:
         InputError: naming file and line of the first bad row.
     """
-    tables = [table for table in (interactions, users, items) if table is not None]
     for column in columns.strings:
         if column not in (columns.user, columns.item):
             raise InputError(
                 f"[columns] strings: expected names among {columns.user!r} and {columns.item!r}, "
                 f"found {column!r}"
             )
+    for key in (columns.user, columns.item):
+        interactions = cells.whole_ids(interactions, key, strings=key in columns.strings)
+    if users is not None:
+        users = cells.whole_ids(users, columns.user, strings=columns.user in columns.strings)
+    if items is not None:
+        items = cells.whole_ids(items, columns.item, strings=columns.item in columns.strings)
+    tables = [table for table in (interactions, users, items) if table is not None]
     user_tables, item_tables = ([t for t in tables if t is not other] for other in (items, users))
     hashed_users = _hashed(user_tables, columns.user, columns)
     hashed_items = _hashed(item_tables, columns.item, columns)

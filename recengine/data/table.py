@@ -19,6 +19,12 @@ from recengine.keys import NO_ITEM, hash_key
 Kind = Literal["int", "token", "token_seq", "float", "float_seq", "text"]
 
 _NEARLY_ALL = 0.99
+# Below, each integer is a float of its own.
+_EXACT: dict[type[pl.DataType], int] = {
+    pl.Float16: 1 << 11,
+    pl.Float32: 1 << 24,
+    pl.Float64: 1 << 53,
+}
 _BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -145,6 +151,34 @@ def spread_vectors(table: Table) -> Table:
             kinds[part.name] = "float"
         table = replace(table, frame=table.frame.with_columns(spread), kinds=kinds)
     return table
+
+
+def whole_ids(table: Table, name: str, *, strings: bool) -> Table:
+    """The column `name` as ids, where it holds floats: pandas makes those of integers about nulls.
+
+    Args:
+        table: any.
+        name: of the column of user or item ids.
+        strings: text is to stay as it is; else `7.0` is 7 where all cells are such.
+
+    Raises:
+        InputError: there is no such column, or an id is no whole number or too large to be exact.
+    """
+    column, kind = table.column(name), table.kinds[name]
+    if column.dtype.is_float():
+        exact = _EXACT[type(column.dtype)]
+        whole = _empty(column) | ((column.abs() < exact) & (column == column.round()))
+        _refuse_null(table, name, whole.replace(False, None), f"a whole number below {exact}")
+        column = column.cast(pl.Int64)
+    elif column.dtype == pl.String and not strings:
+        if (_empty(column) | column.str.contains(r"^-?\d+\.0$")).all():
+            column = column.str.strip_suffix(".0")
+        elif kind == "float":
+            whole = ~column.str.contains(".", literal=True)
+            expected = f"an integer (strings: name {name!r} in `strings`)"
+            _refuse_null(table, name, whole.replace(False, None), expected)
+    kinds: dict[str, Kind] = {**table.kinds, name: "token" if kind == "float" else kind}
+    return replace(table, frame=table.frame.with_columns(column), kinds=kinds)
 
 
 def integers(table: Table, name: str) -> Int64s:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import importlib.util
+import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -16,7 +18,9 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from importlib import metadata
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -72,18 +76,24 @@ def find_tritonserver(path: Path | None = None) -> Path:
             raise ServerError(f"[serve] {path}: no such file")
         return path
     on_path = shutil.which("tritonserver")
-    if on_path is not None:
-        return Path(on_path)
+    found = Path(on_path) if on_path is not None else wheel_tritonserver()
+    if found is None:
+        raise ServerError(
+            "[serve] tritonserver: not on PATH and not in this environment; give --tritonserver, "
+            "or for development run `pip install --no-deps nvidia-pytriton==0.7.0`"
+        )
+    return found
+
+
+def wheel_tritonserver() -> Path | None:
+    """The binary in the wheel nvidia-pytriton, if that is installed."""
     # Found without importing it: the wheel's own dependencies need not be there.
     spec = importlib.util.find_spec("pytriton")
-    for location in (spec.submodule_search_locations or []) if spec else []:
-        binary = Path(location) / _WHEEL_BINARY
-        if binary.is_file():
-            return binary
-    raise ServerError(
-        "[serve] tritonserver: not on PATH and not in this environment; give --tritonserver, or "
-        "for development run `pip install --no-deps nvidia-pytriton==0.7.0`"
+    binaries = (
+        Path(location) / _WHEEL_BINARY
+        for location in ((spec.submodule_search_locations or []) if spec else [])
     )
+    return next((binary for binary in binaries if binary.is_file()), None)
 
 
 def find_backends(directory: Path | None = None) -> Path:
@@ -135,7 +145,8 @@ class TritonServer:
         grpc_port, http_port, metrics_port: 0 takes a free port.
         model_control: "explicit" loads only `load_models` and lets clients load and unload.
         load_models: names to load at start, with "explicit" only; "*" alone is all of them.
-        arguments: passed to tritonserver as they are, except that its --id is ours.
+        arguments: passed to tritonserver as they are, except that its --id is ours. With TLS for
+            gRPC, or health restricted, keep HTTP: it tells then when the server is ready.
         log: file that the server's log is appended to; None: standard error.
         ready_timeout: seconds that start may take.
     """
@@ -205,12 +216,13 @@ class TritonServer:
             ServerError: it ended or was not ready in time, and no damaged version was the reason,
                 or none is good; the message has its last words. Or a port that was asked for is
                 taken, a model needs a backend that is not there, or a damaged version cannot be
-                set aside.
+                set aside, or the directory holds no models.
             BundleError: a TensorRT plan is damaged, and there is no good version.
             DeviceError: a TensorRT plan was built for another machine.
         """
         from recengine.serving.last_good import set_aside_damaged  # not for those who only look
 
+        _refuse_no_models(self._repository)
         try:
             return self._start()
         except (BundleError, _ServerEnded):
@@ -316,8 +328,8 @@ class TritonServer:
                 return
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"[serve] tritonserver was not ready within {self._ready_timeout:g} s:\n"
-                    + process.last_words()
+                    f"[serve] tritonserver was not ready within {self._ready_timeout:g} s "
+                    "(asked by gRPC without TLS, then by HTTP):\n" + process.last_words()
                 )
             time.sleep(_POLL_S)
 
@@ -326,16 +338,36 @@ class TritonServer:
         try:
             # gRPC waits a second before it tries a refused port again; a bare socket does not.
             socket.create_connection((host, int(port)), timeout=1).close()
-            with InferenceServerClient(self.endpoints.grpc) as client:
-                if client.get_server_metadata(client_timeout=1).name != self._id:
-                    return False
-                if not client.is_server_ready(client_timeout=1):
-                    return False
-                index = client.get_model_repository_index(client_timeout=1)
-                served = {model.name for model in index.models if model.state == "READY"}
-                wanted = served.union(self._load_models) - {"*"}
-                return all(client.is_model_ready(name, client_timeout=1) for name in wanted)
-        except (OSError, InferenceServerException):
+            return self._is_ready_by_grpc()
+        except InferenceServerException:
+            return self._is_ready_by_http()
+        except OSError:
+            return False
+
+    def _is_ready_by_grpc(self) -> bool:
+        with InferenceServerClient(self.endpoints.grpc) as client:
+            if client.get_server_metadata(client_timeout=1).name != self._id:
+                return False
+            if not client.is_server_ready(client_timeout=1):
+                return False
+            index = client.get_model_repository_index(client_timeout=1)
+            served = {model.name for model in index.models if model.state == "READY"}
+            wanted = served.union(self._load_models) - {"*"}
+            return all(client.is_model_ready(name, client_timeout=1) for name in wanted)
+
+    def _is_ready_by_http(self) -> bool:
+        """Where gRPC wants TLS, certificates or a header; ready is that all models are loaded."""
+        found = []
+        try:
+            with closing(HTTPConnection(self.endpoints.http, timeout=1)) as connection:
+                for path in ("/v2", "/v2/health/ready"):
+                    connection.request("GET", path)
+                    answer = connection.getresponse()
+                    if answer.status != HTTPStatus.OK:
+                        return False
+                    found.append(answer.read())
+            return bool(json.loads(found[0])["name"] == self._id)
+        except (OSError, HTTPException, ValueError, LookupError):
             return False
 
 
@@ -400,6 +432,23 @@ class _Process:
             os.killpg(self.popen.pid, signal.SIGKILL)
         self._thread.join()
         return self.popen.wait()
+
+
+def _refuse_no_models(repository: Path) -> None:
+    """Raises ServerError where Triton would serve nothing, and say it is ready."""
+    from recengine.bundle import MANIFEST, versions
+
+    if (repository / MANIFEST).exists():
+        raise ServerError(
+            f"[serve] {repository}: expected a model repository, found a bundle; compile it first: "
+            f"recengine compile {shlex.quote(str(repository))} --out model_repository"
+        )
+    models = repository.iterdir() if repository.is_dir() else ()
+    if not any((model / "config.pbtxt").exists() or versions(model) for model in models):
+        raise ServerError(
+            f"[serve] {repository}: expected a model repository, with a directory of each model "
+            "that holds config.pbtxt or versions, found none; recengine compile writes one"
+        )
 
 
 def _free_ports(address: str, ports: Sequence[int]) -> list[int]:

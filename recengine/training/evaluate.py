@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,13 +11,12 @@ from recengine.data.dataset import Int64s
 from recengine.models import DLRM, TwoTower
 from recengine.training.baselines import ItemKNN, popularity_scores
 from recengine.training.encode import Encoded
-from recengine.training.metrics import metrics_of, target_places
+from recengine.training.metrics import catalog_places, metrics_of
 from recengine.training.ranking import order
 from recengine.training.recommender import Quality
 from recengine.training.retrieval import top_candidates
 
-_CHUNK = 1024
-_MOST_KNN_ITEMS = 20_000  # item-kNN holds a dense [items, items] matrix
+_MOST_KNN_ITEMS = 20_000  # item-kNN compares each item with each
 
 
 @torch.no_grad()
@@ -62,16 +60,6 @@ def evaluate(
         methods["item-kNN"] = ItemKNN(encoded).scores
     methods |= {"retrieval": retrieved, "retrieval + ranking": ranked}
     return tuple(
-        Quality(name, len(positions), metrics_of(_places(encoded, scores, positions)))
+        Quality(name, len(positions), metrics_of(catalog_places(encoded, scores, positions)))
         for name, scores in methods.items()
-    )
-
-
-def _places(encoded: Encoded, scores: Callable[[Int64s], Tensor], positions: Int64s) -> Int64s:
-    parts = [positions[at : at + _CHUNK] for at in range(0, len(positions), _CHUNK)]
-    return np.concatenate(
-        [
-            target_places(encoded.exclude_history(scores(part), part), encoded.targets(part))
-            for part in parts
-        ]
     )

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recengine.data.dataset import Int64s
+from recengine.training.encode import Encoded
 
 RECALL_AT = (10, 20, 50)
 NDCG_AT = (10, 20)
 NOWHERE = 1 << 62  # behind every k
+_CHUNK = 1024  # targets
 
 
 def target_places(scores: Tensor, targets: Tensor, rows: Tensor | None = None) -> Int64s:
@@ -35,6 +37,28 @@ def target_places(scores: Tensor, targets: Tensor, rows: Tensor | None = None) -
     places = before.sum(1)
     places[own[:, 0] == -torch.inf] = NOWHERE
     return places.numpy()
+
+
+def catalog_places(
+    encoded: Encoded, scores: Callable[[Int64s], Tensor], positions: Int64s
+) -> Int64s:
+    """Places of targets in the catalog without the items that the user already had.
+
+    Args:
+        encoded: the data.
+        scores: of targets, [n, items]; called with some of `positions` at a time.
+        positions: the targets, at least one.
+
+    Returns:
+        int64 [positions], as `target_places`.
+    """
+    parts = [positions[at : at + _CHUNK] for at in range(0, len(positions), _CHUNK)]
+    return np.concatenate(
+        [
+            target_places(encoded.exclude_history(scores(part), part), encoded.targets(part))
+            for part in parts
+        ]
+    )
 
 
 def recall_at(places: Int64s, k: int) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 
 from recengine.data.dataset import Dataset
 from recengine.data.split import Split, leave_last_out
@@ -54,7 +55,8 @@ def train(
         ("test", split.test),
     ):
         if not len(targets):
-            raise InputError(f"[train] {dataset.name}: expected {name} targets, found none")
+            why = "" if name == "train" else _why_none(split)
+            raise InputError(f"[train] {dataset.name}: expected {name} targets, found none{why}")
     L.seed_everything(config.seed, verbose=False)
     history = max(*config.retrieval.history_lengths, *config.ranking.history_lengths)
     encoded = encode(split, history)
@@ -67,6 +69,22 @@ def train(
     quality = evaluate(encoded, retrieval, ranking, split.test, config.num_candidates)
     checkpoint.save(_recommender(encoded, retrieval, ranking, quality, config), out)
     return quality
+
+
+def _why_none(split: Split) -> str:
+    """What may have left no targets to validate or test with; empty where nothing is known."""
+    pairs = split.user_idx * len(split.dataset.items.ids) + split.item_idx
+    repeats = len(pairs) - len(np.unique(pairs))
+    longest = np.bincount(split.user_idx).max(initial=0)
+    if repeats:
+        return (
+            f"; {repeats} of {len(pairs)} interactions are of an item that the user had before, "
+            "which is left out of validation and test: what was taken is not recommended again. "
+            "Keep the first of each user and item"
+        )
+    if longest < 3:
+        return f"; leave_last_out needs three interactions of a user, found at most {longest}"
+    return ""
 
 
 def _recommender(

@@ -7,7 +7,6 @@ import http.server
 import json
 import shutil
 import socket
-import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -28,13 +27,9 @@ from recengine.errors import (
     ServerError,
     ServerUnavailable,
 )
-from recengine.serving.server import TritonServer, find_backends, find_tritonserver
+from recengine.serving.server import TritonServer
 
 TIMEOUT = 10.0  # s; the machine may be busy
-_SELF_SIGNED = [
-    *("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"),
-    *("-days", "2", "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"),
-]
 SECRET = {"Triton-GRPC-Protocol-Recommender": "let-me-in"}
 
 
@@ -534,58 +529,12 @@ def test_a_call_waits_for_a_model_that_is_loaded_again(
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A self-signed certificate for 127.0.0.1."""
-    folder = tmp_path_factory.mktemp("tls")
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs the openssl command")
-    subprocess.run(
-        [openssl, *_SELF_SIGNED, "-keyout", folder / "key.pem", "-out", folder / "cert.pem"],
-        check=True,
-        capture_output=True,
-    )
-    return folder
-
-
-@pytest.fixture(scope="module")
-def secured(certificate, golden_repository, tmp_path_factory):
+def secured(grpc_tls, golden_repository, tmp_path_factory):
     """Address of a server that wants TLS and, for inference, a header."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
     log = tmp_path_factory.mktemp("secured") / "log"
-    with log.open("w") as sink:
-        server = subprocess.Popen(
-            [
-                find_tritonserver(),
-                f"--model-repository={golden_repository}",
-                f"--backend-directory={find_backends()}",
-                "--allow-http=false",
-                "--allow-metrics=false",
-                "--grpc-address=127.0.0.1",
-                f"--grpc-port={address.rpartition(':')[2]}",
-                "--grpc-use-ssl=true",
-                f"--grpc-server-cert={certificate / 'cert.pem'}",
-                f"--grpc-server-key={certificate / 'key.pem'}",
-                "--grpc-restricted-protocol=inference:recommender=let-me-in",
-            ],
-            stdout=sink,
-            stderr=sink,
-        )
-    try:
-        deadline = time.monotonic() + 30
-        with RecommenderClient(
-            address, ssl=True, root_certificates=str(certificate / "cert.pem")
-        ) as client:
-            while not client.ready():
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.05)
-        yield address
-    finally:
-        server.terminate()
-        server.wait(30)
+    arguments = [*grpc_tls, "--grpc-restricted-protocol=inference:recommender=let-me-in"]
+    with TritonServer(golden_repository, arguments=arguments, log=log) as server:
+        yield server.endpoints.grpc
 
 
 def test_tls_and_headers_reach_the_server(make_client, secured, certificate, engine, users):

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -19,12 +21,23 @@ def taken(strays, count=200):
     return [f"1,{item},{time}" for time, item in enumerate(items)]
 
 
-@pytest.mark.parametrize("stray", ["1 ", " 1", "99999999999999999999", "1.0", "x"])
+@pytest.mark.parametrize("stray", ["1 ", " 1", "99999999999999999999", "x"])
 def test_one_id_that_is_no_integer_among_integers_is_refused(tmp_path, stray):
     path = write(tmp_path / "taken.csv", taken([stray]))
     message = rf"taken\.csv:201: expected an integer in what as in 199 of 200 ids .*'{stray}'"
     with pytest.raises(InputError, match=message):
         read(path, columns=NAMES)
+
+
+@pytest.mark.parametrize("strays", [["1.0"], ["1.5", "2.5", "3.5"]])
+def test_numbers_with_a_point_among_integer_ids_are_refused(tmp_path, strays):
+    """Of many, too: as strings, 1.0 and 1 would be two ids."""
+    path = write(tmp_path / "taken.csv", taken(strays))
+    message = rf"taken\.csv:{202 - len(strays)}: expected an integer .* in what, .*'{strays[0]}'"
+    with pytest.raises(InputError, match=message):
+        read(path, columns=NAMES)
+    strings = replace(NAMES, strings=["what"])
+    assert hash_key(strays[0]) in read(path, columns=strings).items.ids
 
 
 def test_a_stray_id_of_a_small_table_is_seen_beside_the_interactions(tmp_path):
@@ -51,11 +64,10 @@ def test_ids_of_which_some_are_strings_are_hashed(tmp_path):
 
 def test_strings_that_look_like_integers_are_hashed_where_the_caller_says_so(tmp_path):
     path = write(tmp_path / "taken.csv", taken(["1 "]))
-    names = Columns(user="who", item="what", time="when", strings=["what"])
-    dataset = read(path, columns=names)
+    dataset = read(path, columns=replace(NAMES, strings=["what"]))
     assert (dataset.hashed_items, dataset.hashed_users) == (True, False)
     assert {hash_key("1 "), hash_key("1")} <= set(dataset.items.ids)
-    unknown = Columns(user="who", item="what", time="when", strings=["waht"])
+    unknown = replace(NAMES, strings=["waht"])
     with pytest.raises(
         InputError, match="strings: expected names among 'who' and 'what', found 'waht'"
     ):

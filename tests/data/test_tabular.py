@@ -76,3 +76,79 @@ def test_lists_of_fractions_are_vectors(tmp_path, dtype):
     assert list(table.dense) == ["emb_0", "emb_1"]
     rows = table.find(np.array([hash_key(key) for key in "abc"]))
     np.testing.assert_array_equal(table.dense["emb_0"][rows], [0.5, 1.5, np.nan])
+
+
+@pytest.fixture(params=["parquet", "csv"])
+def float_ids(request, tmp_path):
+    """Writes interactions and users as pandas does that made floats of integer ids."""
+
+    def write(ids, dtype=pl.Float64):
+        who = pl.Series("who", ids, dtype)
+        taken = pl.DataFrame([who, pl.Series("what", range(len(ids)))])
+        users = pl.DataFrame([who, pl.Series("age", [0.5] * len(ids))])
+        paths = [tmp_path / f"{name}.{request.param}" for name in ("taken", "users")]
+        for table, path in zip((taken, users), paths, strict=True):
+            getattr(table, f"write_{request.param}")(path)
+        return paths
+
+    return write
+
+
+FLOATS = Columns(user="who", item="what", time=None)
+
+
+@pytest.mark.parametrize("dtype", [pl.Float32, pl.Float64])
+def test_whole_floats_are_integer_ids_and_no_feature(float_ids, dtype):
+    taken, users = float_ids([7, 0, 12], dtype)
+    dataset = read(taken, columns=FLOATS, users=users)
+    assert dataset.interactions.users.tolist() == [7, 0, 12]
+    assert dataset.users.ids.tolist() == [0, 7, 12]
+    assert not dataset.hashed_users
+    assert dataset.users.dense.keys() == {"age"}
+
+
+def test_float_ids_and_integer_ids_of_another_table_are_the_same(float_ids, tmp_path):
+    taken, _ = float_ids([7, 0, 12])
+    users = tmp_path / "others.csv"
+    users.write_text("who,city\n7,a\n0,b\n12,a\n")
+    dataset = read(taken, columns=FLOATS, users=users)
+    assert dataset.users.ids.tolist() == [0, 7, 12]
+    assert dataset.users.text["city"] == ["b", "a", "a"]
+
+
+def test_ids_with_a_fraction_are_refused(float_ids):
+    taken, users = float_ids([1, 1.5, 2.25])
+    message = r"taken\.\w+:(\d| row 2): expected .* in who, found '?1\."
+    with pytest.raises(InputError, match=message):
+        read(taken, columns=FLOATS, users=users)
+
+
+@pytest.mark.parametrize(
+    ("ids", "dtype", "bound"),
+    [
+        ([1, 1 << 24], pl.Float32, 1 << 24),
+        ([1, 1 << 53], pl.Float64, 1 << 53),
+        ([1, float("nan")], pl.Float64, 1 << 53),
+        ([1, float("-inf")], pl.Float64, 1 << 53),
+    ],
+)
+def test_floats_that_are_no_exact_integers_are_refused_as_ids(tmp_path, ids, dtype, bound):
+    path = tmp_path / "taken.parquet"
+    pl.DataFrame([pl.Series("who", ids, dtype), pl.Series("what", [1, 2])]).write_parquet(path)
+    with pytest.raises(InputError, match=rf"row 2: expected a whole number below {bound} in who"):
+        read(path, columns=FLOATS)
+
+
+def test_float_ids_that_are_called_strings_are_those_of_the_integers(tmp_path):
+    path = tmp_path / "taken.parquet"
+    pl.DataFrame({"who": [1.0, 2.0], "what": [1, 2]}).write_parquet(path)
+    dataset = read(path, columns=Columns("who", "what", None, strings=["who"]), users=path)
+    assert set(dataset.users.ids) == {hash_key("1"), hash_key("2")}
+    assert dataset.users.dense == {}
+
+
+def test_a_null_among_float_ids_is_refused_with_its_row(tmp_path):
+    path = tmp_path / "taken.parquet"
+    pl.DataFrame({"who": [1.0, None], "what": [1, 2]}).write_parquet(path)
+    with pytest.raises(InputError, match="row 2: expected an integer in who, found None"):
+        read(path, columns=FLOATS)

@@ -1,6 +1,7 @@
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from recengine.client import RecommenderClient
 from recengine.errors import ServerError
 from recengine.serving import server as serving
 from recengine.serving.server import TritonServer, find_backends, find_tritonserver
@@ -50,8 +52,27 @@ def test_free_ports_are_chosen_and_listened_on_at_loopback_only(golden_server):
 
 
 def test_a_server_that_ends_at_start_says_why(tmp_path):
-    with pytest.raises(ServerError, match=r"ended with status 1:\n(.|\n)*no_such_directory"):
-        TritonServer(tmp_path / "no_such_directory", log=tmp_path / "log").start()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.pbtxt").touch()
+    with pytest.raises(ServerError, match=r"ended with status 1:\n(.|\n)*failed to load"):
+        TritonServer(tmp_path, log=tmp_path / "log").start()
+
+
+@pytest.mark.parametrize("directory", ["nothing", "empty", "data", "model"])
+def test_a_directory_without_models_is_refused(golden_repository, tmp_path, directory):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "data" / "raw").mkdir(parents=True)
+    (tmp_path / "data" / "taken.csv").touch()
+    shutil.copytree(golden_repository / "recommend", tmp_path / "model")
+    message = rf"{directory}: expected a model repository, .*found none; recengine compile"
+    with pytest.raises(ServerError, match=message):
+        TritonServer(tmp_path / directory, log=tmp_path / "log").start()
+
+
+def test_a_bundle_is_refused_with_the_command_that_compiles_it(golden, tmp_path):
+    message = f"found a bundle; compile it first: recengine compile {golden} --out model_repository"
+    with pytest.raises(ServerError, match=re.escape(message)):
+        TritonServer(golden, log=tmp_path / "log").start()
 
 
 def test_a_server_that_is_not_ready_in_time_is_killed(golden_repository, tmp_path):
@@ -86,6 +107,31 @@ def test_arguments_are_passed_on_and_cannot_change_who_is_ready(serve, tmp_path)
     with serve(arguments=["--backend-config=recengine,threads=1", "--id=another"]):
         pass
     assert re.search(r"recengine: \w+, 1 threads", (tmp_path / "log").read_text())
+
+
+def test_a_server_with_tls_is_ready_once_its_http_says_so(serve, grpc_tls, certificate):
+    trusted = {"ssl": True, "root_certificates": str(certificate / "cert.pem")}
+    with (
+        serve(arguments=grpc_tls, ready_timeout=20) as server,
+        RecommenderClient(server.endpoints.grpc, **trusted) as client,
+    ):
+        assert client.ready(timeout=10)
+
+
+def test_a_server_with_tls_whose_models_do_not_load_is_not_ready(serve, grpc_tls, own_repository):
+    (own_repository / "retrieval" / "1" / "manifest.json").write_text("{}")
+    arguments = [*grpc_tls, "--exit-on-error=false"]
+    with pytest.raises(ServerError, match="not ready within 2 s"):
+        serve(arguments=arguments, ready_timeout=2).start()
+
+
+def test_a_server_that_answers_by_http_with_another_id_is_not_taken_for_ready(
+    serve, grpc_tls, monkeypatch
+):
+    with serve(arguments=grpc_tls) as server:
+        assert server._is_ready()
+        monkeypatch.setattr(server, "_id", "another")
+        assert not server._is_ready()
 
 
 def test_stopping_twice_is_harmless_and_the_first_tells_the_status(serve):

@@ -1,9 +1,10 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
-from recengine.data import leave_last_out, time_ratio
+from recengine.data import Dataset, FeatureTable, Interactions, leave_last_out, time_ratio
 from recengine.errors import InputError
 from recengine.training import checkpoint
 from recengine.training.encode import encode
@@ -48,8 +49,31 @@ def test_items_that_training_never_saw_take_the_unknown_row(planted, small_confi
 
 
 def test_a_split_without_test_targets_is_refused(planted, tmp_path):
-    with pytest.raises(InputError, match="expected test targets, found none"):
+    with pytest.raises(InputError, match=r"expected test targets, found none$"):
         train(planted, tmp_path / "out", split=time_ratio(planted, (0.5, 0.5, 0.0)))
+
+
+def dataset_of(users, items):
+    """Interactions, oldest first, and nothing else."""
+    ids = np.array([users, items])
+    taken = Interactions(*ids, np.arange(len(users)))
+    return Dataset("d", taken, *(FeatureTable(np.unique(one)) for one in ids))
+
+
+def test_no_test_targets_because_all_are_repeats_is_said(tmp_path):
+    """As when each row stands twice."""
+    items = np.repeat(np.arange(5), 2)
+    dataset = dataset_of(np.repeat([1, 2], 10), np.concatenate([items, items]))
+    message = r"expected test targets, found none; 10 of 20 interactions .* the user had before"
+    with pytest.raises(InputError, match=message):
+        train(dataset, tmp_path / "out")
+
+
+def test_no_test_targets_because_histories_are_short_is_said(tmp_path):
+    dataset = dataset_of([1, 1, 2, 2], [1, 2, 1, 2])
+    message = r"expected validation targets, found none; .* of a user, found at most 2$"
+    with pytest.raises(InputError, match=message):
+        train(dataset, tmp_path / "out")
 
 
 def test_users_of_one_interaction_teach_nothing(planted, tmp_path):
