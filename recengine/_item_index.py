@@ -129,7 +129,7 @@ class LiveItemIndex:
     A row keeps its number for ever. A search sees every write that had returned when it began, and
     waits for none. What was written since the last merge stands beside the packed items: float32
     vectors that every search reads whole. A merge packs all live items anew, in the background once
-    more than max(4096, rows / 64) wait or max(4096, rows / 8) packed ones are removed; it needs
+    more than max(4096, packed / 64) wait or max(4096, packed / 8) of these are removed; it needs
     memory for a second copy of all. After it a removed row takes 1.5 bits.
 
     Args:

@@ -234,7 +234,7 @@ class Provenance(_Model):
     """Where a bundle comes from.
 
     `dense_means` has the mean that training gave users whose dense feature is unknown, by name;
-    clients do the same. No engine reads it, so it stands here, where engines look at nothing.
+    clients do the same. It stands here because engines of before look at nothing of it.
     """
 
     created: str

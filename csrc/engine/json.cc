@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <set>
 
 #include "recengine/error.h"
@@ -58,6 +59,8 @@ json parse_json(const std::string& file, Span<const uint8_t> text) {
   } catch (const json::parse_error& error) {
     // Not what(), which quotes the bytes whatever they are.
     throw BundleError(file + ": not JSON: error at byte " + std::to_string(error.byte));
+  } catch (const json::out_of_range&) {
+    throw BundleError(file + ": a number is beyond fp64");
   }
 }
 
@@ -125,7 +128,7 @@ int64_t JsonValue::as_int(int64_t minimum) const {
 double JsonValue::as_number() const {
   if (!value_->is_number()) fail("a number");
   const auto number = value_->get<double>();
-  if (!std::isfinite(number)) fail("a finite number");
+  if (std::abs(number) > double{std::numeric_limits<float>::max()}) fail("a number within fp32");
   return number;
 }
 

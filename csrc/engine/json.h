@@ -37,7 +37,7 @@ class JsonValue {
   std::string as_string() const;
   bool as_bool() const;
   int64_t as_int(int64_t minimum) const;
-  double as_number() const;  // finite
+  double as_number() const;  // that fp32 can hold
 
   // The position in `words` of a string that must be one of them.
   int as_one_of(std::initializer_list<const char*> words) const;

@@ -319,7 +319,13 @@ Manifest read_manifest(const MappedFile& file) {
   if (const auto model = document.find("retrieval")) manifest.retrieval = read_retrieval(*model);
   if (const auto model = document.find("ranking")) manifest.ranking = read_ranking(*model);
   if (const auto means = document.at("provenance").find("dense_means")) {
-    for (const auto& [name, mean] : means->members()) manifest.dense_means[name] = mean.as_number();
+    for (const auto& [name, mean] : means->members()) {
+      const auto& names = manifest.dense_features;
+      if (std::find(names.begin(), names.end(), name) == names.end()) {
+        mean.fail_plainly("no dense feature has this name");
+      }
+      manifest.dense_means[name] = mean.as_number();
+    }
   }
   manifest.files = read_map(document.at("files"), read_file_entry);
   require_model_of_stage(manifest, document);

@@ -1,19 +1,22 @@
 #include "engine/user_features.h"
 
 #include <algorithm>
-#include <iterator>
 
 #include "recengine/vocabulary.h"
 
 namespace recengine {
 namespace {
 
-// Without padding, which `storage` keeps out where there is some.
-Span<const int64_t> items_of(Span<const int64_t> ids, std::vector<int64_t>& storage) {
-  if (std::find(ids.begin(), ids.end(), kNoItem) == ids.end()) return ids;
+// The last `count` ids that are items; `storage` takes them where there is padding between.
+Span<const int64_t> last_items(Span<const int64_t> ids, int64_t count,
+                               std::vector<int64_t>& storage) {
+  const Span<const int64_t> last(ids.end() - std::min(count, ids.size), std::min(count, ids.size));
+  if (std::find(last.begin(), last.end(), kNoItem) == last.end()) return last;
   storage.clear();
-  std::copy_if(ids.begin(), ids.end(), std::back_inserter(storage),
-               [](int64_t id) { return id != kNoItem; });
+  for (int64_t i = ids.size - 1; i >= 0 && static_cast<int64_t>(storage.size()) < count; --i) {
+    if (ids[i] != kNoItem) storage.push_back(ids[i]);
+  }
+  std::reverse(storage.begin(), storage.end());
   return storage;
 }
 
@@ -50,7 +53,7 @@ bool UserFeatures::map(const int64_t* ids, const int32_t* lengths, FeatureRows& 
     const Feature& feature = features_[f];
     Span<const int64_t> given(ids, lengths[f]);
     ids += lengths[f];
-    if (feature.has_items) given = items_of(given, items);
+    if (feature.has_items) given = last_items(given, feature.keep, items);
     const int64_t count = std::min(given.size, feature.keep);
     const size_t start = out.rows.size();
     out.rows.resize(start + static_cast<size_t>(count));

@@ -21,7 +21,6 @@ namespace {
 
 constexpr int64_t kLineBytes = 64;
 constexpr int64_t kBlockLines = 384;  // half of a first-level cache
-constexpr int64_t kNoPrefetch = -1;
 constexpr int64_t kGroupUsers = 256;
 
 // Stored values, told apart by type. An address within a row counts in values.
@@ -73,31 +72,16 @@ struct Positions {
   }
 };
 
-// Rows that wait to be pooled.
+// Rows that were prefetched and wait to be pooled.
 struct Block {
   const char* rows[kBlockLines];
   int64_t positions[kBlockLines];  // in the chunk's rows
-  int64_t lasts[kBlockLines];      // offset of a row's last byte; kNoPrefetch: it was prefetched
   int64_t size = 0;
 };
 
-// The block after the one that is pooled: its rows are prefetched in between.
-struct NextBlock {
-  Block block;
-  int64_t prefetched = 0;  // rows
-
-  void prefetch_row() {
-    if (prefetched == block.size) return;
-    const char* const row = block.rows[prefetched];
-    const int64_t last = block.lasts[prefetched++];
-    for (int64_t at = 0; at < last; at += kLineBytes) __builtin_prefetch(row + at);
-    if (last >= 0) __builtin_prefetch(row + last);
-  }
-};
-
 // Takes rows of the cursor's column until the block has `room` lines or the column ends,
-// prefetching kLines lines of each; 0: as many as a row has; kNoPrefetch: none. Returns the lines
-// that fit still, -1 at a row outside its table.
+// prefetching kLines lines of each; 0: as many as a row has. Returns the lines that fit still, -1
+// at a row outside its table.
 template <int kLines>
 int64_t fill_column(const Group& group, Cursor& cursor, Positions& positions, Block& block,
                     int64_t room, int64_t lines) {
@@ -119,14 +103,11 @@ int64_t fill_column(const Group& group, Cursor& cursor, Positions& positions, Bl
       if (static_cast<uint64_t>(id) >= num_rows) return -1;
       const char* const row = data + id * bytes;
       block.rows[size] = row;
-      block.lasts[size] = kLines == kNoPrefetch ? last : kNoPrefetch;
       block.positions[size++] = position;
-      if (kLines != kNoPrefetch) {
-        const int64_t full = kLines > 0 ? kLines - 1 : last / kLineBytes;
-        for (int64_t line = 0; line < full; ++line) __builtin_prefetch(row + line * kLineBytes);
-        __builtin_prefetch(row + last);
-        if (kLines == 0) __builtin_prefetch(row + full * kLineBytes);
-      }
+      const int64_t full = kLines > 0 ? kLines - 1 : last / kLineBytes;
+      for (int64_t line = 0; line < full; ++line) __builtin_prefetch(row + line * kLineBytes);
+      __builtin_prefetch(row + last);
+      if (kLines == 0) __builtin_prefetch(row + full * kLineBytes);
       if (scales != nullptr) __builtin_prefetch(scales + id);
     }
     fit -= count;
@@ -156,22 +137,14 @@ int64_t lines_of(const EmbeddingTable& table) {
   return (table.row_bytes + kLineBytes - 1) / kLineBytes + (aligned ? 0 : 1);
 }
 
-bool has_codes(const EmbeddingTable& table) {
-  return table.row_type == RowType::kInt8 || table.row_type == RowType::kFusedInt8 ||
-         table.row_type == RowType::kFusedInt4;
-}
-
-// Takes rows into the block until it has `room` lines or the group ends; with `later` rows of codes
-// are not prefetched yet. Returns false at a row outside its table.
-bool fill(const Group& group, Cursor& cursor, Positions& positions, Block& block, int64_t room,
-          bool later) {
+// Takes rows into the block until it is full or the group ends. Returns false at a row outside its
+// table.
+bool fill(const Group& group, Cursor& cursor, Positions& positions, Block& block) {
+  int64_t room = kBlockLines;  // in lines
   block.size = 0;
   while (cursor.column < group.chunk->num_columns) {
-    const EmbeddingTable& table = *group.chunk->columns[cursor.column].table;
-    const int64_t lines = lines_of(table);
-    const FillColumn fill_column_of =
-        later && has_codes(table) ? fill_column<kNoPrefetch> : fill_column_for(lines);
-    room = fill_column_of(group, cursor, positions, block, room, lines);
+    const int64_t lines = lines_of(*group.chunk->columns[cursor.column].table);
+    room = fill_column_for(lines)(group, cursor, positions, block, room, lines);
     if (room < 0) return false;
     if (cursor.user < group.num_users) return true;
     ++cursor.column;
@@ -193,9 +166,8 @@ struct Run {
   float biases_before;  // their biases
   bool cut;             // the last bag goes on
   bool mean;
-  float* out;       // of the first bag
-  int64_t stride;   // from one bag's `out` to the next
-  NextBlock* next;  // one of its rows is prefetched for each that is pooled; null: none
+  float* out;      // of the first bag
+  int64_t stride;  // from one bag's `out` to the next
 };
 
 // What a row's codes are multiplied by, and what is added to each value.
@@ -204,8 +176,6 @@ struct ScaleAndBias {
   float bias;
 };
 
-template <typename T>
-constexpr bool kHasCodes = sizeof(T) == 1;
 template <typename T>
 constexpr bool kFused = false;
 template <>
@@ -278,10 +248,8 @@ void add_scaled(typename Simd::Reg (&sums)[kVectors], const T* values, typename 
 template <typename Simd, typename T, bool kScaled, int kVectors>
 float pool_vectors(const Run& run, int64_t begin) {
   using Reg = typename Simd::Reg;
-  constexpr bool kPrefetches = Simd::kPrefetchesBetween && kHasCodes<T>;
   const int64_t codes_at = run.table->codes_at;
   const char* const* const rows = run.rows;
-  NextBlock* const next = begin == 0 ? run.next : nullptr;
   float* out = run.out + begin;
   float bias = run.biases_before;
   int64_t i = 0;
@@ -295,7 +263,6 @@ float pool_vectors(const Run& run, int64_t begin) {
       bias = 0;
     }
     for (const int64_t end = i + run.counts[bag]; i < end; ++i) {
-      if (kPrefetches && next != nullptr) next->prefetch_row();
       const char* const row = rows[i] + codes_at;
       Reg factor;
       if constexpr (kScaled) {
@@ -393,8 +360,7 @@ class Pooler {
   explicit Pooler(const Group& group) : group_(group) {}
 
   // Up to where fill() came.
-  void run(const Block& block, const Cursor& end, NextBlock* next) {
-    next_ = next;
+  void run(const Block& block, const Cursor& end) {
     int64_t taken = 0;
     while (cursor_.column < end.column) {
       taken += run_column(block, taken, {cursor_.column, group_.num_users, 0});
@@ -436,7 +402,6 @@ class Pooler {
     run.mean = column.pooling == Pooling::kMean;
     run.out = chunk.out + (group_.first_user + cursor_.user) * chunk.out_cols + column.offset;
     run.stride = chunk.out_cols;
-    run.next = next_;
     if (column.pooling == Pooling::kNone) {
       copy_rows(run, column);
     } else {
@@ -469,52 +434,19 @@ class Pooler {
   const Group& group_;
   Cursor cursor_;
   float biases_ = 0;  // of the bag that the cursor is in, summed
-  NextBlock* next_ = nullptr;
 };
 
 template <typename Simd>
-bool pool_blocks(const Group& group) {
+bool pool_group(const Group& group) {
   Cursor cursor;
   Positions positions(group);
   Pooler<Simd> pooler(group);
   Block block;
   while (cursor.column < group.chunk->num_columns) {
-    if (!fill(group, cursor, positions, block, kBlockLines, false)) return false;
-    pooler.run(block, cursor, nullptr);
+    if (!fill(group, cursor, positions, block)) return false;
+    pooler.run(block, cursor);
   }
   return true;
-}
-
-// The same with the next block's rows of codes prefetched while one is pooled.
-template <typename Simd>
-bool pool_overlapping_blocks(const Group& group) {
-  constexpr int64_t kLines = kBlockLines / 4;
-  Cursor cursor;
-  Positions positions(group);
-  Pooler<Simd> pooler(group);
-  NextBlock blocks[2];
-  int current = 0;
-  if (!fill(group, cursor, positions, blocks[current].block, kLines, false)) return false;
-  for (;;) {
-    const Cursor end = cursor;
-    NextBlock& next = blocks[1 - current];
-    if (!fill(group, cursor, positions, next.block, kLines, true)) return false;
-    next.prefetched = 0;
-    pooler.run(blocks[current].block, end, &next);
-    if (end.column == group.chunk->num_columns) return true;
-    while (next.prefetched < next.block.size) next.prefetch_row();
-    current = 1 - current;
-  }
-}
-
-template <typename Simd>
-bool pool_group(const Group& group) {
-  if constexpr (Simd::kPrefetchesBetween) {
-    for (int64_t c = 0; c < group.chunk->num_columns; ++c) {
-      if (has_codes(*group.chunk->columns[c].table)) return pool_overlapping_blocks<Simd>(group);
-    }
-  }
-  return pool_blocks<Simd>(group);
 }
 
 template <typename Simd>

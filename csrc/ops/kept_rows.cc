@@ -10,10 +10,19 @@ namespace {
 
 uint64_t bits_below(int64_t bit) { return (uint64_t{1} << bit) - 1; }
 
-// The bits of `word` that are in `kept`, moved together.
+// The bits of `word` that are in `kept`, moved together: kept by kept, or gap by gap where these
+// are fewer.
 uint64_t close_gaps(uint64_t word, uint64_t kept) {
-  uint64_t gaps = ~kept;
-  while (gaps != 0) {
+  if ((word & kept) == 0) return 0;
+  if (__builtin_popcountll(kept) < kBitmapWord / 2) {
+    uint64_t closed = 0;
+    for (int i = 0; kept != 0; ++i, kept &= kept - 1) {
+      closed |= (word >> __builtin_ctzll(kept) & 1) << i;
+    }
+    return closed;
+  }
+  word &= kept;
+  for (uint64_t gaps = ~kept; gaps != 0;) {
     const uint64_t below = bits_below(kBitmapWord - 1 - __builtin_clzll(gaps));
     word = (word & below) | (word >> 1 & ~below);
     gaps &= below;
@@ -23,6 +32,14 @@ uint64_t close_gaps(uint64_t word, uint64_t kept) {
 
 // The opposite: gaps are 0.
 uint64_t open_gaps(uint64_t word, uint64_t kept) {
+  if (word == 0) return 0;
+  if (__builtin_popcountll(kept) < kBitmapWord / 2) {
+    uint64_t opened = 0;
+    for (int i = 0; kept != 0; ++i, kept &= kept - 1) {
+      opened |= (word >> i & 1) << __builtin_ctzll(kept);
+    }
+    return opened;
+  }
   for (uint64_t gaps = ~kept; gaps != 0; gaps &= gaps - 1) {
     const uint64_t below = bits_below(__builtin_ctzll(gaps));
     word = (word & below) | (word & ~below) << 1;
@@ -64,7 +81,8 @@ Bitmap KeptRows::to_positions(const uint64_t* rows) const {
   if (are_all()) return {rows, rows + bitmap_words(rows_)};
   Bitmap positions(static_cast<size_t>(bitmap_words(size_) + 1));  // one to write behind the last
   for (size_t word = 0; word < kept_.size(); ++word) {
-    const uint64_t bits = close_gaps(rows[word] & kept_[word], kept_[word]);
+    const uint64_t bits = close_gaps(rows[word], kept_[word]);
+    if (bits == 0) continue;
     const int64_t shift = before_[word] % kBitmapWord;
     uint64_t* const out = positions.data() + before_[word] / kBitmapWord;
     out[0] |= bits << shift;

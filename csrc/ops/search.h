@@ -61,7 +61,8 @@ class CheckedCall {
 
   bool asks_nothing() const { return out_rows_.rows == 0 || out_rows_.cols == 0; }
 
-  // The call on an index whose rows are the first of those it was checked for.
+  // The call on an index of some of the rows that it was checked for. Exclusions and bitmap name
+  // the index's rows.
   Search over(const ItemIndex& index, const uint64_t* allow_bitmap) const;
 
  private:

@@ -82,7 +82,7 @@ Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options, const Me
   std::string loaded = "recengine: " + config_.name + " version " + version + ": " + schema_.name +
                        ", " + std::to_string(schema_.num_items) + " items";
   if (options.device != kHost) loaded += ", on GPU " + std::to_string(options.device);
-  if (options.resident) loaded += ", " + memory_text(engine_->memory());
+  if (options.resident && options.device == kHost) loaded += ", " + memory_text(engine_->memory());
   log_info(loaded);
 }
 

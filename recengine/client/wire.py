@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -186,6 +187,9 @@ def _extend(
     elif not isinstance(value, (list, tuple)):
         value = list(value) if _is_sequence(value) else [value]
     ids = value if max_length is None else value[-max_length:]
+    with suppress(ValueError):  # arrays among the ids are refused later
+        if NO_ITEM in ids:
+            ids = value  # among items it is padding, which the server leaves out before it cuts
     flat.extend(ids)
     return len(ids)
 

@@ -44,7 +44,8 @@ def naive_lists(user, exclude):
         value = user.get(feature.name, [])
         keys = [value] if isinstance(value, (int, str)) else list(value)
         ids = [hash_key(key) if isinstance(key, str) else int(key) for key in keys]
-        lists.append(ids[-feature.max_length :])
+        last = ids[-feature.max_length :]
+        lists.append(ids if -1 in last else last)
     return [*lists, list(exclude)]
 
 
@@ -61,6 +62,12 @@ def test_packing_equals_a_naive_loop(batch):
         assert wire.ids[row, : len(packed)].tolist() == packed
         assert (wire.ids[row, len(packed) :] == -1).all()
         assert wire.dense[row].tolist() == [np.float32(user["age"]), np.float32(user["income"])]
+
+
+def test_a_padded_history_keeps_its_items():
+    wire = pack_users(SCHEMA, [{"age": 0, "income": 0, "history": [5, 6, 7] + [-1] * 30}])
+    assert wire.lengths[0, 1] == 33
+    assert wire.ids[0, :4].tolist() == [5, 6, 7, -1]
 
 
 @given(BATCH)

@@ -415,6 +415,7 @@ def test_a_merge_begins_by_itself_when_much_is_removed():
     live, model = ops.LiveItemIndex(vectors), Model(vectors)
     removed = rng.permutation(40_000)[:5100]
     live.remove(removed[:5000])
+    time.sleep(0.3)
     assert (live.packed, live.size) == (40_000, 35_000)  # an eighth may be dead
     live.remove(removed[5000:])
     model.remove(removed)

@@ -88,14 +88,14 @@ struct EngineOptions {
   ThreadPool* pool = nullptr;  // shared with other engines; null: the calling thread alone
   Isa isa = default_isa();
   int num_streams = 1;             // threads that compute dense graphs at once
-  bool resident = false;           // tensors copied into memory, see EngineMemory
+  bool resident = false;           // tensors copied into memory, see EngineMemory; on a CPU
   int device = kHost;              // a GPU for the stages beside the dense graphs
   int64_t device_table_bytes = 0;  // of its memory for tables; what does not fit stays on the host
 };
 
 // Bytes of a version's files. Tensors that are resident are copies in memory, which the engines of
 // a process share, in huge pages where the system gives them: random rows are read without walking
-// page tables, and nothing is read from disk later.
+// page tables, and not from disk. Files of less than a huge page stay mapped.
 struct EngineMemory {
   int64_t mapped = 0;
   int64_t resident = 0;

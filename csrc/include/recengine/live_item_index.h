@@ -21,8 +21,8 @@ class ItemSnapshot;  // ops/item_snapshot.h
 //
 // New vectors stand in a delta that every search reads whole, and dead rows in a bitmap, until a
 // merge packs a new base from all that is live. One begins by itself, on a thread of its own, when
-// the delta has more than max(4096, rows / 64) vectors or more than max(4096, rows / 8) of the
-// base's rows are dead; it needs memory for a second base. After it a removed row takes 1.5 bits.
+// the delta has more than max(4096, packed / 64) vectors or more than max(4096, packed / 8) rows of
+// the base are dead; it needs memory for a second base. After it a removed row takes 1.5 bits.
 class LiveItemIndex {
  public:
   // Begins with `vectors` [rows, dim] as rows 0, 1, ..., normalised and refused as
