@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from safetensors import SafetensorError, safe_open
 
 from recengine._files import publish_directory, replace_file, sync
-from recengine.errors import BundleError
+from recengine.errors import BundleError, UnknownFormat
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -357,8 +357,9 @@ def read_manifest(directory: Path | str) -> Manifest:
     """Reads and validates `directory`/manifest.json; files are not opened.
 
     Raises:
-        BundleError: the manifest is missing, is not JSON, has an unknown format version or is not
-            valid; the message names the field.
+        UnknownFormat: the manifest has another format version.
+        BundleError: the manifest is missing, is not JSON or is not valid; the message names the
+            field.
     """
     path = Path(directory) / MANIFEST
     try:
@@ -369,7 +370,7 @@ def read_manifest(directory: Path | str) -> Manifest:
         raise BundleError(f"{path}: not JSON: {error}") from None
     version = raw.get("format_version") if isinstance(raw, dict) else None
     if version != FORMAT_VERSION:
-        raise BundleError(
+        raise UnknownFormat(
             f"{path}: format_version is {version!r}, this recengine reads {FORMAT_VERSION}"
         )
     try:

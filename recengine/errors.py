@@ -3,6 +3,7 @@
 RecengineError
 ├── InputError      what the caller passed is not what the operation takes
 ├── BundleError     a bundle or version directory is missing, damaged, or of another version
+│   └── UnknownFormat       of a format version that this recengine does not read
 ├── CompileError    a graph could not be compiled, or the fidelity gate refused the result
 ├── DeviceError     the device or instruction set asked for is not there, or failed
 └── ServerError     the server did not answer as asked
@@ -25,6 +26,10 @@ class InputError(RecengineError, ValueError):
 
 class BundleError(RecengineError):
     """A bundle or a version directory is missing, damaged, or of another format version."""
+
+
+class UnknownFormat(BundleError):
+    """A bundle or version directory is of a format version that this recengine does not read."""
 
 
 class CompileError(RecengineError):

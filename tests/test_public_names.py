@@ -24,6 +24,7 @@ ERRORS = {
     "RecengineError",
     "ServerError",
     "ServerUnavailable",
+    "UnknownFormat",
 }
 CLIENT = {
     "Feature",

@@ -53,7 +53,7 @@ def serve(
         ),
     ] = "none",
     ready_timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds that the start may take.")
+        float, typer.Option(min=0, help="Seconds that each attempt to start may take.")
     ] = 60.0,
 ) -> None:
     """Serves a model repository with a real tritonserver until interrupted.

@@ -12,8 +12,8 @@ from recengine.client._errors import Failure, Retry, classify
 from recengine.errors import DeadlineExceeded, RecengineError
 
 # s, first and longest. A call to a channel that is not connected costs nothing: the channel has
-# its own, longer backoff. A server that stops refuses a call at little cost.
-_WAIT_DELAYS = (0.02, 0.1)
+# its own, longer backoff. A server without the model refuses it at little cost, but may do so long.
+_WAIT_DELAYS = (0.02, 0.5)
 _SHED_DELAYS = (0.01, 0.08)
 
 
@@ -69,7 +69,8 @@ class Call:
         return seconds
 
     def answered(self) -> None:
-        """An answer came."""
+        """An answer came: whatever fails next has another cause."""
+        self._cause = None
         self._budget.answered()
 
     def delay_after(self, error: InferenceServerException) -> float:

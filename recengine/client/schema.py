@@ -78,6 +78,18 @@ class Schema:
         except json.JSONDecodeError as error:
             raise InputError(f"[schema] not JSON: {error}") from None
 
+    def contract(self) -> dict[str, list[str] | bool]:
+        """What requests of clients that read another schema must agree in, by its name here.
+
+        Longer lists are no such thing: the server takes the last ids itself.
+        """
+        return {
+            "features": [feature.name for feature in self.features],
+            "hashed": [feature.name for feature in self.features if feature.hashed],
+            "dense_features": list(self.dense_features),
+            "hashed_items": self.hashed_items,
+        }
+
     def to_json(self) -> str:
         """The schema as one line of JSON."""
         fields = dataclasses.asdict(self)

@@ -221,9 +221,9 @@ def _require_same_requests(out: Path, manifest: Manifest) -> None:
         if changes:
             raise CompileError(
                 f"[compile] {out}: expected a bundle with the requests of {version}; "
-                f"{'; '.join(changes)}. Its clients would be refused or misread, and it could not "
-                "be served again: compile into another repository, or with --change-schema "
-                "(change_schema=True)"
+                f"{'; '.join(changes)}. It could not be served again, and clients that do not read "
+                "the schema anew would be misread: compile into another repository, or with "
+                "--change-schema (change_schema=True)"
             )
 
 
@@ -234,7 +234,13 @@ def _newest(out: Path) -> dict[str, Manifest]:
     """
     models = [out / name for name in ("retrieval_lookup", "retrieval") if versions(out / name)]
     newest = [latest_version(model) for model in models]
-    return {f"{path.parent.name}/{path.name}": read_manifest(path) for path in newest}
+    try:
+        return {f"{path.parent.name}/{path.name}": read_manifest(path) for path in newest}
+    except BundleError as error:
+        raise CompileError(
+            f"[compile] {out}: its newest version is damaged; rename it to failed-<version> in all "
+            f"models first: {error}"
+        ) from None
 
 
 def _gate(

@@ -101,10 +101,7 @@ def schema(manifest: Manifest) -> Schema:
 
 
 def contract(manifest: Manifest) -> dict[str, list[str] | bool]:
-    """What requests of clients that read another schema must agree in, by its name there.
-
-    Longer lists are no such thing: the server takes the last ids itself.
-    """
+    """`Schema.contract` of what a manifest, also of one model, is served with."""
     return {
         "features": [item.name for item in manifest.features],
         "hashed": [item.name for item in manifest.features if item.hashed],

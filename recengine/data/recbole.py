@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from recengine.data.build import Columns, build
@@ -33,8 +34,9 @@ def read(directory: Path, columns: Columns | None = None) -> Dataset:
         )
     path = files[0]
     interactions = _read(path)
-    if columns is None:
-        columns = Columns(rating="rating" if "rating" in interactions.kinds else None)
+    columns = columns or Columns()
+    if columns.rating is None and "rating" in interactions.kinds:
+        columns = dataclasses.replace(columns, rating="rating")
     users, items = (path.with_suffix(suffix) for suffix in (".user", ".item"))
     return build(
         path.stem,

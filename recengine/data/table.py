@@ -174,7 +174,7 @@ def whole_ids(table: Table, name: str, *, strings: bool) -> Table:
         if (_empty(column) | column.str.contains(r"^-?\d+\.0$")).all():
             column = column.str.strip_suffix(".0")
         elif kind == "float":
-            whole = ~column.str.contains(".", literal=True)
+            whole = _empty(column) | column.str.contains(r"^-?\d+$")
             expected = f"an integer (strings: name {name!r} in `strings`)"
             _refuse_null(table, name, whole.replace(False, None), expected)
     kinds: dict[str, Kind] = {**table.kinds, name: "token" if kind == "float" else kind}

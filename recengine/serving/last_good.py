@@ -12,47 +12,57 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
 from recengine._files import replace_file, sync
-from recengine.bundle import versions
-from recengine.client.schema import SCHEMA_PARAMETER
-from recengine.errors import BundleError, CompileError, ServerError
+from recengine.bundle import read_manifest, verify, versions
+from recengine.client.schema import SCHEMA_PARAMETER, Schema
+from recengine.compile.repository import contract
+from recengine.errors import BundleError, ServerError, UnknownFormat
 from recengine.plans import RECORD, verify_plan
 from recengine.serving.backends import OURS, read_configs
 
 
 def set_aside_damaged(repository: Path) -> str | None:
-    """Renames versions that cannot be loaded to failed-<version>, where Triton does not look.
+    """Renames damaged versions to failed-<version>, where Triton does not look.
 
-    Which those are is not guessed from a failed start: our engine loads every version directory of
-    our backend here as the server does, and plans are held against their records. A version is one
-    compile's, of all its models: where one model's is damaged all go, and so does what is newer
-    than the newest version that is whole and good. Models that compile did not write are left
-    alone, and nothing is deleted: rename a directory back to serve it again.
+    Which those are is not guessed from a failed start, which may be the machine's fault: files are
+    held against their manifests, and plans against their records. A version is one compile's, of
+    all its models: where one model's is damaged all go, and so does what is newer than the newest
+    version that is whole and good. Models that compile did not write are left alone, and nothing is
+    deleted: rename a directory back to serve it again.
 
     The configs stay those of the newest compile, except that those of a split repository name the
     version that is left. A graph of the ONNX Runtime backend has no checksum: what is damaged there
     is not found.
 
     Returns:
-        What was done and why; None where no version is damaged, or no good one is left, and nothing
-        was done.
+        What was done and why; None where nothing was done: no version is damaged, no good one is
+        left, a file cannot be read, a version is of a format that this recengine does not know, or
+        a compile or another start is at work.
 
     Raises:
-        ServerError: versions are damaged, but the repository cannot be changed, or a compile is at
-            work in it.
+        ServerError: versions are damaged, but the repository cannot be changed, or the last good
+            version takes other requests than the configs say.
     """
+    try:
+        with _alone(repository):
+            return _set_aside_damaged(repository)
+    except (OSError, UnknownFormat):
+        return None
+
+
+def _set_aside_damaged(repository: Path) -> str | None:
     models = _compiled_models(repository)
     good, newer, damaged = _examine(repository, models)
-    if good is None or not damaged:
+    if good is None or not damaged or "retrieval" not in models:
         return None
     found = "; ".join(f"{_name(path)}: {error}" for path, error in damaged.items())
+    _require_same_requests(repository, models["retrieval"], good, found)
     # What is damaged goes last: whatever kills this process, the next start gets here again, and
     # never serves a model's old version with another's new one.
     order = sorted(newer, key=lambda path: path in damaged)
     try:
-        with _no_compile(repository):
-            for model in models:
-                _name_version(repository / model / "config.pbtxt", good)
-            moved = [f"{_name(path)} to {_set_aside(path).name}" for path in order]
+        for model in models:
+            _name_version(repository / model / "config.pbtxt", good)
+        moved = [f"{_name(path)} to {_set_aside(path).name}" for path in order]
     except (OSError, text_format.ParseError) as error:
         raise ServerError(
             f"[serve] {repository}: version {good} is the last good one, but newer ones cannot be "
@@ -60,7 +70,7 @@ def set_aside_damaged(repository: Path) -> str | None:
             f"{', '.join(map(_name, order))} yourself. Damaged: {found}"
         ) from None
     return (
-        f"[serve] {repository}: serving version {good}, the last good one. Damaged: {found}. "
+        f"[serve] {repository}: going back to version {good}, the last good one. Damaged: {found}. "
         f"Renamed: {', '.join(moved)}"
     )
 
@@ -78,19 +88,21 @@ def _compiled_models(repository: Path) -> dict[str, pb.ModelConfig]:
 
 def _examine(
     repository: Path, models: dict[str, pb.ModelConfig]
-) -> tuple[int | None, list[Path], dict[Path, BundleError | CompileError]]:
-    """The newest version that every model has and can load, what is newer, and what is damaged."""
+) -> tuple[int | None, list[Path], dict[Path, BundleError]]:
+    """The newest version that every model has undamaged, what is newer, and what is damaged."""
     numbers = {number for model in models for number in versions(repository / model)}
     newer: list[Path] = []
-    damaged: dict[Path, BundleError | CompileError] = {}
+    damaged: dict[Path, BundleError] = {}
     for number in sorted(numbers, reverse=True):
         paths = {model: repository / model / str(number) for model in models}
         standing = {model: path for model, path in paths.items() if path.is_dir()}
         failed = {}
         for model, path in standing.items():
             try:
-                _load(models[model], path)
-            except (BundleError, CompileError) as error:
+                _verify(models[model], path)
+            except UnknownFormat:
+                raise
+            except BundleError as error:
                 failed[path] = error
         if not failed and standing == paths:
             return number, newer, damaged
@@ -99,13 +111,24 @@ def _examine(
     return None, newer, damaged
 
 
-def _load(config: pb.ModelConfig, version: Path) -> None:
+def _verify(config: pb.ModelConfig, version: Path) -> None:
     if config.backend == OURS:
-        from recengine.engine import Engine  # only where a start failed
-
-        Engine(version)
+        verify(version)
     elif (version / RECORD).exists():
         verify_plan(version)
+
+
+def _require_same_requests(
+    repository: Path, config: pb.ModelConfig, version: int, found: str
+) -> None:
+    """The configs, and with them what clients are told, are those of the newest compile."""
+    told = Schema.from_json(config.parameters[SCHEMA_PARAMETER].string_value).contract()
+    if contract(read_manifest(repository / "retrieval" / str(version))) != told:
+        raise ServerError(
+            f"[serve] {repository}: version {version} is the last good one, but it takes other "
+            "requests than retrieval/config.pbtxt says: compile its bundle again, with "
+            f"--change-schema. Damaged: {found}"
+        )
 
 
 def _name_version(path: Path, version: int) -> None:
@@ -141,13 +164,11 @@ def _name(path: Path) -> str:
 
 
 @contextmanager
-def _no_compile(repository: Path) -> Iterator[None]:
-    """Holds the lock that compile takes; BlockingIOError, which is an OSError, if one runs."""
+def _alone(repository: Path) -> Iterator[None]:
+    """Holds the lock that compile takes; BlockingIOError, which is an OSError, if it is held."""
     descriptor = os.open(repository, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError:
-        raise OSError("a compile is at work in it") from None
     finally:
         os.close(descriptor)

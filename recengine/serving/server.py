@@ -180,6 +180,7 @@ class TritonServer:
             *(f"--load-model={name}" for name in load_models),
             *arguments,
         ]
+        self._explicit = model_control == "explicit"
         self._log = log
         self._ready_timeout = ready_timeout
         self._endpoints: Endpoints | None = None
@@ -222,7 +223,7 @@ class TritonServer:
         """
         from recengine.serving.last_good import set_aside_damaged  # not for those who only look
 
-        _refuse_no_models(self._repository)
+        _refuse_no_models(self._repository, may_be_empty=self._explicit)
         try:
             return self._start()
         except (BundleError, _ServerEnded):
@@ -237,7 +238,7 @@ class TritonServer:
         from recengine.plans import check_repository, server_arguments
 
         check_repository(self._repository)
-        ports = _free_ports(self._address, self._ports)
+        ports = _free_ports(self._address, self._ports, self._arguments)
         backends = self._resources.enter_context(
             linked_backends(self._repository, self._binary, self._backends)
         )
@@ -328,8 +329,8 @@ class TritonServer:
                 return
             if time.monotonic() > deadline:
                 raise ServerError(
-                    f"[serve] tritonserver was not ready within {self._ready_timeout:g} s "
-                    "(asked by gRPC without TLS, then by HTTP):\n" + process.last_words()
+                    f"[serve] tritonserver was not ready within {self._ready_timeout:g} s:\n"
+                    + process.last_words()
                 )
             time.sleep(_POLL_S)
 
@@ -434,8 +435,11 @@ class _Process:
         return self.popen.wait()
 
 
-def _refuse_no_models(repository: Path) -> None:
-    """Raises ServerError where Triton would serve nothing, and say it is ready."""
+def _refuse_no_models(repository: Path, *, may_be_empty: bool) -> None:
+    """Raises ServerError where Triton would serve nothing, and say it is ready.
+
+    With `may_be_empty`, models may come later.
+    """
     from recengine.bundle import MANIFEST, versions
 
     if (repository / MANIFEST).exists():
@@ -443,6 +447,8 @@ def _refuse_no_models(repository: Path) -> None:
             f"[serve] {repository}: expected a model repository, found a bundle; compile it first: "
             f"recengine compile {shlex.quote(str(repository))} --out model_repository"
         )
+    if may_be_empty and repository.is_dir():
+        return
     models = repository.iterdir() if repository.is_dir() else ()
     if not any((model / "config.pbtxt").exists() or versions(model) for model in models):
         raise ServerError(
@@ -451,15 +457,20 @@ def _refuse_no_models(repository: Path) -> None:
         )
 
 
-def _free_ports(address: str, ports: Sequence[int]) -> list[int]:
+def _free_ports(address: str, ports: Sequence[int], arguments: Sequence[str]) -> list[int]:
     """`ports` with a free port in the place of each 0; all are held until all are chosen.
 
     Raises:
-        ServerError: one is taken or cannot be listened on; the message names it.
+        ServerError: one is taken or cannot be listened on; the message names it. Not those of
+            protocols that the server's arguments switch off or let share a port.
     """
     chosen = []
     with ExitStack() as stack:
         for protocol, port in zip(_PROTOCOLS, ports, strict=True):
+            unused = (f"--allow-{protocol}=false", f"--reuse-{protocol}-port=true")
+            if port != 0 and any(argument.lower() in unused for argument in arguments):
+                chosen.append(port)
+                continue
             try:
                 held = stack.enter_context(socket.create_server((address, port)))
             except OSError as error:

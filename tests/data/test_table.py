@@ -29,7 +29,7 @@ def test_one_id_that_is_no_integer_among_integers_is_refused(tmp_path, stray):
         read(path, columns=NAMES)
 
 
-@pytest.mark.parametrize("strays", [["1.0"], ["1.5", "2.5", "3.5"]])
+@pytest.mark.parametrize("strays", [["1.0"], ["1.5", "2.5", "3.5"], ["1e3", "nan"]])
 def test_numbers_with_a_point_among_integer_ids_are_refused(tmp_path, strays):
     """Of many, too: as strings, 1.0 and 1 would be two ids."""
     path = write(tmp_path / "taken.csv", taken(strays))

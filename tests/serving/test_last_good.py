@@ -75,7 +75,7 @@ def test_a_damaged_newest_version_is_set_aside_and_the_last_good_one_served(
         assert {client.statistics(model).version for model in MODELS} == {"1"}
     assert standing(twice) == (1,)
     assert all((twice / model / "failed-2").is_dir() for model in MODELS)
-    said = r"WARNING .*serving version 1.* Damaged: retrieval/2: .*\.bin: .*SHA-256"
+    said = r"WARNING .*back to version 1.* Damaged: retrieval/2: .*\.bin: .*SHA-256"
     assert re.search(said, capfd.readouterr().err)
     assert re.search(said, (tmp_path / "log").read_text())
 
@@ -97,9 +97,8 @@ def test_compile_adds_a_version_beside_what_was_set_aside(twice, golden, serve):
         lambda version: replace(weights(version), weights(version).read_bytes()[:-1]),
         lambda version: (version / "manifest.json").unlink(),
         lambda version: replace(version / "manifest.json", b"{"),
-        lambda version: replace(version / "manifest.json", b'{"format_version": 99}'),
     ],
-    ids=["missing", "truncated", "no manifest", "no JSON", "newer format"],
+    ids=["missing", "truncated", "no manifest", "no JSON"],
 )
 def test_every_kind_of_damage_is_found(twice, damage):
     damage(twice / "ranking" / "2")
@@ -116,7 +115,7 @@ def test_the_newest_version_that_is_good_in_all_models_is_kept(twice, golden):
     shutil.copytree(twice / "retrieval", twice / "other")  # not ours: its config says nothing of us
     (twice / "other" / "config.pbtxt").write_text('backend: "identity"')
     done = set_aside_damaged(twice)
-    assert "serving version 1," in done
+    assert "back to version 1," in done
     assert "retrieval/4: " in done
     assert "ranking/3: " in done
     assert standing(twice) == (1,)
@@ -208,11 +207,47 @@ def test_a_compile_at_work_is_not_disturbed(twice):
     before = tree(twice)
     descriptor = os.open(twice, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    with pytest.raises(ServerError, match=r"a compile is at work in it"):
-        set_aside_damaged(twice)
+    assert set_aside_damaged(twice) is None
     os.close(descriptor)
     assert tree(twice) == before
     assert set_aside_damaged(twice) is not None
+
+
+def test_what_an_older_recengine_cannot_read_is_not_damaged(twice):
+    replace(twice / "ranking" / "2" / "manifest.json", b'{"format_version": 99}')
+    flip_a_byte(weights(twice / "retrieval" / "2"))
+    before = tree(twice)
+    assert set_aside_damaged(twice) is None
+    assert tree(twice) == before
+
+
+def test_files_that_cannot_be_read_are_not_damaged(twice, monkeypatch):
+    flip_a_byte(weights(twice / "retrieval" / "2"))
+    unreadable = twice / "ranking" / "2" / "manifest.json"
+    read_bytes = Path.read_bytes
+
+    def read_or_fail(path):
+        if path == unreadable:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_or_fail)
+    before = tree(twice)
+    assert set_aside_damaged(twice) is None
+    assert tree(twice) == before
+
+
+def test_a_last_good_version_of_other_requests_is_not_served(twice, serve):
+    for path in twice.glob("*/config.pbtxt"):  # as a compile with --change-schema leaves them
+        text = path.read_text()
+        order = r"[\"age\",\"activity\"]", r"[\"activity\",\"age\"]"
+        assert order[0] in text
+        path.write_text(text.replace(*order))
+    flip_a_byte(weights(twice / "retrieval" / "2"))
+    before = tree(twice)
+    with pytest.raises(ServerError, match=r"takes other requests than .*--change-schema"):
+        serve().start()
+    assert tree(twice) == before
 
 
 def test_a_split_repository_serves_all_of_the_last_good_version(split, tmp_path):

@@ -98,7 +98,7 @@ def test_another_server_that_answers_on_the_port_is_not_taken_for_ready(
     """One that took the port between the check and the start."""
     endpoints = dataclasses.astuple(golden_server.endpoints)
     taken = [int(endpoint.rpartition(":")[2]) for endpoint in endpoints]
-    monkeypatch.setattr(serving, "_free_ports", lambda address, ports: taken)
+    monkeypatch.setattr(serving, "_free_ports", lambda address, ports, arguments: taken)
     with pytest.raises(ServerError, match=r"ended with status 1:(.|\n)*failed to start"):
         serve().start()
 
