@@ -82,8 +82,10 @@ class Call:
         failure = classify(error.status(), error.message() or "", self._model)
         if self._cause is not None and isinstance(failure.error, DeadlineExceeded):
             raise self._cause from None  # time ran out over what failed before
-        delay = self._delay(failure)
-        if delay is None or delay >= self._deadline - time.monotonic():
+        delay, left = self._delay(failure), self._deadline - time.monotonic()
+        if delay is not None and failure.retry is Retry.WAIT and left > _WAIT_DELAYS[0]:
+            delay = min(delay, left / 2)  # up to the deadline
+        if delay is None or delay >= left:
             raise failure.error from None
         self._cause = failure.error
         return delay

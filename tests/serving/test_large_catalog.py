@@ -67,7 +67,8 @@ def user(number):
 def test_searches_that_wait_run_together_and_answer_as_alone(large, repository):
     engine = Engine(repository / "retrieval" / "1")
     before = large.statistics("retrieval")
-    futures = [large.send(make_request("retrieval", user(i))) for i in range(300)]
+    patient = {"timeout": 60_000_000}
+    futures = [large.send(make_request("retrieval", user(i), **patient)) for i in range(300)]
     for i, future in enumerate(futures):
         items, scores = engine.retrieve(WireUsers(**user(i), dense=None))
         answer = read_response(future.result())
