@@ -141,7 +141,7 @@ std::shared_ptr<const ItemSnapshot::Base> ItemSnapshot::pack() const {
   const Matrix<const float> before = base_->index.unit_vectors().floats;
   const int64_t dim = before.cols;
   auto base = std::make_shared<Base>(Base{{}, {live_rows(pending()), rows_}, nullptr});
-  base->units = allocate_huge<float>(size_ * dim);
+  base->units.reset(new float[static_cast<size_t>(size_ * dim)]);
   const Matrix<float> units(base->units.get(), size_, dim);
   for (int64_t row = 0; row < rows_; ++row) {
     if (!is_live_in_base(row)) continue;

@@ -4,7 +4,6 @@
 #include <memory>
 #include <vector>
 
-#include "cpu/huge_pages.h"
 #include "ops/bitmap.h"
 #include "ops/delta.h"
 #include "ops/kept_rows.h"
@@ -24,7 +23,7 @@ class ItemSnapshot {
   struct Base {
     ItemIndex index;
     KeptRows rows;
-    HugeArray<float> units;
+    std::unique_ptr<float[]> units;
   };
 
   explicit ItemSnapshot(ItemIndex index);
