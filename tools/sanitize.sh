@@ -33,7 +33,7 @@ ln -s "$site/openvino" "$package/openvino"
 cp $build/_native*.so "$package/recengine/"
 cp $build/libtriton_recengine.so "$package/recengine/backends/recengine/"
 
-export PYTHONPATH=$package:$site PYTHONDONTWRITEBYTECODE=1
+export PYTHONPATH=$package:$PWD:$site PYTHONDONTWRITEBYTECODE=1
 # Leaks are not looked for: the interpreter and OpenVINO keep what they allocate until the end.
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:detect_odr_violation=0
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
