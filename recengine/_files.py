@@ -1,4 +1,4 @@
-"""Replacing files and directories so that a crash leaves the old or the new one.
+"""Replacing files and directories so that a crash leaves the old or the new one, and alone.
 
 Where the file system cannot exchange names, a crash may leave the old one as .NAME.retired.PID.
 """
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _AT_FDCWD = -100
@@ -21,6 +24,21 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def locked(directory: Path, *, wait: bool = True) -> Iterator[None]:
+    """Holds a lock on the directory itself, so that no lock file is left in it.
+
+    Raises:
+        BlockingIOError: another holds it, and `wait` is False.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
         os.close(descriptor)
 

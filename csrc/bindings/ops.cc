@@ -355,7 +355,7 @@ Array<uint8_t> copy_to_huge_pages(const py::array& source) {
 }
 
 int64_t count_huge_pages(const py::array& source) {
-  return huge_page_bytes(source.data(), source.nbytes());
+  return huge_page_bytes({{static_cast<const uint8_t*>(source.data()), source.nbytes()}});
 }
 
 void bind_classes(py::module_& module) {

@@ -28,23 +28,24 @@ void* allocate_bytes(int64_t bytes) {
   return memory;
 }
 
-int64_t huge_page_bytes(const void* memory, int64_t bytes) {
-  const auto begin = reinterpret_cast<uintptr_t>(memory);
-  const uintptr_t end = begin + static_cast<uintptr_t>(bytes);
+int64_t huge_page_bytes(const std::vector<Span<const uint8_t>>& ranges) {
   int64_t total = 0;
-  int64_t overlap = 0;  // of the mapping that is being read
+  std::vector<int64_t> overlaps;  // of the ranges with the mapping that is being read
   std::ifstream maps("/proc/self/smaps");
   for (std::string line; std::getline(maps, line);) {
     uintptr_t from = 0;
     uintptr_t to = 0;
     int64_t kilobytes = 0;
     if (std::sscanf(line.c_str(), "%" SCNxPTR "-%" SCNxPTR " ", &from, &to) == 2) {
-      from = std::max(from, begin);
-      to = std::min(to, end);
-      overlap = to > from ? static_cast<int64_t>(to - from) : 0;
-    } else if (overlap > 0 &&
+      overlaps.clear();
+      for (const Span<const uint8_t> range : ranges) {
+        const uintptr_t begin = std::max(from, reinterpret_cast<uintptr_t>(range.begin()));
+        const uintptr_t end = std::min(to, reinterpret_cast<uintptr_t>(range.end()));
+        if (begin < end) overlaps.push_back(static_cast<int64_t>(end - begin));
+      }
+    } else if (!overlaps.empty() &&
                std::sscanf(line.c_str(), "AnonHugePages: %" SCNd64, &kilobytes) == 1) {
-      total += std::min(overlap, kilobytes << 10);
+      for (const int64_t overlap : overlaps) total += std::min(overlap, kilobytes << 10);
     }
   }
   return total;

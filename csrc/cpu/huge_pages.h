@@ -2,6 +2,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <vector>
+
+#include "recengine/tensor.h"
 
 namespace recengine {
 
@@ -23,8 +26,8 @@ HugeArray<T> allocate_huge(int64_t count) {
   return HugeArray<T>(static_cast<T*>(allocate_bytes(count * int64_t{sizeof(T)})));
 }
 
-// How much of this memory is in huge pages now, by /proc/self/smaps: exact for memory of
-// allocate_huge() that has no neighbour of the same kind, else about.
-int64_t huge_page_bytes(const void* memory, int64_t bytes);
+// How much of these ranges is in huge pages now, by one look at /proc/self/smaps: exact for memory
+// of allocate_huge() that has no neighbour of the same kind, else about.
+int64_t huge_page_bytes(const std::vector<Span<const uint8_t>>& ranges);
 
 }  // namespace recengine

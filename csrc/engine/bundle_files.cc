@@ -53,11 +53,12 @@ BundleFiles::BundleFiles(const std::string& directory, const Manifest& manifest,
 
 EngineMemory BundleFiles::memory() const {
   EngineMemory memory;
+  std::vector<Span<const uint8_t>> resident;
   for (const auto& [name, file] : files_) {
-    const Span<const uint8_t> bytes = file.bytes();
-    (file.is_resident() ? memory.resident : memory.mapped) += bytes.size;
-    if (file.is_resident()) memory.huge += huge_page_bytes(bytes.data, bytes.size);
+    (file.is_resident() ? memory.resident : memory.mapped) += file.bytes().size;
+    if (file.is_resident()) resident.push_back(file.bytes());
   }
+  if (!resident.empty()) memory.huge = huge_page_bytes(resident);
   return memory;
 }
 

@@ -10,7 +10,8 @@ namespace {
 // The last `count` ids that are items; `storage` takes them where there is padding between.
 Span<const int64_t> last_items(Span<const int64_t> ids, int64_t count,
                                std::vector<int64_t>& storage) {
-  const Span<const int64_t> last(ids.end() - std::min(count, ids.size), std::min(count, ids.size));
+  const int64_t most = std::min(count, ids.size);
+  const Span<const int64_t> last(ids.end() - most, most);
   if (std::find(last.begin(), last.end(), kNoItem) == last.end()) return last;
   storage.clear();
   for (int64_t i = ids.size - 1; i >= 0 && static_cast<int64_t>(storage.size()) < count; --i) {

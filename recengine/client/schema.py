@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from recengine.errors import InputError
@@ -78,24 +78,27 @@ class Schema:
         except json.JSONDecodeError as error:
             raise InputError(f"[schema] not JSON: {error}") from None
 
-    def contract(self) -> dict[str, list[str] | bool]:
-        """What requests of clients that read another schema must agree in, by its name here.
-
-        Longer lists are no such thing: the server takes the last ids itself.
-        """
-        return {
-            "features": [feature.name for feature in self.features],
-            "hashed": [feature.name for feature in self.features if feature.hashed],
-            "dense_features": list(self.dense_features),
-            "hashed_items": self.hashed_items,
-        }
-
     def to_json(self) -> str:
         """The schema as one line of JSON."""
         fields = dataclasses.asdict(self)
         if not self.dense_defaults:
             del fields["dense_defaults"]
         return json.dumps(fields, separators=(",", ":"))
+
+
+def contract(
+    features: Sequence[Feature], dense_features: Sequence[str], hashed_items: bool
+) -> dict[str, list[str] | bool]:
+    """What requests of clients that read another schema must agree in, by its name there.
+
+    Longer lists are no such thing: the server takes the last ids itself.
+    """
+    return {
+        "features": [feature.name for feature in features],
+        "hashed": [feature.name for feature in features if feature.hashed],
+        "dense_features": list(dense_features),
+        "hashed_items": hashed_items,
+    }
 
 
 def _feature(raw: Any) -> Feature:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import re
 import shutil
 import tempfile
@@ -16,7 +14,7 @@ from typing import Protocol
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from recengine._files import sync
+from recengine._files import locked, sync
 from recengine.bundle import (
     FidelityBounds,
     FidelityRow,
@@ -37,7 +35,7 @@ from recengine.compile.repository import (
     CONFIG,
     MAX_BATCH,
     Requests,
-    contract,
+    contract_of,
     expected_requests,
     write_configs,
 )
@@ -146,7 +144,7 @@ def compile_bundle(
         bounds = BOUNDS[plans.precision if target == "gpu" else "fp32"]
     layout, rows = _layout(bundle, manifest, target, requests, bounds, plans, progress)
     out.mkdir(parents=True, exist_ok=True)
-    with _sole_writer(out), _staging(out) as staging:
+    with locked(out), _staging(out) as staging:
         _require_same_models(out, manifest, target)
         if not change_schema:
             _require_same_requests(out, manifest)
@@ -210,9 +208,9 @@ def _require_same_requests(out: Path, manifest: Manifest) -> None:
     Raises:
         CompileError: requests of the newest version are not those of the bundle; says how.
     """
-    ours = contract(manifest)
+    ours = contract_of(manifest)
     for version, newest in _newest(out).items():
-        theirs = contract(newest)
+        theirs = contract_of(newest)
         changes = [
             f"{name}: expected {theirs[name]}, found {ours[name]}"
             for name in ours
@@ -311,17 +309,6 @@ def _publish_model(staging: Path, out: Path, model: str, version: int) -> None:
     (out / model).mkdir(exist_ok=True)
     (staging / model).rename(out / model / str(version))
     sync(out / model)
-
-
-@contextmanager
-def _sole_writer(repository: Path) -> Iterator[None]:
-    """Holds a lock on the repository's directory itself, so that no lock file is left in it."""
-    descriptor = os.open(repository, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from recengine._files import replace_file
 from recengine.bundle import Manifest, Ranking, Retrieval, Vocabulary, load_tensor
-from recengine.client.schema import SCHEMA_PARAMETER, Feature, Schema
+from recengine.client.schema import SCHEMA_PARAMETER, Feature, Schema, contract
 from recengine.client.wire import WireUsers
 from recengine.compile.fidelity import load_reference
 from recengine.errors import CompileError
@@ -86,10 +86,9 @@ def stages(manifest: Manifest) -> tuple[Retrieval, Ranking]:
 def schema(manifest: Manifest) -> Schema:
     """What a client must know to call the models."""
     retrieval, ranking = stages(manifest)
-    features = [Feature(item.name, item.max_length, item.hashed) for item in manifest.features]
     return Schema(
         name=manifest.name,
-        features=tuple(features),
+        features=_features(manifest),
         dense_features=tuple(manifest.dense_features),
         num_items=retrieval.index.rows,
         num_candidates=retrieval.num_candidates,
@@ -100,14 +99,13 @@ def schema(manifest: Manifest) -> Schema:
     )
 
 
-def contract(manifest: Manifest) -> dict[str, list[str] | bool]:
-    """`Schema.contract` of what a manifest, also of one model, is served with."""
-    return {
-        "features": [item.name for item in manifest.features],
-        "hashed": [item.name for item in manifest.features if item.hashed],
-        "dense_features": manifest.dense_features,
-        "hashed_items": _hashed_items(manifest),
-    }
+def contract_of(manifest: Manifest) -> dict[str, list[str] | bool]:
+    """The contract of requests to what a manifest, also of one model, is served with."""
+    return contract(_features(manifest), manifest.dense_features, _hashed_items(manifest))
+
+
+def _features(manifest: Manifest) -> tuple[Feature, ...]:
+    return tuple(Feature(item.name, item.max_length, item.hashed) for item in manifest.features)
 
 
 def _hashed_items(manifest: Manifest) -> bool:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
-from recengine._files import replace_file, sync
+from recengine._files import locked, replace_file, sync
 from recengine.bundle import read_manifest, verify, versions
-from recengine.client.schema import SCHEMA_PARAMETER, Schema
-from recengine.compile.repository import contract
+from recengine.client.schema import SCHEMA_PARAMETER, Schema, contract
+from recengine.compile.repository import contract_of
 from recengine.errors import BundleError, ServerError, UnknownFormat
 from recengine.plans import RECORD, verify_plan
 from recengine.serving.backends import OURS, read_configs
@@ -43,7 +39,7 @@ def set_aside_damaged(repository: Path) -> str | None:
             version takes other requests than the configs say.
     """
     try:
-        with _alone(repository):
+        with locked(repository, wait=False):
             return _set_aside_damaged(repository)
     except (OSError, UnknownFormat):
         return None
@@ -122,8 +118,9 @@ def _require_same_requests(
     repository: Path, config: pb.ModelConfig, version: int, found: str
 ) -> None:
     """The configs, and with them what clients are told, are those of the newest compile."""
-    told = Schema.from_json(config.parameters[SCHEMA_PARAMETER].string_value).contract()
-    if contract(read_manifest(repository / "retrieval" / str(version))) != told:
+    told = Schema.from_json(config.parameters[SCHEMA_PARAMETER].string_value)
+    served = contract_of(read_manifest(repository / "retrieval" / str(version)))
+    if served != contract(told.features, told.dense_features, told.hashed_items):
         raise ServerError(
             f"[serve] {repository}: version {version} is the last good one, but it takes other "
             "requests than retrieval/config.pbtxt says: compile its bundle again, with "
@@ -161,14 +158,3 @@ def _set_aside(path: Path) -> Path:
 
 def _name(path: Path) -> str:
     return f"{path.parent.name}/{path.name}"
-
-
-@contextmanager
-def _alone(repository: Path) -> Iterator[None]:
-    """Holds the lock that compile takes; BlockingIOError, which is an OSError, if it is held."""
-    descriptor = os.open(repository, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)

@@ -221,13 +221,13 @@ class TritonServer:
             BundleError: a TensorRT plan is damaged, and there is no good version.
             DeviceError: a TensorRT plan was built for another machine.
         """
-        from recengine.serving.last_good import set_aside_damaged  # not for those who only look
-
         _refuse_no_models(self._repository, may_be_empty=self._explicit)
         try:
             return self._start()
         except (BundleError, _ServerEnded):
-            # Damaged files are looked for only now: to hash and load them takes as long as a start.
+            # Damaged files are looked for only now: to hash them takes as long as a start.
+            from recengine.serving.last_good import set_aside_damaged
+
             done = set_aside_damaged(self._repository)
             if done is None:
                 raise
