@@ -52,7 +52,7 @@ class PyDeviceEngine {
     const auto out = device_matrix<float>("[retrieval] sparse", sparse);
     const py::gil_scoped_release release;
     check(engine_->schema(), users);
-    engine_->look_up(Rows(users).batch(), out, as_stream(stream));
+    engine_->look_up(Rows(users).batch(), out, {as_stream(stream)});
   }
 
   void look_up_candidates(const Array<int64_t>& ids, const Array<int32_t>& lengths,
@@ -69,7 +69,7 @@ class PyDeviceEngine {
         device_matrix<float>("[ranking] item_scores", item_scores)};
     const py::gil_scoped_release release;
     check(engine_->schema(), users, batch, /*on_host=*/false);
-    engine_->look_up(Rows(users).batch(), batch, out, as_stream(stream));
+    engine_->look_up(Rows(users).batch(), batch, out, {as_stream(stream)});
   }
 
   void search(const Array<int64_t>& ids, const Array<int32_t>& lengths, const Array<float>& dense,
@@ -80,7 +80,7 @@ class PyDeviceEngine {
     const Recommendations out = as_answer(item_ids, scores);
     const py::gil_scoped_release release;
     check(engine_->schema(), users, given, engine_->widths().user);
-    engine_->search(Rows(users).batch(), given, out, as_stream(stream));
+    engine_->search(Rows(users).batch(), given, out, {as_stream(stream)});
   }
 
   void order(const Array<int64_t>& ids, const Array<int32_t>& lengths, const Array<float>& dense,
@@ -93,7 +93,7 @@ class PyDeviceEngine {
     const Recommendations out = as_answer(item_ids, scores);
     const py::gil_scoped_release release;
     check(engine_->schema(), users, batch, given, /*on_host=*/false);
-    engine_->order(Rows(users).batch(), batch, given, out, as_stream(stream));
+    engine_->order(Rows(users).batch(), batch, given, out, {as_stream(stream)});
   }
 
  private:

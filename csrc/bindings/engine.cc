@@ -102,7 +102,7 @@ class PyEngine {
     const Matrix<float> out = as_output(sparse);
     const py::gil_scoped_release release;
     check(engine_->schema(), users);
-    engine_->look_up(Rows(users).batch(), out, nullptr);
+    engine_->look_up(Rows(users).batch(), out, {});
     return sparse;
   }
 
@@ -122,7 +122,7 @@ class PyEngine {
     {
       const py::gil_scoped_release release;
       check(engine_->schema(), users, items);
-      engine_->look_up(Rows(users).batch(), items, out, nullptr);
+      engine_->look_up(Rows(users).batch(), items, out, {});
     }
     return py::make_tuple(std::move(sparse), std::move(rows), std::move(scores));
   }
@@ -133,7 +133,7 @@ class PyEngine {
     const auto given = as_matrix("[engine] user", vectors);
     return answer(users.ids.rows, k, [&](Recommendations out) {
       check(engine_->schema(), users, given, engine_->widths().user);
-      engine_->search(Rows(users).batch(), given, out, nullptr);
+      engine_->search(Rows(users).batch(), given, out, {});
     });
   }
 
@@ -145,7 +145,7 @@ class PyEngine {
     const auto given = as_matrix("[engine] graph_scores", graph_scores);
     return answer(users.ids.rows, k, [&](Recommendations out) {
       check(engine_->schema(), users, items, given);
-      engine_->order(Rows(users).batch(), items, given, out, nullptr);
+      engine_->order(Rows(users).batch(), items, given, out, {});
     });
   }
 

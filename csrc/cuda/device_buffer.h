@@ -6,25 +6,34 @@
 #include <cstdint>
 #include <utility>
 
+#include "recengine/cuda.h"
+#include "recengine/device_scratch.h"
+
 namespace recengine::cuda {
 
 // Device memory of the current device, in the order of the stream; also while that is captured.
 void* allocate(int64_t bytes, cudaStream_t stream);
 
-// Uninitialised device memory [size] that belongs to the work on one stream: taken and given back
-// in the stream's order, so that the host never waits.
+// Uninitialised device memory [size] for the work of one call: of its scratch or, where it has
+// none, taken and given back in the order of its stream, so that the host never waits.
 template <typename T>
 class DeviceBuffer {
  public:
-  DeviceBuffer(int64_t size, cudaStream_t stream)
-      : data_(static_cast<T*>(allocate(size * static_cast<int64_t>(sizeof(T)), stream))),
-        size_(size),
-        stream_(stream) {}
+  DeviceBuffer(int64_t size, const CudaContext& context)
+      : size_(size),
+        stream_(static_cast<cudaStream_t>(context.stream)),
+        pooled_(context.scratch == nullptr) {
+    const auto bytes = size * static_cast<int64_t>(sizeof(T));
+    data_ = static_cast<T*>(pooled_ ? allocate(bytes, stream_) : context.scratch->take(bytes));
+  }
   ~DeviceBuffer() {
-    if (data_ != nullptr) cudaFreeAsync(data_, stream_);
+    if (pooled_ && data_ != nullptr) cudaFreeAsync(data_, stream_);
   }
   DeviceBuffer(DeviceBuffer&& other) noexcept
-      : data_(std::exchange(other.data_, nullptr)), size_(other.size_), stream_(other.stream_) {}
+      : data_(std::exchange(other.data_, nullptr)),
+        size_(other.size_),
+        stream_(other.stream_),
+        pooled_(other.pooled_) {}
   DeviceBuffer& operator=(DeviceBuffer&&) = delete;
 
   T* data() const { return data_; }
@@ -35,6 +44,7 @@ class DeviceBuffer {
   T* data_;
   int64_t size_;
   cudaStream_t stream_;
+  bool pooled_;
 };
 
 }  // namespace recengine::cuda

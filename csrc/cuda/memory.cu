@@ -133,6 +133,14 @@ CudaStream thread_stream(int device) {
   return streams.try_emplace(device, device).first->second.get();
 }
 
+std::shared_ptr<void> make_stream(int device) {
+  const cuda::DeviceGuard guard(device);
+  cudaStream_t stream = nullptr;
+  RECENGINE_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  return owned(stream, device,
+               [](void* ended) { cudaStreamDestroy(static_cast<cudaStream_t>(ended)); });
+}
+
 int device_of(const void* pointer) {
   cudaPointerAttributes attributes;
   RECENGINE_CUDA_CHECK(cudaPointerGetAttributes(&attributes, pointer));

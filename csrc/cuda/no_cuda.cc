@@ -31,6 +31,10 @@ void copy_async(void*, const void*, int64_t, int, CudaStream) { fail(); }
 void copy_rows_async(void*, int64_t, const void*, int64_t, int64_t, int, CudaStream) { fail(); }
 void synchronize(int, CudaStream) { fail(); }
 CudaStream thread_stream(int) { fail(); }
+std::shared_ptr<void> make_stream(int) { fail(); }
+DeviceGraph::DeviceGraph(int, CudaStream, const std::function<void()>&) { fail(); }
+DeviceGraph::~DeviceGraph() = default;
+void DeviceGraph::launch(CudaStream) const { fail(); }
 int device_of(const void*) { fail(); }
 void order_after(int, CudaStream, CudaStream) { fail(); }
 
@@ -39,7 +43,9 @@ void choose_scores_cuda(const CudaContext&, Span<const uint8_t>, Matrix<const fl
                         Matrix<const float>, Matrix<float>) {
   fail();
 }
-bool has_not_finite_cuda(const CudaContext&, Span<const int64_t>, Span<const float>) { fail(); }
+void find_not_finite_cuda(const CudaContext&, Span<const int64_t>, Span<const float>, int32_t*) {
+  fail();
+}
 void slot_scores_cuda(const CudaContext&, Span<const int64_t>, Span<const float>, Span<float>) {
   fail();
 }

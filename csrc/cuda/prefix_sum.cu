@@ -66,11 +66,12 @@ __global__ void __launch_bounds__(kThreads)
 
 }  // namespace
 
-DeviceBuffer<int64_t> prefix_sums(const int32_t* values, int64_t size, cudaStream_t stream) {
+DeviceBuffer<int64_t> prefix_sums(const CudaContext& context, const int32_t* values, int64_t size) {
   const int64_t num_tiles = (size + kTile - 1) / kTile;
   if (num_tiles > INT32_MAX) throw InputError("[cuda] more values than a prefix sum takes");
-  DeviceBuffer<int64_t> sums(size, stream);
-  const DeviceBuffer<int64_t> tiles(num_tiles, stream);
+  DeviceBuffer<int64_t> sums(size, context);
+  const DeviceBuffer<int64_t> tiles(num_tiles, context);
+  const auto stream = static_cast<cudaStream_t>(context.stream);
   const dim3 blocks(static_cast<unsigned>(num_tiles));
   launch(sum_tiles, blocks, dim3(kThreads), 0, stream, values, size, tiles.data());
   launch(write_sums, blocks, dim3(kThreads), 0, stream, values, size, tiles.data(), sums.data());

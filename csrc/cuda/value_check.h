@@ -25,7 +25,7 @@ class ValueCheck {
       throw InputError(std::string(op) +
                        " check: expected False while the stream is captured, found True");
     }
-    found_.emplace(1, stream_);
+    found_.emplace(1, context);
     RECENGINE_CUDA_CHECK(cudaMemsetAsync(found_->data(), 0, sizeof(int), stream_));
   }
 

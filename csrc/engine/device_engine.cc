@@ -53,15 +53,16 @@ class DeviceEngine : public Engine {
     require_stage(*this, Stage::kRanking);
   }
 
-  void look_up(const UserBatch& users, Matrix<float> sparse, CudaStream stream) const override {
+  void look_up(const UserBatch& users, Matrix<float> sparse,
+               const DeviceWork& work) const override {
     require_stage(*this, Stage::kRetrievalLookup);
-    user_lookup_->run(unchecked(stream), users, sparse);
+    user_lookup_->run(context_of(work), users, sparse);
   }
 
   void look_up(const UserBatch& users, const CandidateBatch& candidates, const RankerInputs& out,
-               CudaStream stream) const override {
+               const DeviceWork& work) const override {
     require_stage(*this, Stage::kRankingLookup);
-    const CudaContext context = unchecked(stream);
+    const CudaContext context = context_of(work);
     ranking_lookup_->run(context, users, out.sparse);
     if (candidates.item_ids.cols > 0) {
       candidate_lookup_->run(context, candidates, out.items, out.item_scores);
@@ -75,43 +76,55 @@ class DeviceEngine : public Engine {
   }
 
   void search(const UserBatch& users, Matrix<const float> vectors, Recommendations out,
-              CudaStream stream) const override {
+              const DeviceWork& work) const override {
     require_stage(*this, Stage::kTopK);
     static thread_local std::vector<int64_t> known;
     retrieval_features_->find_known(users, known);
-    search_->run(unchecked(stream), users, known, vectors, out);
+    search_->run(context_of(work), work.slot, users, known, vectors, out);
   }
 
   void order(const UserBatch& users, const CandidateBatch& candidates,
              Matrix<const float> graph_scores, Recommendations out,
-             CudaStream stream) const override {
+             const DeviceWork& work) const override {
     require_stage(*this, Stage::kOrder);
     static thread_local std::vector<int64_t> known;
     ranking_features_->find_known(users, known);
-    const CudaContext context{device_, stream, true};
-    const auto batch = users.ids.size;
+    const CudaContext context = context_of(work);
+    const int64_t batch = users.ids.size;
     const int64_t n = candidates.item_ids.cols;
-    if (has_not_finite_cuda(context, {candidates.item_ids.data, batch * n},
-                            {candidates.scores.data, batch * n})) {
-      fail_candidate_scores(context, candidates);
-    }
+    std::vector<uint8_t> is_known(static_cast<size_t>(batch));
+    for (const int64_t user : known) is_known[static_cast<size_t>(user)] = 1;
+    DeviceUpload upload;
+    const auto flags = upload.add(is_known);
+    const auto found =
+        upload.add(std::vector<int32_t>(2));  // not finite: scores given, scores used
+    upload.copy(context);
     Matrix<const float> scores = graph_scores;
     std::optional<DeviceValues<float>> chosen;
     if (static_cast<int64_t>(known.size()) < batch || n == 0) {
-      std::vector<uint8_t> is_known(static_cast<size_t>(batch));
-      for (const int64_t user : known) is_known[static_cast<size_t>(user)] = 1;
-      const DeviceValues<uint8_t> flags(context, is_known);
       chosen.emplace(context, batch * n);
       const Matrix<float> out_scores(chosen->data(), batch, n);
-      choose_scores_cuda(context, flags.span(), graph_scores, candidates.scores, out_scores);
+      choose_scores_cuda(context, upload[flags], graph_scores, candidates.scores, out_scores);
       scores = out_scores;
     }
+    const Span<const int64_t> ids(candidates.item_ids.data, batch * n);
+    find_not_finite_cuda(context, ids, {candidates.scores.data, batch * n}, upload.data(found));
+    find_not_finite_cuda(context, ids, {scores.data, batch * n}, upload.data(found) + 1);
     order_cuda(context, candidates.item_ids, scores, out.item_ids, out.scores);
+    const std::vector<int32_t> not_finite = host_copy(context, upload.data(found), found.size);
+    if (not_finite[0] != 0) fail_candidate_scores(context, candidates);
+    if (not_finite[1] == 0) return;
+    order_cuda({device_, work.stream, /*check=*/true}, candidates.item_ids, scores, out.item_ids,
+               out.scores);
+    throw DeviceError("[ranking] graph_scores: changed while they were read");
   }
 
  private:
   // What the stages hand to the operations is in range.
-  CudaContext unchecked(CudaStream stream) const { return {device_, stream, false}; }
+  CudaContext context_of(const DeviceWork& work) const {
+    if (work.slot != nullptr) return work.slot->context();
+    return {device_, work.stream, /*check=*/false};
+  }
 
   // On the host, where the message is made.
   [[noreturn]] void fail_candidate_scores(const CudaContext& context,

@@ -10,7 +10,8 @@
 namespace recengine {
 namespace {
 
-// What goes to the device for the users of a batch.
+// What goes to the device for the users of a batch. Few lengths of lists: calls with the same are
+// one graph.
 struct UserLists {
   std::vector<int64_t> exclude_rows;
   std::vector<int32_t> exclude_lengths;  // [users]
@@ -26,6 +27,14 @@ struct UserLists {
     fallback_scores.clear();
   }
 };
+
+// 0, or a power of two.
+size_t few_lengths(size_t length) {
+  if (length == 0) return 0;
+  size_t rounded = 1;
+  while (rounded < length) rounded *= 2;
+  return rounded;
+}
 
 void append_fallback(const ItemAssets& items, const UserBatch& users, int64_t user, int64_t k,
                      UserLists& lists) {
@@ -53,6 +62,21 @@ void make_lists(const ItemAssets& items, const UserBatch& users, const std::vect
     lists.exclude_lengths.push_back(static_cast<int32_t>(lists.exclude_rows.size() - before));
     lists.fallback.push_back(-1);
   }
+  if (lists.exclude_rows.empty()) lists.exclude_lengths.clear();
+  lists.exclude_rows.resize(few_lengths(lists.exclude_rows.size()));
+  const auto row = static_cast<size_t>(k);
+  lists.fallback_ids.resize(few_lengths(lists.fallback_ids.size() / row) * row);
+  lists.fallback_scores.resize(lists.fallback_ids.size());
+}
+
+int64_t address(const void* data) { return reinterpret_cast<intptr_t>(data); }
+
+// Where a graph's reads are the same each time.
+Matrix<const float> in_scratch(const CudaContext& context, Matrix<const float> vectors) {
+  if (context.scratch == nullptr || context.scratch->holds(vectors.data)) return vectors;
+  const DeviceValues<float> copy(context,
+                                 Span<const float>{vectors.data, vectors.rows * vectors.cols});
+  return copy.matrix(vectors.rows);
 }
 
 // Waits for the search.
@@ -79,7 +103,7 @@ DeviceItemSearch::DeviceItemSearch(const Manifest& manifest, const Assets& asset
       index_(take_index(items_, device, pool)),
       keys_(copy_resident(items_.keys.data, items_.keys.size, device)) {}
 
-void DeviceItemSearch::run(const CudaContext& context, const UserBatch& users,
+void DeviceItemSearch::run(const CudaContext& context, DeviceSlot* slot, const UserBatch& users,
                            const std::vector<int64_t>& known, Matrix<const float> vectors,
                            Recommendations out) const {
   const int64_t batch = users.ids.size;
@@ -95,16 +119,26 @@ void DeviceItemSearch::run(const CudaContext& context, const UserBatch& users,
   upload.copy(context);
   const DeviceValues<int64_t> rows(context, batch * k);
   const DeviceValues<TopKCertificate> certificates(context, batch);
-
-  cosine_topk_cuda(context, index_, {vectors, upload[exclude_rows], upload[exclude_lengths]},
-                   rows.matrix(batch), out.scores, certificates.data());
-  finish_topk_cuda(context, {rows.matrix(batch),
-                             {static_cast<const int64_t*>(keys_.get()), items_.keys.size},
-                             upload[fallback],
-                             {upload[fallback_ids].data, fallback_ids.size / k, k},
-                             {upload[fallback_scores].data, fallback_scores.size / k, k},
-                             out.item_ids,
-                             out.scores});
+  const Matrix<const float> queries = in_scratch(context, vectors);
+  const auto search = [&] {
+    cosine_topk_cuda(context, index_, {queries, upload[exclude_rows], upload[exclude_lengths]},
+                     rows.matrix(batch), out.scores, certificates.data());
+    finish_topk_cuda(context, {rows.matrix(batch),
+                               {static_cast<const int64_t*>(keys_.get()), items_.keys.size},
+                               upload[fallback],
+                               {upload[fallback_ids].data, fallback_ids.size / k, k},
+                               {upload[fallback_scores].data, fallback_scores.size / k, k},
+                               out.item_ids,
+                               out.scores});
+  };
+  if (slot == nullptr) {
+    search();
+  } else {
+    slot->run({batch, k, exclude_rows.size, exclude_lengths.size, fallback_ids.size,
+               address(upload.data(fallback)), address(rows.data()), address(certificates.data()),
+               address(queries.data), address(out.item_ids.data), address(out.scores.data)},
+              search);
+  }
   require_finite(context, known, certificates);
 }
 

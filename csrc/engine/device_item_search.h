@@ -23,9 +23,10 @@ class DeviceItemSearch {
 
   // `vectors` [users, dim] and `out` [users, k]; users that are not `known`, ascending rows of the
   // batch, get the fallback list. Throws InputError naming the known user whose vector is not
-  // finite; the vectors of others may be.
-  void run(const CudaContext& context, const UserBatch& users, const std::vector<int64_t>& known,
-           Matrix<const float> vectors, Recommendations out) const;
+  // finite; the vectors of others may be. `slot` is that of the context, or null.
+  void run(const CudaContext& context, DeviceSlot* slot, const UserBatch& users,
+           const std::vector<int64_t>& known, Matrix<const float> vectors,
+           Recommendations out) const;
 
  private:
   ItemAssets items_;  // without the index

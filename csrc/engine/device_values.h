@@ -7,34 +7,42 @@
 #include <vector>
 
 #include "recengine/cuda.h"
+#include "recengine/device_scratch.h"
 #include "recengine/tensor.h"
 
 namespace recengine {
 
-// Values in the memory of a GPU for the work of one call, in the order of its stream.
+// Values in the memory of a GPU for the work of one call, in the order of its stream; of the
+// call's scratch, if it has one.
 template <typename T>
 class DeviceValues {
  public:
   // Uninitialised.
-  DeviceValues(const CudaContext& context, int64_t size)
-      : memory_(allocate_on_device(size * int64_t{sizeof(T)}, context.device, context.stream)),
-        size_(size) {}
+  DeviceValues(const CudaContext& context, int64_t size) : size_(size) {
+    const int64_t bytes = size * int64_t{sizeof(T)};
+    if (context.scratch != nullptr) {
+      data_ = static_cast<T*>(context.scratch->take(bytes));
+      return;
+    }
+    memory_ = allocate_on_device(bytes, context.device, context.stream);
+    data_ = static_cast<T*>(memory_.get());
+  }
 
   // A copy of the host's values, which may change when it returns.
   DeviceValues(const CudaContext& context, Span<const T> values)
       : DeviceValues(context, values.size) {
-    copy_async(memory_.get(), values.data, size_ * int64_t{sizeof(T)}, context.device,
-               context.stream);
+    copy_async(data_, values.data, size_ * int64_t{sizeof(T)}, context.device, context.stream);
   }
 
-  T* data() const { return static_cast<T*>(memory_.get()); }
-  Span<T> span() const { return {data(), size_}; }
+  T* data() const { return data_; }
+  Span<T> span() const { return {data_, size_}; }
 
   // As [rows, as many as there are].
-  Matrix<T> matrix(int64_t rows) const { return {data(), rows, rows == 0 ? 0 : size_ / rows}; }
+  Matrix<T> matrix(int64_t rows) const { return {data_, rows, rows == 0 ? 0 : size_ / rows}; }
 
  private:
-  std::shared_ptr<void> memory_;
+  std::shared_ptr<void> memory_;  // where there is no scratch
+  T* data_;
   int64_t size_;
 };
 
@@ -60,8 +68,12 @@ class DeviceUpload {
 
   // Valid after copy().
   template <typename T>
+  T* data(const Part<T>& part) const {
+    return reinterpret_cast<T*>(device_->data() + part.at);
+  }
+  template <typename T>
   Span<const T> operator[](const Part<T>& part) const {
-    return {reinterpret_cast<const T*>(device_->data() + part.at), part.size};
+    return {data(part), part.size};
   }
 
  private:

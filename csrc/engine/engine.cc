@@ -55,25 +55,26 @@ class CpuEngine : public Engine {
     ranking_->run(context_, users, candidates, out);
   }
 
-  void look_up(const UserBatch& users, Matrix<float> sparse, CudaStream) const override {
+  void look_up(const UserBatch& users, Matrix<float> sparse, const DeviceWork&) const override {
     require_stage(*this, Stage::kRetrievalLookup);
     retrieval_->look_up(context_, users, sparse);
   }
 
   void look_up(const UserBatch& users, const CandidateBatch& candidates, const RankerInputs& out,
-               CudaStream) const override {
+               const DeviceWork&) const override {
     require_stage(*this, Stage::kRankingLookup);
     ranking_->look_up(context_, users, candidates, out);
   }
 
   void search(const UserBatch& users, Matrix<const float> vectors, Recommendations out,
-              CudaStream) const override {
+              const DeviceWork&) const override {
     require_stage(*this, Stage::kTopK);
     retrieval_->search(context_, users, vectors, out);
   }
 
   void order(const UserBatch& users, const CandidateBatch& candidates,
-             Matrix<const float> graph_scores, Recommendations out, CudaStream) const override {
+             Matrix<const float> graph_scores, Recommendations out,
+             const DeviceWork&) const override {
     require_stage(*this, Stage::kOrder);
     ranking_->order(users, candidates, graph_scores, out);
   }

@@ -172,13 +172,13 @@ void cosine_topk_cuda(const CudaContext& context, const DeviceItemIndex& index,
   const cuda::ValueCheck values("[cosine_topk]", context);
   cuda::TopKPass pass =
       cuda::plan(index.items(), batch, out_rows.cols, query.exclude_rows.size, nullptr);
-  const cuda::DeviceBuffer<std::byte> memory(pass.workspace_bytes, stream);
+  const cuda::DeviceBuffer<std::byte> memory(pass.workspace_bytes, context);
   pass = cuda::plan(index.items(), batch, out_rows.cols, query.exclude_rows.size, memory.data());
   pass.bad_value = values.found();
   pass.allow_bitmap = query.allow_bitmap.data;
   std::optional<cuda::DeviceBuffer<int64_t>> sums;
   if (!query.exclude_lengths.empty()) {
-    sums.emplace(cuda::prefix_sums(query.exclude_lengths.data, batch, stream));
+    sums.emplace(cuda::prefix_sums(context, query.exclude_lengths.data, batch));
     pass.exclude_rows = query.exclude_rows;
     pass.exclude_lengths = query.exclude_lengths.data;
     pass.exclude_sums = sums->data();

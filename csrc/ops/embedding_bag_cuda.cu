@@ -116,19 +116,19 @@ int choose_log_warps(const std::vector<Column>& columns, int64_t batch, int64_t 
 }
 
 // `caches` are those of the columns.
-void launch_part(BagCall call, const Columns& columns, const std::vector<RowCacheState*>& caches,
-                 int64_t blocks, cudaStream_t stream) {
+void launch_part(const CudaContext& context, BagCall call, const Columns& columns,
+                 const std::vector<RowCacheState*>& caches, int64_t blocks) {
   std::optional<CacheReaders> readers;
   const bool cached = std::any_of(caches.begin(), caches.end(),
                                   [](const RowCacheState* cache) { return cache != nullptr; });
-  if (cached) readers.emplace(caches, stream);
+  if (cached) readers.emplace(context, caches);
   call.caches = readers ? readers->views() : nullptr;
-  launch_embedding_bag(call, columns, blocks, stream);
+  launch_embedding_bag(call, columns, blocks, static_cast<cudaStream_t>(context.stream));
 }
 
 // Launches the kernel over up to kMaxColumns columns at a time.
-void launch_columns(BagCall call, const std::vector<Column>& columns,
-                    const std::vector<RowCacheState*>& caches, cudaStream_t stream) {
+void launch_columns(const CudaContext& context, BagCall call, const std::vector<Column>& columns,
+                    const std::vector<RowCacheState*>& caches) {
   for (size_t begin = 0; begin < columns.size(); begin += kMaxColumns) {
     const size_t end = std::min(columns.size(), begin + kMaxColumns);
     Columns part{};
@@ -144,7 +144,7 @@ void launch_columns(BagCall call, const std::vector<Column>& columns,
     }
     call.num_columns = static_cast<int32_t>(end - begin);
     const auto first = caches.begin() + static_cast<std::ptrdiff_t>(begin);
-    launch_part(call, part, {first, first + call.num_columns}, blocks, stream);
+    launch_part(context, call, part, {first, first + call.num_columns}, blocks);
   }
 }
 
@@ -169,7 +169,6 @@ void embedding_bag_cuda(const CudaContext& context, Span<const BagColumn> column
   const int64_t bags = input.lengths.rows * input.lengths.cols;
   if (bags == 0) return check_bag_values(columns, input);  // reads nothing
   const cuda::DeviceGuard guard(context.device);
-  const auto stream = static_cast<cudaStream_t>(context.stream);
   const cuda::ValueCheck values("[embedding_bag]", context);
 
   const int64_t mean_length = (input.rows.size + bags - 1) / bags;
@@ -191,9 +190,9 @@ void embedding_bag_cuda(const CudaContext& context, Span<const BagColumn> column
   call.all_columns = static_cast<int32_t>(columns.size);
   call.log_warps = choose_log_warps(described, call.batch, mean_length);
   std::optional<cuda::DeviceBuffer<int64_t>> starts;
-  if (bags > kMaxOwnStarts) starts.emplace(cuda::prefix_sums(call.lengths, bags, stream));
+  if (bags > kMaxOwnStarts) starts.emplace(cuda::prefix_sums(context, call.lengths, bags));
   call.starts = starts ? starts->data() : nullptr;
-  launch_columns(call, described, caches, stream);
+  launch_columns(context, call, described, caches);
   if (values.failed()) fail_values(context, columns, input);
 }
 

@@ -95,7 +95,7 @@ class RowCache {
 class CacheReaders {
  public:
   // Null for a column without a cache.
-  CacheReaders(const std::vector<RowCacheState*>& states, cudaStream_t stream);
+  CacheReaders(const CudaContext& context, const std::vector<RowCacheState*>& states);
   ~CacheReaders();
   CacheReaders(const CacheReaders&) = delete;
   CacheReaders& operator=(const CacheReaders&) = delete;

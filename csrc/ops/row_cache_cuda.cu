@@ -257,11 +257,12 @@ void RowCache::copy_rows(const std::vector<RowMapEntry>& chosen) {
   });
 }
 
-CacheReaders::CacheReaders(const std::vector<RowCacheState*>& states, cudaStream_t stream)
-    : views_(static_cast<int64_t>(states.size()), stream), stream_(stream) {
+CacheReaders::CacheReaders(const CudaContext& context, const std::vector<RowCacheState*>& states)
+    : views_(static_cast<int64_t>(states.size()), context),
+      stream_(static_cast<cudaStream_t>(context.stream)) {
   CacheStates given{};
   std::copy(states.begin(), states.end(), given.of);
-  cuda::launch(enter_caches, dim3(1), dim3(static_cast<unsigned>(states.size())), 0, stream, given,
+  cuda::launch(enter_caches, dim3(1), dim3(static_cast<unsigned>(states.size())), 0, stream_, given,
                views_.data());
 }
 

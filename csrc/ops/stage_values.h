@@ -26,9 +26,9 @@ void finish_topk_cuda(const CudaContext& context, const TopKAnswer& answer);
 void choose_scores_cuda(const CudaContext& context, Span<const uint8_t> known,
                         Matrix<const float> graph, Matrix<const float> own, Matrix<float> out);
 
-// Waits, whether or not the context checks; true when the score of an item is not finite.
-bool has_not_finite_cuda(const CudaContext& context, Span<const int64_t> ids,
-                         Span<const float> scores);
+// Sets `found` to 1 when the score of an item is not finite.
+void find_not_finite_cuda(const CudaContext& context, Span<const int64_t> ids,
+                          Span<const float> scores, int32_t* found);
 
 // out[i] = scores[i], 0 where ids[i] is an empty slot.
 void slot_scores_cuda(const CudaContext& context, Span<const int64_t> ids, Span<const float> scores,

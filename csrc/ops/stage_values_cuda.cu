@@ -2,7 +2,6 @@
 #include <cstdint>
 
 #include "cuda/launch.h"
-#include "cuda/value_check.h"
 #include "ops/stage_values.h"
 #include "recengine/vocabulary.h"
 
@@ -70,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 __global__ void __launch_bounds__(kThreads)
-    find_not_finite_kernel(const int64_t* ids, const float* scores, int64_t size, int* found) {
+    find_not_finite_kernel(const int64_t* ids, const float* scores, int64_t size, int32_t* found) {
   for (int64_t i = first_value(); i < size; i += value_step()) {
     if (ids[i] != kNoItem && !isfinite(scores[i])) *found = 1;
   }
@@ -99,13 +98,9 @@ void choose_scores_cuda(const CudaContext& context, Span<const uint8_t> known,
               out.cols, size);
 }
 
-bool has_not_finite_cuda(const CudaContext& context, Span<const int64_t> ids,
-                         Span<const float> scores) {
-  const cuda::DeviceGuard guard(context.device);
-  const cuda::ValueCheck values("[order]", {context.device, context.stream, /*check=*/true});
-  launch_over(find_not_finite_kernel, context, ids.size, ids.data, scores.data, ids.size,
-              values.found());
-  return values.failed();
+void find_not_finite_cuda(const CudaContext& context, Span<const int64_t> ids,
+                          Span<const float> scores, int32_t* found) {
+  launch_over(find_not_finite_kernel, context, ids.size, ids.data, scores.data, ids.size, found);
 }
 
 void slot_scores_cuda(const CudaContext& context, Span<const int64_t> ids, Span<const float> scores,

@@ -27,22 +27,22 @@ class Call {
 
   // Lies in the memory.
   Answer run() {
-    const CudaStream stream = memory_.stream();
+    const DeviceWork work = memory_.work();
     switch (stage_) {
       case Stage::kRetrievalLookup:
-        engine_.look_up(users(), inputs(engine_.widths().retrieval_sparse).sparse, stream);
+        engine_.look_up(users(), inputs(engine_.widths().retrieval_sparse).sparse, work);
         break;
       case Stage::kTopK:
-        engine_.search(users(), graph_output(), top(), stream);
+        engine_.search(users(), graph_output(), top(), work);
         break;
       case Stage::kRetrieval:
         engine_.retrieve(users(), top());
         break;
       case Stage::kRankingLookup:
-        engine_.look_up(users(), candidates(), inputs(engine_.widths().ranking_sparse), stream);
+        engine_.look_up(users(), candidates(), inputs(engine_.widths().ranking_sparse), work);
         break;
       case Stage::kOrder:
-        engine_.order(users(), candidates(), graph_output(), top(), stream);
+        engine_.order(users(), candidates(), graph_output(), top(), work);
         break;
       case Stage::kRanking:
         engine_.rank(users(), candidates(), top());
@@ -148,13 +148,21 @@ void respond(Span<Request* const> requests, const Answer& answer, CallMemory& me
 
 const std::function<void()> nothing = [] {};
 
-void run_call(const ModelConfig& config, const Engine& engine, Span<Request* const> requests,
-              Times times, const std::function<void()>& computed) {
+// The call's work, counted where it was a graph's replay.
+Answer run_counted(Call& call, const DeviceWork& work, const Metric& replays) {
+  const int64_t before = work.slot == nullptr ? 0 : work.slot->num_replays();
+  const Answer answer = call.run();
+  if (work.slot != nullptr && work.slot->num_replays() > before) replays.increment();
+  return answer;
+}
+
+void run_call(const BatchRunner& runner, Span<Request* const> requests, Times times,
+              const std::function<void()>& computed) {
   times.compute_start_ns = now_ns();
   try {
-    CallMemory memory(engine.device());
-    Call call(config.stage, engine, requests, memory);
-    const Answer answer = call.run();
+    CallMemory memory(runner.slots);
+    Call call(runner.config.stage, runner.engine, requests, memory);
+    const Answer answer = run_counted(call, memory.work(), runner.replays);
     times.compute_end_ns = now_ns();  // on a GPU some of the work is still under way
     computed();
     respond(requests, answer, memory, times);
@@ -167,24 +175,24 @@ void run_call(const ModelConfig& config, const Engine& engine, Span<Request* con
   }
   // One of them spoils the call: each alone finds out which.
   for (int64_t i = 0; i < requests.size; ++i) {
-    run_call(config, engine, {&requests[i], 1}, times, nothing);
+    run_call(runner, {&requests[i], 1}, times, nothing);
   }
 }
 
 // The requests that are still wanted and pass their checks; the others are answered.
-std::vector<Request*> read_all(const ModelConfig& config, const Schema& schema,
-                               const Engine& engine, const Requests& requests, const Times& times) {
-  const GraphWidths widths = engine.widths();
+std::vector<Request*> read_all(const BatchRunner& runner, const Requests& requests,
+                               const Times& times) {
+  const GraphWidths widths = runner.engine.widths();
   std::vector<Request*> valid;
   valid.reserve(requests.size());
   for (const std::unique_ptr<Request>& request : requests) {
     if (request->is_cancelled()) {
-      request->fail(TRITONSERVER_ERROR_CANCELLED, "[" + config.name + "] cancelled by the client",
-                    times);
+      request->fail(TRITONSERVER_ERROR_CANCELLED,
+                    "[" + runner.config.name + "] cancelled by the client", times);
       continue;
     }
     try {
-      request->read(config, schema, widths, engine.device());
+      request->read(runner.config, runner.schema, widths, runner.engine.device());
       valid.push_back(request.get());
     } catch (...) {
       request->fail(current_error(TRITONSERVER_ERROR_INTERNAL), times);
@@ -197,11 +205,11 @@ int64_t candidate_width(const Request* request) { return request->candidates().v
 
 }  // namespace
 
-void run_batch(const ModelConfig& config, const Schema& schema, const Engine& engine,
-               Requests requests, const std::function<void()>& computed) {
+void run_batch(const BatchRunner& runner, Requests requests,
+               const std::function<void()>& computed) {
   Times times;
   times.start_ns = now_ns();
-  std::vector<Request*> valid = read_all(config, schema, engine, requests, times);
+  std::vector<Request*> valid = read_all(runner, requests, times);
   std::stable_sort(valid.begin(), valid.end(), [](const Request* a, const Request* b) {
     return candidate_width(a) < candidate_width(b);
   });
@@ -212,7 +220,7 @@ void run_batch(const ModelConfig& config, const Schema& schema, const Engine& en
     }
     const Span<Request* const> call(&valid[begin], static_cast<int64_t>(end - begin));
     const bool last = end == valid.size();
-    run_call(config, engine, call, times, last ? computed : nothing);
+    run_call(runner, call, times, last ? computed : nothing);
     begin = end;
   }
 }

@@ -1,26 +1,34 @@
 #include "triton/call_memory.h"
 
 #include <cstring>
+#include <utility>
 
 namespace recengine::triton {
 
-CallMemory::CallMemory(int device)
-    : device_(device), stream_(device == kHost ? nullptr : thread_stream(device)) {}
+CallMemory::CallMemory(DeviceSlots* slots) : slots_(slots) {
+  if (slots_ != nullptr) slot_ = slots_->take();
+}
 
 CallMemory::~CallMemory() {
+  if (slot_ == nullptr) return;
   try {
     finish();
   } catch (...) {
-    // Whoever waits for the stream next is told.
+    // Whoever waits for the device next is told.
   }
+  slots_->give_back(std::move(slot_));
+}
+
+DeviceWork CallMemory::work() const {
+  return slot_ == nullptr ? DeviceWork() : DeviceWork{slot_->stream(), slot_.get()};
 }
 
 void CallMemory::copy(void* to, const void* from, int64_t bytes) {
   if (bytes == 0) return;
-  if (device_ == kHost) {
+  if (slot_ == nullptr) {
     std::memcpy(to, from, static_cast<size_t>(bytes));
   } else {
-    copy_async(to, from, bytes, device_, stream_);
+    copy_async(to, from, bytes, device(), slot_->stream());
   }
 }
 
@@ -28,8 +36,8 @@ void CallMemory::copy_rows(void* to, int64_t row_bytes, const void* from, int64_
                            int64_t rows) {
   if (row_bytes == from_bytes) {
     copy(to, from, rows * row_bytes);
-  } else if (device_ != kHost) {
-    copy_rows_async(to, row_bytes, from, from_bytes, rows, device_, stream_);
+  } else if (slot_ != nullptr) {
+    copy_rows_async(to, row_bytes, from, from_bytes, rows, device(), slot_->stream());
   } else {
     for (int64_t row = 0; row < rows; ++row) {
       copy(static_cast<char*>(to) + row * row_bytes,
@@ -39,16 +47,13 @@ void CallMemory::copy_rows(void* to, int64_t row_bytes, const void* from, int64_
 }
 
 void CallMemory::finish() {
-  if (device_ != kHost) synchronize(device_, stream_);
+  if (slot_ != nullptr) synchronize(device(), slot_->stream());
 }
 
 void* CallMemory::take_bytes(int64_t bytes) {
-  if (device_ == kHost) {
-    on_host_.emplace_back(new std::byte[static_cast<size_t>(bytes)]);
-    return on_host_.back().get();
-  }
-  on_device_.push_back(allocate_on_device(bytes, device_, stream_));
-  return on_device_.back().get();
+  if (slot_ != nullptr) return slot_->scratch().take(bytes);
+  host_arrays_.emplace_back(new std::byte[static_cast<size_t>(bytes)]);
+  return host_arrays_.back().get();
 }
 
 }  // namespace recengine::triton

@@ -6,21 +6,23 @@
 #include <vector>
 
 #include "recengine/cuda.h"
+#include "recengine/device_slot.h"
+#include "recengine/engine.h"
 
 namespace recengine::triton {
 
 // The arrays of one engine call, in the memory that the engine computes in, and the copies to and
-// from them. On a GPU all is done in the order of the calling thread's stream.
+// from them. On a GPU that is a slot's memory, and all is done in the order of its stream.
 class CallMemory {
  public:
-  // On a GPU or, with kHost, the host. Throws DeviceError when there is no such device.
-  explicit CallMemory(int device);
+  // On the GPU of the slots or, with null, the host. Throws DeviceError.
+  explicit CallMemory(DeviceSlots* slots);
   ~CallMemory();  // as finish(): nobody's memory is read any more
   CallMemory(const CallMemory&) = delete;
   CallMemory& operator=(const CallMemory&) = delete;
 
-  int device() const { return device_; }
-  CudaStream stream() const { return stream_; }
+  int device() const { return slots_ == nullptr ? kHost : slots_->device(); }
+  DeviceWork work() const;
 
   // Uninitialised.
   template <typename T>
@@ -40,10 +42,9 @@ class CallMemory {
  private:
   void* take_bytes(int64_t bytes);
 
-  int device_;
-  CudaStream stream_ = nullptr;
-  std::vector<std::unique_ptr<std::byte[]>> on_host_;
-  std::vector<std::shared_ptr<void>> on_device_;
+  DeviceSlots* slots_;
+  std::unique_ptr<DeviceSlot> slot_;                       // on a GPU
+  std::vector<std::unique_ptr<std::byte[]>> host_arrays_;  // else
 };
 
 }  // namespace recengine::triton

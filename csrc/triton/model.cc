@@ -65,6 +65,7 @@ Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options, const Me
   const std::string version = model_version(handle);
   engine_ = Engine::load(version_directory(handle, version), options);
   require_split(config_, *engine_);
+  if (options.device != kHost) slots_ = std::make_unique<DeviceSlots>(options.device);
   config_.stage = served_stage(config_, *engine_);
   check_config(config_, *engine_);
   schema_ = engine_->schema();
@@ -76,8 +77,12 @@ Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options, const Me
   };
   shed_queue_full_ = counter("queue_full");
   shed_deadline_ = counter("deadline");
-  waiting_rows_ = std::make_unique<Metric>(
-      metrics.waiting_rows, Metric::Labels{{"model", config_.name}, {"version", version}});
+  const auto of_version = [&](const MetricFamily& family) {
+    return std::make_unique<Metric>(family,
+                                    Metric::Labels{{"model", config_.name}, {"version", version}});
+  };
+  waiting_rows_ = of_version(metrics.waiting_rows);
+  replays_ = of_version(metrics.replays);
   show_waiting(0);
   std::string loaded = "recengine: " + config_.name + " version " + version + ": " + schema_.name +
                        ", " + std::to_string(schema_.num_items) + " items";
@@ -88,7 +93,7 @@ Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options, const Me
 
 void Model::run(Requests requests, const std::function<void()>& computed) const noexcept {
   try {
-    run_batch(config_, schema_, *engine_, std::move(requests), computed);
+    run_batch({config_, schema_, *engine_, slots_.get(), *replays_}, std::move(requests), computed);
   } catch (...) {
     // Out of memory: the requests' destructors have answered.
   }

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 
+#include "recengine/device_slot.h"
 #include "recengine/engine.h"
 #include "triton/batch.h"
 #include "triton/config.h"
@@ -36,10 +37,12 @@ class Model {
  private:
   ModelConfig config_;
   std::unique_ptr<Engine> engine_;
-  Schema schema_;  // the engine's, with the limit that clients are told
+  std::unique_ptr<DeviceSlots> slots_;  // on a GPU
+  Schema schema_;                       // the engine's, with the limit that clients are told
   std::unique_ptr<Metric> shed_queue_full_;
   std::unique_ptr<Metric> shed_deadline_;
   std::unique_ptr<Metric> waiting_rows_;
+  std::unique_ptr<Metric> replays_;
 };
 
 }  // namespace recengine::triton

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
@@ -205,8 +206,11 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
 template <typename... Params, typename... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...),
                                Args&&... args) {
-  return cuda_emulation::run(*config, reinterpret_cast<const void*>(kernel),
-                             [&] { kernel(args...); });
+  std::tuple<std::decay_t<Args>...> given(std::forward<Args>(args)...);
+  return cuda_emulation::put(config->stream, [launch = *config, kernel, given] {
+    return cuda_emulation::run(launch, reinterpret_cast<const void*>(kernel),
+                               [&] { std::apply(kernel, given); });
+  });
 }
 template <typename Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {

@@ -1,11 +1,14 @@
 #pragma once
 
 // The part of the CUDA runtime API that our sources use, on a CPU and for tests alone: "device"
-// memory is host memory, a stream runs what it is given at once. See cuda_runtime.h. The compute
-// capability is 9.0, or what the environment says: CUDA_EMULATED_CAPABILITY=80.
+// memory is host memory, a stream runs what it is given at once, or records it while it is
+// captured: then it takes and waits for nothing, and copies within the device alone, which is
+// stricter than CUDA. See cuda_runtime.h. The compute capability is 9.0, or what the environment
+// says: CUDA_EMULATED_CAPABILITY=80.
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 
 enum cudaError_t {
   cudaSuccess = 0,
@@ -16,6 +19,8 @@ enum cudaError_t {
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
   cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
 };
 enum cudaMemcpyKind {
   cudaMemcpyHostToDevice = 1,
@@ -66,6 +71,8 @@ struct cudaDeviceProp {
 using cudaStream_t = struct CudaEmulatedStream*;
 using cudaEvent_t = struct CudaEmulatedEvent*;
 using cudaMemPool_t = struct CudaEmulatedMemPool*;
+using cudaGraph_t = struct CudaEmulatedGraph*;
+using cudaGraphExec_t = struct CudaEmulatedGraph*;
 constexpr unsigned cudaEventDisableTiming = 2;
 constexpr unsigned cudaStreamNonBlocking = 1;
 constexpr unsigned cudaHostAllocPortable = 1;
@@ -73,6 +80,7 @@ constexpr unsigned cudaHostAllocMapped = 2;
 
 const char* cudaGetErrorString(cudaError_t error);
 
+cudaError_t cudaGetLastError();
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
@@ -101,8 +109,20 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned flags = 0);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
+                                 unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable);
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status);
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
+
+namespace cuda_emulation {
+// Runs a step of a stream, or records it.
+cudaError_t put(cudaStream_t stream, std::function<cudaError_t()> step);
+}  // namespace cuda_emulation

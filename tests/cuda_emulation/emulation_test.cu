@@ -175,6 +175,53 @@ void expect_products() {
   expect_no_products("threads of a warpgroup whose wgmmas differ", Fault::kOneWarpMore);
 }
 
+// ---- graphs -------------------------------------------------------------------------------------
+
+__global__ void add(int* sum, int value) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) *sum += value;
+}
+
+cudaError_t put_add(cudaStream_t stream, int* sum, int value) {
+  cudaLaunchConfig_t config;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, add, sum, value);
+}
+
+void expect_graphs(int* sum) {
+  cudaStream_t stream = nullptr;
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t executable = nullptr;
+  expect(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess, "a stream");
+  expect(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed) == cudaSuccess, "a capture");
+  expect(cudaMemsetAsync(sum, 0, sizeof *sum, stream) == cudaSuccess, "a captured memset");
+  for (int value = 1; value < 4; ++value) put_add(stream, sum, value);
+  expect(cudaStreamEndCapture(stream, &graph) == cudaSuccess, "the end of a capture");
+  expect(cudaGraphInstantiate(&executable, graph, 0) == cudaSuccess, "an executable graph");
+  *sum = 50;
+  for (int launches = 0; launches < 2; ++launches) {
+    expect(*sum == (launches == 0 ? 50 : 6), "captured work that ran early");
+    expect(cudaGraphLaunch(executable, stream) == cudaSuccess, "a launch of a graph");
+  }
+  expect(*sum == 6, "what a graph computes");
+  expect(cudaGraphDestroy(graph) == cudaSuccess, "cudaGraphDestroy");
+  expect(cudaGraphExecDestroy(executable) == cudaSuccess, "cudaGraphExecDestroy");
+
+  const auto expect_invalid = [&](auto call, const char* what) {
+    cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed);
+    expect(call() == cudaErrorStreamCaptureUnsupported, what);
+    expect(cudaStreamEndCapture(stream, &graph) == cudaErrorStreamCaptureInvalidated, what);
+    expect(graph == nullptr, what);
+  };
+  int host = 0;
+  void* taken = nullptr;
+  expect_invalid([&] { return cudaStreamSynchronize(stream); }, "a wait in a capture");
+  expect_invalid([&] { return cudaMallocFromPoolAsync(&taken, 4, nullptr, stream); },
+                 "memory taken in a capture");
+  expect_invalid([&] { return cudaMemcpyAsync(&host, sum, 4, cudaMemcpyDeviceToHost, stream); },
+                 "a copy to the host in a capture");
+  expect(cudaStreamDestroy(stream) == cudaSuccess, "cudaStreamDestroy");
+}
+
 }  // namespace
 
 int main() {
@@ -196,6 +243,7 @@ int main() {
   expect(run(64, 0, nothing) == cudaSuccess, "a launch after failures");
 
   expect_products();
+  expect_graphs(static_cast<int*>(sum));
 
   expect(cudaMemcpy(&found, &found, 4, cudaMemcpyHostToDevice) != cudaSuccess, "host for device");
   expect(cudaMemcpy(sum, &found, 4, cudaMemcpyDeviceToDevice) != cudaSuccess, "host on the device");

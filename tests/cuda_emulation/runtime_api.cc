@@ -3,12 +3,17 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <utility>
+#include <vector>
 
 #include "cuda_runtime.h"
 #include "cuda_runtime_api.h"
 
+struct CudaEmulatedGraph {
+  std::vector<std::function<cudaError_t()>> steps;
+};
 struct CudaEmulatedStream {};
 
 namespace {
@@ -38,7 +43,36 @@ bool sides_fit(const void* to, const void* from, size_t bytes, cudaMemcpyKind ki
                         on_device(from, bytes) == (kind != cudaMemcpyHostToDevice));
 }
 
+struct Capture {
+  std::unique_ptr<CudaEmulatedGraph> graph = std::make_unique<CudaEmulatedGraph>();
+  bool invalidated = false;
+};
+std::mutex capture_mutex;
+std::map<cudaStream_t, Capture> captures;  // streams of callers may be any number
+
+// The capture of the stream, or null; a stream is captured by one thread.
+Capture* capture_of(cudaStream_t stream) {
+  const std::lock_guard<std::mutex> lock(capture_mutex);
+  const auto found = captures.find(stream);
+  return found == captures.end() ? nullptr : &found->second;
+}
+
+// Of a step that must not be part of a graph.
+cudaError_t refuse_captured(cudaStream_t stream) {
+  Capture* const capture = capture_of(stream);
+  if (capture == nullptr) return cudaSuccess;
+  capture->invalidated = true;
+  return cudaErrorStreamCaptureUnsupported;
+}
+
 }  // namespace
+
+cudaError_t cuda_emulation::put(cudaStream_t stream, std::function<cudaError_t()> step) {
+  Capture* const capture = capture_of(stream);
+  if (capture == nullptr) return step();
+  capture->graph->steps.push_back(std::move(step));
+  return cudaSuccess;
+}
 
 const char* cudaGetErrorString(cudaError_t error) {
   switch (error) {
@@ -52,11 +86,16 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid configuration argument";
     case cudaErrorInvalidDevice:
       return "invalid device ordinal";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
     default:
       return "invalid argument";
   }
 }
 
+cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
   return cudaSuccess;
@@ -114,15 +153,20 @@ cudaError_t cudaFreeHost(void* pointer) {
   std::free(pointer);
   return cudaSuccess;
 }
-cudaError_t cudaMallocFromPoolAsync(void** pointer, size_t bytes, cudaMemPool_t, cudaStream_t) {
-  return cudaMalloc(pointer, bytes);
+cudaError_t cudaMallocFromPoolAsync(void** pointer, size_t bytes, cudaMemPool_t,
+                                    cudaStream_t stream) {
+  const cudaError_t refused = refuse_captured(stream);
+  return refused != cudaSuccess ? refused : cudaMalloc(pointer, bytes);
 }
 cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
   *pool = nullptr;
   return cudaSuccess;
 }
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
-cudaError_t cudaFreeAsync(void* pointer, cudaStream_t) { return cudaFree(pointer); }
+cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
+  const cudaError_t refused = refuse_captured(stream);
+  return refused != cudaSuccess ? refused : cudaFree(pointer);
+}
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
   const bool device = on_device(pointer, 1);
   *attributes = {device ? cudaMemoryTypeDevice : cudaMemoryTypeUnregistered, device ? 0 : -2};
@@ -134,11 +178,17 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind 
   return cudaSuccess;
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
-                            cudaStream_t) {
-  return cudaMemcpy(to, from, bytes, kind);
+                            cudaStream_t stream) {
+  if (!on_device(to, bytes) || !on_device(from, bytes)) {
+    const cudaError_t refused = refuse_captured(stream);
+    if (refused != cudaSuccess) return refused;
+  }
+  return cuda_emulation::put(stream, [=] { return cudaMemcpy(to, from, bytes, kind); });
 }
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
-                              size_t width, size_t rows, cudaMemcpyKind kind, cudaStream_t) {
+                              size_t width, size_t rows, cudaMemcpyKind kind, cudaStream_t stream) {
+  const cudaError_t refused = refuse_captured(stream);
+  if (refused != cudaSuccess) return refused;
   for (size_t row = 0; row < rows; ++row) {
     const cudaError_t status =
         cudaMemcpy(static_cast<char*>(to) + row * to_pitch,
@@ -147,10 +197,12 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
   }
   return cudaSuccess;
 }
-cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  if (bytes > 0 && !on_device(to, bytes)) return cudaErrorInvalidValue;
-  if (bytes > 0) std::memset(to, value, bytes);
-  return cudaSuccess;
+cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  return cuda_emulation::put(stream, [=] {
+    if (bytes > 0 && !on_device(to, bytes)) return cudaErrorInvalidValue;
+    if (bytes > 0) std::memset(to, value, bytes);
+    return cudaSuccess;
+  });
 }
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = new CudaEmulatedStream;
@@ -160,10 +212,47 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return refuse_captured(stream); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
-cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
-  *status = cudaStreamCaptureStatusNone;
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  const std::lock_guard<std::mutex> lock(capture_mutex);
+  const bool is_new = stream != nullptr && captures.try_emplace(stream).second;
+  return is_new ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = nullptr;
+  const std::lock_guard<std::mutex> lock(capture_mutex);
+  auto ended = captures.extract(stream);
+  if (ended.empty()) return cudaErrorInvalidValue;
+  if (ended.mapped().invalidated) return cudaErrorStreamCaptureInvalidated;
+  *graph = ended.mapped().graph.release();
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* executable, cudaGraph_t graph,
+                                 unsigned long long) {
+  *executable = new CudaEmulatedGraph(*graph);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t executable, cudaStream_t stream) {
+  const cudaError_t refused = refuse_captured(stream);
+  if (refused != cudaSuccess) return refused;
+  for (const auto& step : executable->steps) {
+    const cudaError_t status = step();
+    if (status != cudaSuccess) return status;
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
+  delete executable;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  const bool captured = capture_of(stream) != nullptr;
+  *status = captured ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {

@@ -3,6 +3,8 @@
 import dataclasses
 import re
 import shutil
+import time
+import urllib.error
 import urllib.request
 
 import numpy as np
@@ -105,9 +107,16 @@ def tensors():
 def read_metric():
     """Sums a metric over its labels, of those lines that hold `label`."""
 
-    def read(server, name, label=""):
+    def load(server):
         with urllib.request.urlopen(f"http://{server.endpoints.metrics}/metrics") as page:
-            text = page.read().decode()
+            return page.read().decode()
+
+    def read(server, name, label=""):
+        try:
+            text = load(server)
+        except urllib.error.URLError:
+            time.sleep(1)  # the server opens this port last, just after it is ready
+            text = load(server)
         lines = re.findall(rf"^{name}({{.*}})? (\S+)$", text, re.MULTILINE)
         return sum(float(value) for labels, value in lines if label in labels)
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -19,6 +20,8 @@ constexpr int kHost = -1;  // in the place of a device
 // A cudaStream_t; null is the legacy default stream.
 using CudaStream = void*;
 
+class DeviceScratch;
+
 // What an operation on a GPU runs on. It puts its work on the stream and does not wait for it,
 // unless `check` is set: then it waits, and throws what the operation on the CPU throws for values
 // that are out of range. Without, such values read nothing outside the arrays, and what they give
@@ -27,6 +30,7 @@ struct CudaContext {
   int device = 0;
   CudaStream stream = nullptr;
   bool check = true;
+  DeviceScratch* scratch = nullptr;  // to work in; null: memory of the stream's pool
 };
 
 // True when this build has the CUDA parts (CMake option RECENGINE_CUDA). Without them every
@@ -54,6 +58,9 @@ void copy_to_host(void* to, const void* from, int64_t bytes, int device, CudaStr
 
 // The calling thread's own stream of a device, which the legacy default stream does not wait for.
 CudaStream thread_stream(int device);
+
+// A stream that neither waits for the legacy default stream, nor that for it.
+std::shared_ptr<void> make_stream(int device);
 
 // Resident memory with a copy of the host's values.
 template <typename T>
@@ -83,6 +90,25 @@ void copy_rows_async(void* to, int64_t row_bytes, const void* from, int64_t from
 
 // Returns when all that the stream has got is done. Throws DeviceError when some of it failed.
 void synchronize(int device, CudaStream stream);
+
+// Work that was captured from a stream, to be put on streams again in one step. It reads and writes
+// the same addresses each time.
+class DeviceGraph {
+ public:
+  // Captures what `work` puts on the stream; nothing of it runs yet. `work` must not wait, and
+  // takes its memory from a scratch. Throws DeviceError when it cannot be captured; what `work`
+  // throws.
+  DeviceGraph(int device, CudaStream stream, const std::function<void()>& work);
+  ~DeviceGraph();  // no stream runs it any more
+  DeviceGraph(const DeviceGraph&) = delete;
+  DeviceGraph& operator=(const DeviceGraph&) = delete;
+
+  void launch(CudaStream stream) const;
+
+ private:
+  int device_;
+  void* graph_;  // a cudaGraphExec_t
+};
 
 // The device whose memory this is, or kHost.
 int device_of(const void* pointer);

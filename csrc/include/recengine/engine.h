@@ -8,6 +8,7 @@
 
 #include "recengine/context.h"
 #include "recengine/cuda.h"
+#include "recengine/device_slot.h"
 #include "recengine/tensor.h"
 
 namespace recengine {
@@ -84,6 +85,13 @@ struct RankerInputs {
   Matrix<float> item_scores;  // [batch, n], 0 in an empty slot
 };
 
+// Where a stage on a GPU puts its work. With a slot, whose stream it then is, work of many kernels
+// is a graph from the third call of a shape on.
+struct DeviceWork {
+  CudaStream stream = nullptr;
+  DeviceSlot* slot = nullptr;
+};
+
 struct EngineOptions {
   ThreadPool* pool = nullptr;  // shared with other engines; null: the calling thread alone
   Isa isa = default_isa();
@@ -157,25 +165,26 @@ class Engine {
 
   // The stages of both alone, for graphs that run elsewhere; an engine on a GPU has no others.
   // There, users come from the host and all other arrays are memory of the device; the work is put
-  // on `stream`, and waited for where values decide whether it fails.
+  // on the stream, and waited for where values decide whether it fails.
 
   // What the retrieval graph reads, [batch, width]; zeros for a user with nothing known.
-  virtual void look_up(const UserBatch& users, Matrix<float> sparse, CudaStream stream) const = 0;
+  virtual void look_up(const UserBatch& users, Matrix<float> sparse,
+                       const DeviceWork& work) const = 0;
 
   // What the ranking graph reads.
   virtual void look_up(const UserBatch& users, const CandidateBatch& candidates,
-                       const RankerInputs& out, CudaStream stream) const = 0;
+                       const RankerInputs& out, const DeviceWork& work) const = 0;
 
   // retrieve() after its graph. Throws InputError naming the user whose vector is not finite; the
   // vector of a user with nothing known is not read.
   virtual void search(const UserBatch& users, Matrix<const float> vectors, Recommendations out,
-                      CudaStream stream) const = 0;
+                      const DeviceWork& work) const = 0;
 
   // rank() after its graph. Throws InputError naming the score that is not finite; the scores of a
   // user with nothing known are not read.
   virtual void order(const UserBatch& users, const CandidateBatch& candidates,
                      Matrix<const float> graph_scores, Recommendations out,
-                     CudaStream stream) const = 0;
+                     const DeviceWork& work) const = 0;
 
   // retrieve() of num_candidates, then rank().
   void recommend(const UserBatch& users, int64_t num_candidates, Recommendations out) const;

@@ -1,0 +1,73 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "recengine/cuda.h"
+#include "recengine/device_scratch.h"
+
+namespace recengine {
+
+// What calls on a GPU are made with, one call at a time, each waited for before the next: a stream,
+// memory, and graphs of what calls before put on the stream.
+class DeviceSlot {
+ public:
+  // With so much memory to begin with.
+  DeviceSlot(int device, int64_t scratch_bytes);
+
+  CudaStream stream() const { return stream_.get(); }
+  DeviceScratch& scratch() { return scratch_; }
+  CudaContext context() { return {device_, stream(), /*check=*/false, &scratch_}; }
+
+  // Puts `work` on the stream. `key` is all that decides what it puts there, the addresses of
+  // arrays that are not of the scratch included. The second call with a key is captured; those that
+  // follow put the graph on the stream instead. What `work` takes from the scratch is given back.
+  void run(std::vector<int64_t> key, const std::function<void()>& work);
+
+  // Calls of run() that put a graph there.
+  int64_t num_replays() const { return num_replays_; }
+
+ private:
+  struct Known {
+    std::unique_ptr<DeviceGraph> graph;  // null: seen once
+    int64_t used = 0;                    // the run() that used it last
+  };
+
+  void forget_oldest();
+  void capture(Known& known, const std::function<void()>& work);
+
+  int device_;
+  std::shared_ptr<void> stream_;
+  DeviceScratch scratch_;
+  std::map<std::vector<int64_t>, Known> known_;
+  bool captures_ = true;  // false once a capture was refused
+  int64_t num_runs_ = 0;
+  int64_t num_replays_ = 0;
+};
+
+// The slots of an engine; it outlives them. Safe to call from many threads at once.
+class DeviceSlots {
+ public:
+  explicit DeviceSlots(int device) : device_(device) {}
+
+  int device() const { return device_; }
+
+  // The one that was used last of those that are free, or a new one with as much memory as any
+  // call has taken: a server that has warmed up with its largest batch has sized them all.
+  std::unique_ptr<DeviceSlot> take();
+
+  // When all that its stream has got is done.
+  void give_back(std::unique_ptr<DeviceSlot> slot) noexcept;
+
+ private:
+  int device_;
+  std::mutex mutex_;
+  std::vector<std::unique_ptr<DeviceSlot>> free_;
+  int64_t most_bytes_ = 0;
+};
+
+}  // namespace recengine
