@@ -10,6 +10,7 @@ namespace {
 
 struct Avx2 {
   static constexpr int kWidth = 8;
+  static constexpr bool kPaced = true;
   template <typename T>
   static constexpr int kAtOnce = std::is_same_v<T, Nibbles> ? 4 : 1;
   using Reg = __m256;

@@ -4,9 +4,13 @@
 // has internal linkage: the copies are compiled for different instruction sets.
 //
 // Lookups are bound by how many cache lines are on their way at once. So rows are taken in blocks
-// of some hundred lines: first their addresses are computed, checked and prefetched in a loop of
-// few instructions, across bags and tables, then they are pooled out of the first-level cache. Bags
-// are taken column by column over a group of users, so that a table's constants stay in registers.
+// of some hundred lines: first their addresses are computed and checked in a loop of few
+// instructions, across bags and tables, then they are pooled. Bags are taken column by column over
+// a group of users, so that a table's constants stay in registers.
+//
+// Prefetches come in bursts, a block before it is pooled, where a core takes them all. Older cores
+// drop what they have no room for: there (Simd::kPaced) each row that is pooled prefetches the one
+// that is as many rows ahead as the core may have on their way.
 //
 // Every element is added in row order with products rounded before the addition, so that all
 // instruction sets give the same bits.
@@ -15,12 +19,16 @@
 #include <cstring>
 
 #include "ops/embedding_bag_kernel.h"
+#include "ops/prefetch.h"
 
 namespace recengine {
 namespace {
 
 constexpr int64_t kLineBytes = 64;
 constexpr int64_t kBlockLines = 384;  // half of a first-level cache
+constexpr int64_t kLinesAhead = 32;   // of paced prefetches
+constexpr int64_t kMostAhead = 16;    // the rows of these
+constexpr int64_t kLeastAhead = 2;
 constexpr int64_t kGroupUsers = 256;
 
 // Stored values, told apart by type. An address within a row counts in values.
@@ -72,16 +80,20 @@ struct Positions {
   }
 };
 
-// Rows that were prefetched and wait to be pooled.
+// Rows that wait to be pooled.
 struct Block {
-  const char* rows[kBlockLines];
-  int64_t positions[kBlockLines];  // in the chunk's rows
+  const char* rows[kBlockLines + kMostAhead];   // behind its own those of the next
+  int64_t positions[kBlockLines + kMostAhead];  // in the chunk's rows
   int64_t size = 0;
+  Cursor end;  // behind them
 };
 
+constexpr int kAnyLines = 0;
+constexpr int kNoLines = -1;
+
 // Takes rows of the cursor's column until the block has `room` lines or the column ends,
-// prefetching kLines lines of each; 0: as many as a row has. Returns the lines that fit still, -1
-// at a row outside its table.
+// prefetching kLines lines of each. Returns the lines that fit still, -1 at a row outside its
+// table.
 template <int kLines>
 int64_t fill_column(const Group& group, Cursor& cursor, Positions& positions, Block& block,
                     int64_t room, int64_t lines) {
@@ -104,10 +116,11 @@ int64_t fill_column(const Group& group, Cursor& cursor, Positions& positions, Bl
       const char* const row = data + id * bytes;
       block.rows[size] = row;
       block.positions[size++] = position;
+      if constexpr (kLines == kNoLines) continue;
       const int64_t full = kLines > 0 ? kLines - 1 : last / kLineBytes;
       for (int64_t line = 0; line < full; ++line) __builtin_prefetch(row + line * kLineBytes);
       __builtin_prefetch(row + last);
-      if (kLines == 0) __builtin_prefetch(row + full * kLineBytes);
+      if (kLines == kAnyLines) __builtin_prefetch(row + full * kLineBytes);
       if (scales != nullptr) __builtin_prefetch(scales + id);
     }
     fit -= count;
@@ -123,9 +136,9 @@ int64_t fill_column(const Group& group, Cursor& cursor, Positions& positions, Bl
 using FillColumn = int64_t (*)(const Group&, Cursor&, Positions&, Block&, int64_t, int64_t);
 
 FillColumn fill_column_for(int64_t lines) {
-  constexpr FillColumn kFill[] = {fill_column<0>, fill_column<1>, fill_column<2>, fill_column<3>,
-                                  fill_column<4>, fill_column<5>, fill_column<6>, fill_column<7>,
-                                  fill_column<8>, fill_column<9>};
+  constexpr FillColumn kFill[] = {
+      fill_column<kAnyLines>, fill_column<1>, fill_column<2>, fill_column<3>, fill_column<4>,
+      fill_column<5>,         fill_column<6>, fill_column<7>, fill_column<8>, fill_column<9>};
   return kFill[lines < 10 ? lines : 0];
 }
 
@@ -137,20 +150,52 @@ int64_t lines_of(const EmbeddingTable& table) {
   return (table.row_bytes + kLineBytes - 1) / kLineBytes + (aligned ? 0 : 1);
 }
 
-// Takes rows into the block until it is full or the group ends. Returns false at a row outside its
-// table.
+// Takes rows into the block until it is full or the group ends, and prefetches them if these are
+// not paced. Returns false at a row outside its table.
+template <bool kPaced>
 bool fill(const Group& group, Cursor& cursor, Positions& positions, Block& block) {
   int64_t room = kBlockLines;  // in lines
   block.size = 0;
   while (cursor.column < group.chunk->num_columns) {
-    const int64_t lines = lines_of(*group.chunk->columns[cursor.column].table);
-    room = fill_column_for(lines)(group, cursor, positions, block, room, lines);
+    if constexpr (kPaced) {
+      room = fill_column<kNoLines>(group, cursor, positions, block, room, /*lines=*/1);
+    } else {
+      const int64_t lines = lines_of(*group.chunk->columns[cursor.column].table);
+      room = fill_column_for(lines)(group, cursor, positions, block, room, lines);
+    }
     if (room < 0) return false;
-    if (cursor.user < group.num_users) return true;
+    if (cursor.user < group.num_users) break;
     ++cursor.column;
     cursor.user = 0;
   }
+  block.end = cursor;
   return true;
+}
+
+// Of paced prefetches: as many rows ahead of a row of the table.
+int64_t rows_ahead(const EmbeddingTable& table) {
+  const int64_t rows = kLinesAhead / lines_of(table);
+  return rows < kLeastAhead ? kLeastAhead : rows > kMostAhead ? kMostAhead : rows;
+}
+
+// The lines of a row of `last` + 1 bytes, all but seldom the last but one.
+RECENGINE_PREFETCHES void prefetch_row(const char* row, int64_t last) {
+  int64_t at = 0;
+  do {
+    __builtin_prefetch(row + at);
+    at += kLineBytes;
+  } while (at + kLineBytes <= last);
+  __builtin_prefetch(row + last);
+}
+
+// Behind the rows of a block come the first of the next, or its own last one again.
+void append_next(Block& block, const Block& next) {
+  for (int64_t i = 0; i < kMostAhead; ++i) {
+    const bool has = i < next.size;
+    if (!has && block.size == 0) return;
+    block.rows[block.size + i] = has ? next.rows[i] : block.rows[block.size - 1];
+    block.positions[block.size + i] = has ? next.positions[i] : block.positions[block.size - 1];
+  }
 }
 
 // Bags of one column whose rows are in the block. The first one may have begun in the block before
@@ -166,6 +211,7 @@ struct Run {
   float biases_before;  // their biases
   bool cut;             // the last bag goes on
   bool mean;
+  int64_t ahead;   // of paced prefetches
   float* out;      // of the first bag
   int64_t stride;  // from one bag's `out` to the next
 };
@@ -184,7 +230,7 @@ template <>
 constexpr bool kFused<Nibbles> = true;
 
 template <typename Simd, typename T>
-ScaleAndBias scale_and_bias(const Run& run, int64_t i) {
+__attribute__((always_inline)) inline ScaleAndBias scale_and_bias(const Run& run, int64_t i) {
   const EmbeddingTable& table = *run.table;
   ScaleAndBias found{1.0f, 0.0f};
   if constexpr (kFused<T>) {
@@ -203,6 +249,18 @@ ScaleAndBias scale_and_bias(const Run& run, int64_t i) {
     found.bias *= weight;
   }
   return found;
+}
+
+// Prefetches what comes after row i of a run: in the first of several passes over its columns.
+template <typename Simd>
+RECENGINE_PREFETCHES void prefetch_ahead(const Run& run, int64_t i, int64_t begin) {
+  if constexpr (Simd::kPaced) {
+    if (begin > 0) return;
+    prefetch_row(run.rows[i + run.ahead], run.table->row_bytes - 1);
+    const float* const scales = run.table->scales;
+    if (scales == nullptr) return;
+    __builtin_prefetch(scales + run.chunk->rows[run.positions[i + run.ahead]]);
+  }
 }
 
 // Where a bag is in its run.
@@ -263,6 +321,7 @@ float pool_vectors(const Run& run, int64_t begin) {
       bias = 0;
     }
     for (const int64_t end = i + run.counts[bag]; i < end; ++i) {
+      prefetch_ahead<Simd>(run, i, begin);
       const char* const row = rows[i] + codes_at;
       Reg factor;
       if constexpr (kScaled) {
@@ -298,6 +357,7 @@ float pool_tail(const Run& run, int64_t begin, bool scaled) {
     Reg sum = state.continues ? Simd::load_part(out, width) : Simd::zero();
     if (!state.continues) bias = 0;
     for (const int64_t end = i + run.counts[bag]; i < end; ++i) {
+      prefetch_ahead<Simd>(run, i, begin);
       const T* const values = value_at<T>(run.rows[i] + run.table->codes_at, begin);
       const ScaleAndBias found =
           scaled ? scale_and_bias<Simd, T>(run, i) : ScaleAndBias{1.0f, 0.0f};
@@ -359,8 +419,8 @@ class Pooler {
  public:
   explicit Pooler(const Group& group) : group_(group) {}
 
-  // Up to where fill() came.
-  void run(const Block& block, const Cursor& end) {
+  void run(const Block& block) {
+    const Cursor& end = block.end;
     int64_t taken = 0;
     while (cursor_.column < end.column) {
       taken += run_column(block, taken, {cursor_.column, group_.num_users, 0});
@@ -400,6 +460,7 @@ class Pooler {
     run.biases_before = biases_;
     run.cut = end.done > 0;
     run.mean = column.pooling == Pooling::kMean;
+    run.ahead = rows_ahead(*column.table);
     run.out = chunk.out + (group_.first_user + cursor_.user) * chunk.out_cols + column.offset;
     run.stride = chunk.out_cols;
     if (column.pooling == Pooling::kNone) {
@@ -443,10 +504,32 @@ bool pool_group(const Group& group) {
   Pooler<Simd> pooler(group);
   Block block;
   while (cursor.column < group.chunk->num_columns) {
-    if (!fill(group, cursor, positions, block)) return false;
-    pooler.run(block, cursor);
+    if (!fill<false>(group, cursor, positions, block)) return false;
+    pooler.run(block);
   }
   return true;
+}
+
+// The same where prefetches are paced: the addresses of a block are there before it is reached.
+template <typename Simd>
+bool pool_group_paced(const Group& group) {
+  Cursor cursor;
+  Positions positions(group);
+  Pooler<Simd> pooler(group);
+  Block blocks[2];
+  if (!fill<true>(group, cursor, positions, blocks[0])) return false;
+  for (int64_t i = 0; i < blocks[0].size && i < kMostAhead; ++i) {
+    prefetch_row(blocks[0].rows[i], 0);  // most rows' only line, or next to it
+  }
+  for (int now = 0;; now = 1 - now) {
+    Block& next = blocks[1 - now];
+    next.size = 0;
+    const bool last = cursor.column == group.chunk->num_columns;
+    if (!last && !fill<true>(group, cursor, positions, next)) return false;
+    append_next(blocks[now], next);
+    pooler.run(blocks[now]);
+    if (last) return true;
+  }
 }
 
 template <typename Simd>
@@ -461,7 +544,11 @@ bool embedding_bag_loop(const BagChunk& chunk) {
       starts[i] = position;
       for (int64_t c = 0; c < chunk.num_columns; ++c) position += *lengths++;
     }
-    if (!pool_group<Simd>(group)) return false;
+    if constexpr (Simd::kPaced) {
+      if (!pool_group_paced<Simd>(group)) return false;
+    } else if (!pool_group<Simd>(group)) {
+      return false;
+    }
   }
   return true;
 }

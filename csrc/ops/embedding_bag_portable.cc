@@ -40,6 +40,7 @@ float read(const Nibbles* codes, int i) {
 // Eight floats in a plain array; compilers turn the loops into the vectors of the base ISA.
 struct Portable {
   static constexpr int kWidth = 8;
+  static constexpr bool kPaced = false;
   template <typename T>
   static constexpr int kAtOnce = 1;
   struct Reg {

@@ -14,6 +14,7 @@ from recengine._files import sync
 from recengine.bundle import Manifest
 from recengine.compile.graph_signature import require_tensors
 from recengine.errors import CompileError
+from recengine.graph_files import write_record
 
 if TYPE_CHECKING:
     from recengine.compile.staged_answer import Run
@@ -24,6 +25,8 @@ _FILE = "model.onnx"
 
 def convert(bundle: Path, manifest: Manifest, name: str, destination: Path) -> None:
     """Copies an ONNX graph to `destination`/model.onnx, weights of their own file beside it.
+
+    graph.json has their checksums.
 
     Args:
         bundle: directory that holds the graph.
@@ -52,6 +55,7 @@ def convert(bundle: Path, manifest: Manifest, name: str, destination: Path) -> N
         (destination / copy).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(bundle / file, destination / copy)
         sync(destination / copy)
+    write_record(destination, copies.values())
     sync(destination)
 
 

@@ -12,7 +12,10 @@ from recengine.bundle import read_manifest, verify, versions
 from recengine.client.schema import SCHEMA_PARAMETER, Schema, contract
 from recengine.compile.repository import contract_of
 from recengine.errors import BundleError, ServerError, UnknownFormat
-from recengine.plans import RECORD, verify_plan
+from recengine.graph_files import RECORD as GRAPH_RECORD
+from recengine.graph_files import verify_graph
+from recengine.plans import RECORD as PLAN_RECORD
+from recengine.plans import verify_plan
 from recengine.serving.backends import OURS, read_configs
 
 
@@ -20,14 +23,13 @@ def set_aside_damaged(repository: Path) -> str | None:
     """Renames damaged versions to failed-<version>, where Triton does not look.
 
     Which those are is not guessed from a failed start, which may be the machine's fault: files are
-    held against their manifests, and plans against their records. A version is one compile's, of
-    all its models: where one model's is damaged all go, and so does what is newer than the newest
-    version that is whole and good. Models that compile did not write are left alone, and nothing is
-    deleted: rename a directory back to serve it again.
+    held against their manifests, plans and graphs against their records. A version is one
+    compile's, of all its models: where one model's is damaged all go, and so does what is newer
+    than the newest version that is whole and good. Models that compile did not write are left
+    alone, and nothing is deleted: rename a directory back to serve it again.
 
     The configs stay those of the newest compile, except that those of a split repository name the
-    version that is left. A graph of the ONNX Runtime backend has no checksum: what is damaged there
-    is not found.
+    version that is left.
 
     Returns:
         What was done and why; None where nothing was done: no version is damaged, no good one is
@@ -110,8 +112,10 @@ def _examine(
 def _verify(config: pb.ModelConfig, version: Path) -> None:
     if config.backend == OURS:
         verify(version)
-    elif (version / RECORD).exists():
+    elif (version / PLAN_RECORD).exists():
         verify_plan(version)
+    elif (version / GRAPH_RECORD).exists():
+        verify_graph(version)
 
 
 def _require_same_requests(

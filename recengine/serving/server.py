@@ -235,8 +235,10 @@ class TritonServer:
         return self._start()
 
     def _start(self) -> TritonServer:
+        from recengine.graph_files import check_graphs
         from recengine.plans import check_repository, server_arguments
 
+        check_graphs(self._repository)
         check_repository(self._repository)
         ports = _free_ports(self._address, self._ports, self._arguments)
         backends = self._resources.enter_context(

@@ -31,6 +31,7 @@ from recengine.compile.split import STAGES
 from recengine.compile.split_repository import configs
 from recengine.engine import Engine
 from recengine.errors import BundleError, CompileError
+from recengine.graph_files import verify_graph
 from recengine.serving.server import TritonServer
 
 GRAPHS = ("tower", "ranker")
@@ -237,9 +238,11 @@ def test_version_directories_hold_what_their_stage_needs(repository, bundle):
     assert manifests["retrieval"].reference == whole.reference
     assert manifests["ranking"].reference is None
     for graph in GRAPHS:
-        (file,) = (repository / graph / "1").iterdir()
-        assert file.name == "model.onnx"
+        directory = repository / graph / "1"
+        assert {file.name for file in directory.iterdir()} == {"model.onnx", "graph.json"}
+        file = directory / "model.onnx"
         assert file.read_bytes() == (bundle / f"{graph}.onnx").read_bytes()
+        verify_graph(directory)
 
 
 def test_tables_and_index_of_files_of_their_own_are_linked_where_they_are_read(bundle):

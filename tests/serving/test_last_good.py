@@ -272,3 +272,12 @@ def test_a_plan_that_is_not_its_record_is_damage(split):
     plan.write_bytes(b"a plam")
     assert "tower/2: " in set_aside_damaged(repository)
     assert versions(repository / "retrieval_topk") == [1]
+
+
+def test_a_graph_that_is_not_its_record_is_damage(split):
+    repository, _ = split
+    assert set_aside_damaged(repository) is None
+    flip_a_byte(repository / "tower" / "2" / "model.onnx")
+    done = set_aside_damaged(repository)
+    assert re.search(r"tower/2: .*model\.onnx: missing or changed; graph\.json", done)
+    assert versions(repository / "retrieval_topk") == [1]
