@@ -88,6 +88,12 @@ struct Block {
   Cursor end;  // behind them
 };
 
+// Where a row is, or would be: the address of one outside the table is not used.
+inline const char* row_at(const char* data, int64_t row, int64_t row_bytes) {
+  const auto offset = static_cast<uint64_t>(row) * static_cast<uint64_t>(row_bytes);
+  return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(data) + offset);
+}
+
 constexpr int kAnyLines = 0;
 constexpr int kNoLines = -1;
 
@@ -104,6 +110,7 @@ int64_t fill_column(const Group& group, Cursor& cursor, Positions& positions, Bl
   const int64_t bytes = table.row_bytes;
   const int64_t last = bytes - 1;
   const float* const scales = table.scales;
+  uint64_t outside = 0;  // its sign is set by such a row, or a negative one; looked at once a bag
   int64_t size = block.size;
   int64_t fit = size == 0 && room < lines ? 1 : room / lines;
   for (; cursor.user < group.num_users; ++cursor.user, cursor.done = 0) {
@@ -112,8 +119,12 @@ int64_t fill_column(const Group& group, Cursor& cursor, Positions& positions, Bl
     const int64_t begin = positions.of_user[cursor.user] + cursor.done;
     for (int64_t position = begin; position < begin + count; ++position) {
       const int64_t id = chunk.rows[position];
-      if (static_cast<uint64_t>(id) >= num_rows) return -1;
-      const char* const row = data + id * bytes;
+      if constexpr (kLines == kNoLines) {
+        outside |= (num_rows - 1 - static_cast<uint64_t>(id)) | static_cast<uint64_t>(id);
+      } else {
+        if (static_cast<uint64_t>(id) >= num_rows) return -1;
+      }
+      const char* const row = row_at(data, id, bytes);
       block.rows[size] = row;
       block.positions[size++] = position;
       if constexpr (kLines == kNoLines) continue;
@@ -123,6 +134,7 @@ int64_t fill_column(const Group& group, Cursor& cursor, Positions& positions, Bl
       if (kLines == kAnyLines) __builtin_prefetch(row + full * kLineBytes);
       if (scales != nullptr) __builtin_prefetch(scales + id);
     }
+    if (outside >> 63 != 0) return -1;
     fit -= count;
     room -= count * lines;
     cursor.done += count;
@@ -513,13 +525,16 @@ bool pool_group(const Group& group) {
 // The same where prefetches are paced: the addresses of a block are there before it is reached.
 template <typename Simd>
 bool pool_group_paced(const Group& group) {
+  if (group.chunk->num_columns == 0) return true;
   Cursor cursor;
   Positions positions(group);
   Pooler<Simd> pooler(group);
   Block blocks[2];
   if (!fill<true>(group, cursor, positions, blocks[0])) return false;
-  for (int64_t i = 0; i < blocks[0].size && i < kMostAhead; ++i) {
-    prefetch_row(blocks[0].rows[i], 0);  // most rows' only line, or next to it
+  const EmbeddingTable& first = *group.chunk->columns[0].table;
+  const int64_t ahead = rows_ahead(first);
+  for (int64_t i = 0; i < blocks[0].size && i < ahead; ++i) {
+    prefetch_row(blocks[0].rows[i], first.row_bytes - 1);
   }
   for (int now = 0;; now = 1 - now) {
     Block& next = blocks[1 - now];
