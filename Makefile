@@ -69,7 +69,7 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/python tools/stubs.py --check
-	bash tools/check_cuda.sh
+	bash tools/check_cuda.sh $(VENV)
 
 sanitize: $(VENV)/installed
 	bash tools/sanitize.sh $(VENV)

@@ -1,10 +1,17 @@
 #!/usr/bin/env bash
 # Compiles every CUDA source for the architectures we support, with warnings, register spills and
 # serialized wgmmas as errors, and holds what each kernel uses against csrc/cuda/registers.txt, where
-# that is of the same nvcc. Runs nothing.
-# usage: check_cuda.sh [--update]: writes registers.txt instead
+# that is of the same nvcc. Links what a CUDA build is made of and imports it, which must work without
+# a GPU. Runs no kernel.
+# usage: check_cuda.sh [VENV] [--update]: writes registers.txt instead
 set -euo pipefail
 cd "$(dirname "$0")/.."
+update=false venv=.venv
+for argument; do
+  if [[ $argument == --update ]]; then update=true; else venv=$argument; fi
+done
+venv=$(realpath "$venv")
+export PATH=$PATH:/usr/local/cuda/bin
 if ! command -v nvcc >/dev/null; then
   echo "check_cuda: no nvcc on PATH; CUDA sources not compiled"
   exit 0
@@ -26,11 +33,14 @@ summary='
 
 # compile SOURCE ARCHITECTURE: for one, so that a source of many kernels keeps every core busy.
 compile() {
-  local source=$1 arch=$2 log output=(-cubin)
-  if [[ $arch == 80 ]]; then output=(-c); fi  # with the host's code, which is the same for all
+  local source=$1 arch=$2 log output=(-cubin) object=$reports/out.$$
+  if [[ $arch == 80 ]]; then  # with the host's code, which is the same for all
+    output=(-c -Xcompiler -fPIC)
+    object=$reports/objects/$(basename "$source").o
+  fi
   if ! log=$(nvcc -std=c++17 -O3 -gencode "arch=compute_$arch,code=sm_$arch" -Icsrc/include -Icsrc \
     --Werror all-warnings -Xcompiler -Wall,-Wextra,-Werror -Xptxas -v,--warn-on-spills \
-    "${output[@]}" "$source" -o "$reports/out.$$" 2>&1); then
+    "${output[@]}" "$source" -o "$object" 2>&1); then
     echo "$log"
     return 1
   fi
@@ -44,6 +54,7 @@ export -f compile
 export summary
 
 reports=$(mktemp -d)
+mkdir "$reports/objects"
 export reports
 trap 'rm -r "$reports"' EXIT
 # Those without kernels have the same code for every architecture. Long ones first.
@@ -59,7 +70,7 @@ found=$reports/registers.txt
   echo "# nvcc: $(nvcc --version | tail -1)"
   cat "$reports"/*.cu.* | LC_ALL=C sort
 } >"$found"
-if [[ ${1:-} == --update ]]; then
+if $update; then
   cp "$found" "$kept"
 elif [[ $(sed -n 2p "$kept") != "$(sed -n 2p "$found")" ]]; then
   echo "check_cuda: $(sed -n '2s/^# //p' "$found"), $kept is of another; not compared"
@@ -68,3 +79,21 @@ elif ! diff -u "$kept" "$found"; then
     "run bash tools/check_cuda.sh --update"
   exit 1
 fi
+
+# The native module of a CUDA build, of those objects and the CPU build's, in a copy of the installed
+# layout; the interpreter is the one under the virtual environment, which the install does not shadow.
+site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+python=$("$venv/bin/python" -c 'import sys; print(sys._base_executable)')
+built=$(ls -d build/cp3*/CMakeFiles | head -1)
+package=$reports/package
+mkdir -p "$package/recengine"
+cp -rs "$PWD"/recengine/. "$package/recengine/"
+ln -s "$site/openvino" "$package/openvino"
+suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+find "$built/recengine_core.dir" "$built/_native.dir" -name '*.o' ! -name 'no_cuda.cc.o' -print0 |
+  xargs -0 nvcc -shared -Xcompiler -O1,-flto=auto -o "$package/recengine/_native$suffix" \
+    "$reports"/objects/*.o -Xlinker "-rpath=\$ORIGIN/../openvino/libs" \
+    -Xlinker "$(echo "$site"/openvino/libs/libopenvino.so.*)"
+cd "$package" # this folder has a recengine of its own
+PYTHONPATH=$package:$site PYTHONDONTWRITEBYTECODE=1 "$python" -c \
+  'from recengine import ops; print("check_cuda: linked and imported; GPUs:", ops.cuda_devices())'

@@ -38,7 +38,8 @@ check "tests" "$python" -m pytest tests -m cuda
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck synccheck; do
     check "compute-sanitizer $tool" compute-sanitizer --tool $tool --error-exitcode 1 \
-      "$python" -m pytest tests/ops -m cuda -k "(embedding_bag_cuda or cosine_topk_cuda) and \
+      "$python" -m pytest tests/ops -m cuda -k "row_cache or order or vocabulary or \
+        (embedding_bag_cuda or cosine_topk_cuda) and \
         (several_warps and fp16 or batches_of_every_size or list_that_overflows)" -o timeout=0
   done
 else

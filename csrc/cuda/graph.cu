@@ -28,10 +28,17 @@ void capture(cudaStream_t stream, const std::function<void()>& work, OwnedGraph&
     work();
   } catch (...) {
     cudaStreamEndCapture(stream, &owned.graph);
-    cudaGetLastError();  // of the capture: later calls must not report it
     throw;
   }
   RECENGINE_CUDA_CHECK(cudaStreamEndCapture(stream, &owned.graph));
+}
+
+cudaGraphExec_t make_graph(cudaStream_t stream, const std::function<void()>& work) {
+  OwnedGraph captured;
+  capture(stream, work, captured);
+  cudaGraphExec_t graph = nullptr;
+  RECENGINE_CUDA_CHECK(cudaGraphInstantiate(&graph, captured.graph, 0));
+  return graph;
 }
 
 }  // namespace
@@ -39,11 +46,12 @@ void capture(cudaStream_t stream, const std::function<void()>& work, OwnedGraph&
 DeviceGraph::DeviceGraph(int device, CudaStream stream, const std::function<void()>& work)
     : device_(device) {
   const cuda::DeviceGuard guard(device);
-  OwnedGraph captured;
-  capture(as_stream(stream), work, captured);
-  cudaGraphExec_t graph = nullptr;
-  RECENGINE_CUDA_CHECK(cudaGraphInstantiate(&graph, captured.graph, 0));
-  graph_ = graph;
+  try {
+    graph_ = make_graph(as_stream(stream), work);
+  } catch (...) {
+    cudaGetLastError();  // who asks later must not be told of this
+    throw;
+  }
 }
 
 // At the end of the process the driver may be gone, and the graph with it.

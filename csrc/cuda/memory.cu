@@ -4,6 +4,7 @@
 
 #include "cuda/device_buffer.h"
 #include "cuda/launch.h"
+#include "cuda/relaxed_capture.h"
 #include "cuda/stream.h"
 #include "recengine/cuda.h"
 
@@ -75,6 +76,7 @@ std::shared_ptr<void> allocate_on_device(int64_t bytes, int device, CudaStream s
 std::shared_ptr<void> allocate_resident(int64_t bytes, int device) {
   const cuda::DeviceGuard guard(device);
   void* data = nullptr;
+  const cuda::RelaxedCapture relaxed;
   if (bytes > 0) RECENGINE_CUDA_CHECK(cudaMalloc(&data, static_cast<size_t>(bytes)));
   return owned(data, device, [](void* memory) { cudaFree(memory); });
 }

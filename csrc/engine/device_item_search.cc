@@ -28,11 +28,11 @@ struct UserLists {
   }
 };
 
-// 0, or a power of two.
+// 0, or a power of four.
 size_t few_lengths(size_t length) {
   if (length == 0) return 0;
   size_t rounded = 1;
-  while (rounded < length) rounded *= 2;
+  while (rounded < length) rounded *= 4;
   return rounded;
 }
 

@@ -8,8 +8,9 @@
 namespace recengine {
 namespace {
 
-// Keys that a slot knows: a graph for each batch size, some for several.
-constexpr size_t kMostKnown = 256;
+constexpr size_t kMostGraphs = 256;
+constexpr size_t kMostSeen = 1024;
+constexpr int kMostRefused = 8;  // captures, also those that other threads' calls disturb
 
 }  // namespace
 
@@ -20,13 +21,9 @@ void DeviceSlot::run(std::vector<int64_t> key, const std::function<void()>& work
   const DeviceScratch::Position begin = scratch_.position();
   key.push_back(static_cast<int64_t>(begin.chunk));
   key.push_back(begin.offset);
-  if (known_.size() == kMostKnown && known_.count(key) == 0) forget_oldest();
-  Known& known = known_[std::move(key)];
-  const bool is_new = known.used == 0;
-  known.used = ++num_runs_;
-  if (known.graph == nullptr && !is_new && captures_) capture(known, work);
-  if (known.graph != nullptr) {
-    known.graph->launch(stream());
+  ++num_runs_;
+  if (const DeviceGraph* const graph = find_graph(key, work)) {
+    graph->launch(stream());
     ++num_replays_;
   } else {
     work();
@@ -34,20 +31,37 @@ void DeviceSlot::run(std::vector<int64_t> key, const std::function<void()>& work
   scratch_.go_back(begin);
 }
 
-void DeviceSlot::capture(Known& known, const std::function<void()>& work) {
+// Null for a key that is new, or cannot be captured.
+const DeviceGraph* DeviceSlot::find_graph(const Key& key, const std::function<void()>& work) {
+  const auto found = graphs_.find(key);
+  if (found != graphs_.end()) {
+    found->second.used = num_runs_;
+    return found->second.graph.get();
+  }
+  if (refused_captures_ == kMostRefused || !was_seen(key)) return nullptr;
   const DeviceScratch::Position begin = scratch_.position();
+  std::unique_ptr<DeviceGraph> graph;
   try {
-    known.graph = std::make_unique<DeviceGraph>(device_, stream(), work);
+    graph = std::make_unique<DeviceGraph>(device_, stream(), work);
   } catch (const DeviceError&) {
-    captures_ = false;  // it runs as before, or says itself what is wrong with the device
+    ++refused_captures_;  // it runs as before, or says itself what is wrong with the device
   }
   scratch_.go_back(begin);
+  if (graph == nullptr) return nullptr;
+  if (graphs_.size() == kMostGraphs) {
+    graphs_.erase(std::min_element(
+        graphs_.begin(), graphs_.end(),
+        [](const auto& a, const auto& b) { return a.second.used < b.second.used; }));
+  }
+  return (graphs_[key] = {std::move(graph), num_runs_}).graph.get();
 }
 
-void DeviceSlot::forget_oldest() {
-  known_.erase(std::min_element(known_.begin(), known_.end(), [](const auto& a, const auto& b) {
-    return a.second.used < b.second.used;
-  }));
+// Whether there was such a call before, not too long ago.
+bool DeviceSlot::was_seen(const Key& key) {
+  if (seen_.erase(key) > 0) return true;
+  if (seen_.size() == kMostSeen) seen_.clear();
+  seen_.insert(key);
+  return false;
 }
 
 std::unique_ptr<DeviceSlot> DeviceSlots::take() {
@@ -61,7 +75,11 @@ std::unique_ptr<DeviceSlot> DeviceSlots::take() {
     }
     bytes = most_bytes_;
   }
-  return std::make_unique<DeviceSlot>(device_, bytes);
+  try {
+    return std::make_unique<DeviceSlot>(device_, bytes);
+  } catch (const DeviceMemoryError&) {
+    return std::make_unique<DeviceSlot>(device_, 0);  // a small call may still find what it needs
+  }
 }
 
 void DeviceSlots::give_back(std::unique_ptr<DeviceSlot> slot) noexcept {

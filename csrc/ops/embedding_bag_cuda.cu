@@ -50,9 +50,32 @@ bool aligned(const void* data, int64_t row_bytes, int64_t bytes) {
          0;
 }
 
-// `mean_length` is that of all bags of the call; a column may say that its own are shorter.
+// About how many rows the bags of each column have, at least 1: where columns say that theirs are
+// short, the others share what is left of all rows.
+std::vector<int64_t> guess_lengths(Span<const BagColumn> columns, const BagInput& input) {
+  std::vector<int64_t> lengths(static_cast<size_t>(columns.size), 0);
+  const int64_t batch = input.lengths.rows;
+  int64_t left = input.rows.size;
+  int64_t open = columns.size;
+  int64_t mean = 1;
+  for (bool found = true; found && open > 0;) {
+    found = false;
+    mean = std::max((left + batch * open - 1) / (batch * open), mean);
+    for (int64_t c = 0; c < columns.size; ++c) {
+      int64_t& length = lengths[static_cast<size_t>(c)];
+      const int64_t most = columns[c].max_length;
+      if (length > 0 || most <= 0 || most > mean) continue;
+      length = most;
+      left = std::max<int64_t>(left - batch * most, 0);
+      --open;
+      found = true;
+    }
+  }
+  for (int64_t& length : lengths) length = length > 0 ? length : mean;
+  return lengths;
+}
+
 Column describe(const BagColumn& bags, int64_t index, int64_t mean_length) {
-  if (bags.max_length > 0) mean_length = std::min<int64_t>(mean_length, bags.max_length);
   const EmbeddingTable& table = *bags.table;
   const int bits = value_bits(table.row_type);
   Column column{};
@@ -171,11 +194,11 @@ void embedding_bag_cuda(const CudaContext& context, Span<const BagColumn> column
   const cuda::DeviceGuard guard(context.device);
   const cuda::ValueCheck values("[embedding_bag]", context);
 
-  const int64_t mean_length = (input.rows.size + bags - 1) / bags;
+  const std::vector<int64_t> lengths = guess_lengths(columns, input);
   std::vector<Column> described;
   std::vector<RowCacheState*> caches;
   for (int64_t c = 0; c < columns.size; ++c) {
-    described.push_back(describe(columns[c], c, mean_length));
+    described.push_back(describe(columns[c], c, lengths[static_cast<size_t>(c)]));
     caches.push_back(columns[c].table->cache);
   }
   BagCall call{};
@@ -188,7 +211,8 @@ void embedding_bag_cuda(const CudaContext& context, Span<const BagColumn> column
   call.out_cols = out.cols;
   call.bad_value = values.found();
   call.all_columns = static_cast<int32_t>(columns.size);
-  call.log_warps = choose_log_warps(described, call.batch, mean_length);
+  call.log_warps =
+      choose_log_warps(described, call.batch, *std::max_element(lengths.begin(), lengths.end()));
   std::optional<cuda::DeviceBuffer<int64_t>> starts;
   if (bags > kMaxOwnStarts) starts.emplace(cuda::prefix_sums(context, call.lengths, bags));
   call.starts = starts ? starts->data() : nullptr;

@@ -190,14 +190,11 @@ int64_t rows_ahead(const EmbeddingTable& table) {
   return rows < kLeastAhead ? kLeastAhead : rows > kMostAhead ? kMostAhead : rows;
 }
 
-// The lines of a row of `last` + 1 bytes, all but seldom the last but one.
+// Every line of a row of `last` + 1 bytes.
 RECENGINE_PREFETCHES void prefetch_row(const char* row, int64_t last) {
-  int64_t at = 0;
-  do {
-    __builtin_prefetch(row + at);
-    at += kLineBytes;
-  } while (at + kLineBytes <= last);
-  __builtin_prefetch(row + last);
+  const char* const end = row + last;
+  const char* line = row - reinterpret_cast<uintptr_t>(row) % static_cast<uintptr_t>(kLineBytes);
+  for (; line <= end; line += kLineBytes) __builtin_prefetch(line);
 }
 
 // Behind the rows of a block come the first of the next, or its own last one again.
@@ -271,7 +268,8 @@ RECENGINE_PREFETCHES void prefetch_ahead(const Run& run, int64_t i, int64_t begi
     prefetch_row(run.rows[i + run.ahead], run.table->row_bytes - 1);
     const float* const scales = run.table->scales;
     if (scales == nullptr) return;
-    __builtin_prefetch(scales + run.chunk->rows[run.positions[i + run.ahead]]);
+    const int64_t id = run.chunk->rows[run.positions[i + run.ahead]];  // or of the next column
+    __builtin_prefetch(row_at(reinterpret_cast<const char*>(scales), id, sizeof(float)));
   }
 }
 
@@ -472,7 +470,7 @@ class Pooler {
     run.biases_before = biases_;
     run.cut = end.done > 0;
     run.mean = column.pooling == Pooling::kMean;
-    run.ahead = rows_ahead(*column.table);
+    if constexpr (Simd::kPaced) run.ahead = rows_ahead(*column.table);
     run.out = chunk.out + (group_.first_user + cursor_.user) * chunk.out_cols + column.offset;
     run.stride = chunk.out_cols;
     if (column.pooling == Pooling::kNone) {

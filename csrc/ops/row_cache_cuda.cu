@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "cuda/launch.h"
+#include "cuda/relaxed_capture.h"
 #include "ops/embedding_bag_cuda_kernel.h"
 #include "ops/row_cache.h"
 #include "recengine/cuda.h"
@@ -105,19 +106,6 @@ void upload(const std::vector<T>& items, void* work, int device, CudaStream stre
   }
 }
 
-// While another thread captures a graph, calls that could disturb that are refused to all threads
-// unless these say that theirs do not.
-class RelaxedCapture {
- public:
-  RelaxedCapture() { RECENGINE_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_)); }
-  ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
-  RelaxedCapture(const RelaxedCapture&) = delete;
-  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
 int64_t map_bytes(int64_t capacity) {
   return 2 * capacity * static_cast<int64_t>(sizeof(RowMapEntry));
 }
@@ -154,7 +142,7 @@ RowMapEntry* RowCache::map(int index) const {
 int64_t RowCache::refresh() {
   const std::lock_guard<std::mutex> lock(mutex_);
   const cuda::DeviceGuard guard(device_);
-  const RelaxedCapture relaxed;
+  const cuda::RelaxedCapture relaxed;
   std::vector<uint32_t> rows;
   stats_.samples = stats_.sampled_hits = 0;
   for (const RowSample& sample : take_samples()) {
@@ -171,7 +159,7 @@ int64_t RowCache::refresh() {
 int64_t RowCache::warm(Span<const uint32_t> rows) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const cuda::DeviceGuard guard(device_);
-  const RelaxedCapture relaxed;
+  const cuda::RelaxedCapture relaxed;
   take_samples();  // of the time before
   hot_.start_with(rows);
   return replace(hot_.choose({rows.begin(), rows.end()}));

@@ -10,13 +10,12 @@ CallMemory::CallMemory(DeviceSlots* slots) : slots_(slots) {
 }
 
 CallMemory::~CallMemory() {
-  if (slot_ == nullptr) return;
   try {
     finish();
   } catch (...) {
     // Whoever waits for the device next is told.
+    slots_->give_back(std::move(slot_));
   }
-  slots_->give_back(std::move(slot_));
 }
 
 DeviceWork CallMemory::work() const {
@@ -47,7 +46,9 @@ void CallMemory::copy_rows(void* to, int64_t row_bytes, const void* from, int64_
 }
 
 void CallMemory::finish() {
-  if (slot_ != nullptr) synchronize(device(), slot_->stream());
+  if (slot_ == nullptr) return;
+  synchronize(device(), slot_->stream());
+  slots_->give_back(std::move(slot_));
 }
 
 void* CallMemory::take_bytes(int64_t bytes) {

@@ -17,7 +17,7 @@ class CallMemory {
  public:
   // On the GPU of the slots or, with null, the host. Throws DeviceError.
   explicit CallMemory(DeviceSlots* slots);
-  ~CallMemory();  // as finish(): nobody's memory is read any more
+  ~CallMemory();  // where finish() was not called: nobody's memory is read any more
   CallMemory(const CallMemory&) = delete;
   CallMemory& operator=(const CallMemory&) = delete;
 
@@ -36,7 +36,8 @@ class CallMemory {
   // Of each of some rows the first row_bytes, which go one after another.
   void copy_rows(void* to, int64_t row_bytes, const void* from, int64_t from_bytes, int64_t rows);
 
-  // Returns when everything is done. Throws DeviceError when some of it failed.
+  // Returns when everything is done, and ends the use of this memory. Throws DeviceError when some
+  // of it failed.
   void finish();
 
  private:

@@ -78,7 +78,7 @@ def build(
     hashed_items = _hashed(item_tables, columns.item, columns)
     user_ids = cells.ids(interactions, columns.user, hashed=hashed_users)
     item_ids = cells.ids(interactions, columns.item, hashed=hashed_items)
-    times = cells.integers(interactions, columns.time) if columns.time else np.arange(len(user_ids))
+    times = _times(interactions, columns.time)
     ratings = cells.numbers(interactions, columns.rating, required=True) if columns.rating else None
     order = np.argsort(times, kind="stable")
     paths = [table.path for table in tables]
@@ -96,6 +96,18 @@ def build(
         hashed_items=hashed_items,
         source={"format": format, "path": str(paths[0]), "sha256": _sha256(paths)},
     )
+
+
+def _times(interactions: Table, column: str | None) -> Int64s:
+    if column is None:
+        return np.arange(len(interactions.frame))
+    try:
+        interactions.column(column)
+    except InputError as error:
+        raise InputError(
+            f"{error}; time=NAME names another, time= says that rows stand oldest first"
+        ) from None
+    return cells.integers(interactions, column)
 
 
 def _hashed(tables: Sequence[Table], key: str, columns: Columns) -> bool:

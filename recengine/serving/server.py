@@ -218,14 +218,14 @@ class TritonServer:
                 or none is good; the message has its last words. Or a port that was asked for is
                 taken, a model needs a backend that is not there, or a damaged version cannot be
                 set aside, or the directory holds no models.
-            BundleError: a TensorRT plan is damaged, and there is no good version.
+            BundleError: a graph of a stock backend is damaged, and there is no good version.
             DeviceError: a TensorRT plan was built for another machine.
         """
         _refuse_no_models(self._repository, may_be_empty=self._explicit)
         try:
             return self._start()
         except (BundleError, _ServerEnded):
-            # Damaged files are looked for only now: to hash them takes as long as a start.
+            # Other damaged files are looked for only now: to hash tables takes as long as a start.
             from recengine.serving.last_good import set_aside_damaged
 
             done = set_aside_damaged(self._repository)

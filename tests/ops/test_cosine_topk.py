@@ -246,10 +246,13 @@ def adversarial(request):
 
 
 @pytest.mark.parametrize("asked", [slice(0, 1), slice(6, 7), slice(7, 8), slice(0, 11)])
-def test_certificates_hold_for_adversarial_items(isa, adversarial, asked):
+def test_certificates_hold_for_adversarial_items(place, adversarial, asked):
     vectors, index, queries, expected = adversarial
-    rows, scores, certificate = ops.certified_topk(index, queries[asked], 40, isa=isa, check=True)
+    check = {} if place.isa is None else {"check": True}
+    rows, scores, certificate = place.certified_topk(index, queries[asked], 40, **check)
     assert_same((rows, scores), (expected[0][asked], expected[1][asked]))
+    if place.isa is None:  # all are scored where more look alike than there is room for
+        return
     np.testing.assert_array_equal(certificate.threshold, scores[:, -1])
     assert (certificate.bound > 0).all()  # searched by codes
     # Where every item may be among the best, another round scores them again.

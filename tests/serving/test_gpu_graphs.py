@@ -87,15 +87,15 @@ def assert_answered(found, engine, asked, vectors, k):
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
-@pytest.mark.parametrize("k", [1, 20])
+@pytest.mark.parametrize("k", [1, 19])  # not those of the warm-up
 @pytest.mark.parametrize("excluded", [0, 2])
-def test_the_third_search_of_a_shape_is_a_replay_with_its_own_answer(
+def test_searches_of_a_shape_are_replays_from_the_second_on_with_their_own_answers(
     client, engine, tensors, make_users, replays, batch, k, excluded
 ):
     for seed in range(6):
         asked, vectors = make_users(seed, batch, excluded)
         assert_answered(ask(client, tensors, asked, vectors, k), engine, asked, vectors, k)
-    assert replays() >= 4
+    assert replays() == 5
 
 
 def test_searches_of_many_shapes_are_answered_as_on_the_cpu(
@@ -107,7 +107,7 @@ def test_searches_of_many_shapes_are_answered_as_on_the_cpu(
         asked, vectors = make_users(seed, batch, excluded, unknown=int(rng.integers(0, 2)))
         assert_answered(ask(client, tensors, asked, vectors, k), engine, asked, vectors, k)
     shapes = 3 * 2 * 3 * 2  # by batch, k, excluded and unknown
-    assert replays() >= 200 - 2 * shapes
+    assert replays() >= 200 - shapes
 
 
 def test_more_shapes_than_a_slot_keeps_are_answered(client, engine, tensors, make_users, replays):
@@ -127,7 +127,7 @@ def test_a_replay_refuses_a_vector_that_is_not_finite(client, engine, tensors, m
         assert "user 1: expected a finite user vector" in message
     asked, vectors = make_users(9, 2, excluded=0)
     assert_answered(ask(client, tensors, asked, vectors, 37), engine, asked, vectors, 37)
-    assert replays() == 1
+    assert replays() == 1  # refused requests are not counted
 
 
 def test_searches_at_once_are_answered_as_on_the_cpu(client, engine, tensors, make_users, replays):

@@ -57,7 +57,7 @@ def stages(split_repository, tmp_path_factory):
 @pytest.fixture(scope="session")
 def engines(split_repository):
     """The same stages in process, on the same device."""
-    on_gpu = "KIND_MODEL" in (split_repository / "retrieval_topk" / "config.pbtxt").read_text()
+    on_gpu = "KIND_CPU" not in (split_repository / "retrieval_topk" / "config.pbtxt").read_text()
     load = StagesOnGpu if on_gpu else Engine
     return {model: load(split_repository / model / "1") for model in STAGES}
 

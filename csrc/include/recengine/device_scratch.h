@@ -8,12 +8,13 @@
 #include <vector>
 
 #include "recengine/cuda.h"
+#include "recengine/error.h"
 
 namespace recengine {
 
 // Memory of a GPU for the calls on one stream, one call at a time: taken array by array and given
-// back at once. It stays for the calls to come: one that needs no more than those before takes
-// nothing from the device, and one like another finds its arrays at the same addresses.
+// back at once. It stays for the calls to come: one like another takes nothing from the device and
+// finds its arrays at the same addresses.
 class DeviceScratch {
  public:
   // Where the next array lies, if there is room.
@@ -34,7 +35,7 @@ class DeviceScratch {
     while (next_.chunk < chunks_.size() && next_.offset + bytes > chunks_[next_.chunk].bytes) {
       next_ = {next_.chunk + 1, 0};
     }
-    if (next_.chunk == chunks_.size()) add_chunk(std::max({bytes, total_, kLeastBytes}));
+    if (next_.chunk == chunks_.size()) grow(bytes);
     void* const memory = static_cast<char*>(chunks_[next_.chunk].memory.get()) + next_.offset;
     next_.offset += bytes;
     return memory;
@@ -63,6 +64,17 @@ class DeviceScratch {
 
   static constexpr int64_t kAlignment = 256;
   static constexpr int64_t kLeastBytes = int64_t{1} << 20;
+
+  // As much again as there is, so that this is seldom; no more than is needed on a full device.
+  void grow(int64_t bytes) {
+    const int64_t wanted = std::max({bytes, total_, kLeastBytes});
+    try {
+      add_chunk(wanted);
+    } catch (const DeviceMemoryError&) {
+      if (wanted == bytes) throw;
+      add_chunk(bytes);
+    }
+  }
 
   void add_chunk(int64_t bytes) {
     chunks_.push_back({allocate_resident(bytes, device_), bytes});

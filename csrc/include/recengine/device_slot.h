@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <vector>
 
 #include "recengine/cuda.h"
@@ -23,28 +24,30 @@ class DeviceSlot {
   DeviceScratch& scratch() { return scratch_; }
   CudaContext context() { return {device_, stream(), /*check=*/false, &scratch_}; }
 
-  // Puts `work` on the stream. `key` is all that decides what it puts there, the addresses of
-  // arrays that are not of the scratch included. The second call with a key is captured; those that
-  // follow put the graph on the stream instead. What `work` takes from the scratch is given back.
+  // Puts `work` on the stream. `key` is all that decides what it puts there, the addresses of its
+  // arrays included. From the second call with a key on that is a graph, captured then. What `work`
+  // takes from the scratch is given back.
   void run(std::vector<int64_t> key, const std::function<void()>& work);
 
   // Calls of run() that put a graph there.
   int64_t num_replays() const { return num_replays_; }
 
  private:
-  struct Known {
-    std::unique_ptr<DeviceGraph> graph;  // null: seen once
-    int64_t used = 0;                    // the run() that used it last
+  using Key = std::vector<int64_t>;
+  struct Graph {
+    std::unique_ptr<DeviceGraph> graph;
+    int64_t used = 0;  // the run() that used it last
   };
 
-  void forget_oldest();
-  void capture(Known& known, const std::function<void()>& work);
+  const DeviceGraph* find_graph(const Key& key, const std::function<void()>& work);
+  bool was_seen(const Key& key);
 
   int device_;
   std::shared_ptr<void> stream_;
   DeviceScratch scratch_;
-  std::map<std::vector<int64_t>, Known> known_;
-  bool captures_ = true;  // false once a capture was refused
+  std::map<Key, Graph> graphs_;
+  std::set<Key> seen_;  // once, without a graph
+  int refused_captures_ = 0;
   int64_t num_runs_ = 0;
   int64_t num_replays_ = 0;
 };
@@ -57,7 +60,8 @@ class DeviceSlots {
   int device() const { return device_; }
 
   // The one that was used last of those that are free, or a new one with as much memory as any
-  // call has taken: a server that has warmed up with its largest batch has sized them all.
+  // call has taken, where the device has that: a server that has warmed up with its largest batch
+  // has sized them all.
   std::unique_ptr<DeviceSlot> take();
 
   // When all that its stream has got is done.

@@ -43,8 +43,8 @@ void cosine_topk(const Context& context, const ItemIndex& index, const TopKQuery
 
 // The same answer to the bit on a GPU: arrays, certificates included, are memory of the context's
 // device, where the index is. What is scored may differ from a search on the CPU. All is decided on
-// the device, so that the work can be captured in a CUDA graph; memory to work in is taken in the
-// order of the stream, and depends on shapes alone.
+// the device, so that the work can be captured in a CUDA graph; memory to work in is of the
+// context's scratch or taken in the order of the stream, and depends on shapes alone.
 //
 // Without the context's check a query that is not finite is answered with padding, and its
 // certificate's `scored` is -1; an excluded row outside the index excludes nothing, and lengths are
