@@ -10,10 +10,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
@@ -42,6 +42,9 @@ RowType = Literal["fp32", "fp16", "bf16", "int8", "int4"]
 Pooling = Literal["sum", "mean"]
 Target = Literal["cpu", "onnxruntime", "gpu"]
 Stage = Literal["lookup", "topk", "order", "ensemble"]
+
+
+Record = TypeVar("Record", bound=BaseModel)
 
 
 class _Model(BaseModel):
@@ -517,3 +520,33 @@ def latest_version(model: Path) -> Path:
     if not numbers:
         raise BundleError(f"{model}: no version directory; was it compiled?")
     return model / str(numbers[-1])
+
+
+def newest_with(repository: Path, name: str) -> Iterator[Path]:
+    """Of a model repository, the newest versions' directories that hold a file of this name."""
+    for model in sorted(path for path in repository.glob("*") if versions(path)):
+        directory = latest_version(model)
+        if (directory / name).exists():
+            yield directory
+
+
+def read_record(kind: type[Record], path: Path) -> Record:
+    """What a JSON file beside a compiled graph says.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise BundleError(f"{path}: {error.errors()[0]['msg']}") from None
+
+
+def verify_file(path: Path, entry: FileEntry, record: str) -> None:
+    """Holds a file against its entry in a record.
+
+    Raises:
+        BundleError: it is missing or damaged.
+    """
+    if not path.is_file() or hash_file(path, entry.chunk_bytes) != entry:
+        raise BundleError(f"{path}: missing or changed; {record} has another size or SHA-256")

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from recengine._files import replace_file
-from recengine.bundle import FileEntry, hash_file, latest_version, versions
-from recengine.errors import BundleError
+from recengine.bundle import FileEntry, hash_file, newest_with, read_record, verify_file
 
 RECORD = "graph.json"
 """The file beside a graph that says what its files are."""
@@ -35,15 +34,8 @@ def verify_graph(directory: Path) -> None:
     Raises:
         BundleError: the record is damaged, or a file of it is missing or damaged.
     """
-    path = directory / RECORD
-    try:
-        record = GraphFiles.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise BundleError(f"{path}: {error.errors()[0]['msg']}") from None
-    for name, entry in record.files.items():
-        file = directory / name
-        if not file.is_file() or hash_file(file, entry.chunk_bytes) != entry:
-            raise BundleError(f"{file}: missing or changed; {RECORD} has another size or SHA-256")
+    for name, entry in read_record(GraphFiles, directory / RECORD).files.items():
+        verify_file(directory / name, entry, RECORD)
 
 
 def check_graphs(repository: Path) -> None:
@@ -52,7 +44,5 @@ def check_graphs(repository: Path) -> None:
     Raises:
         BundleError: as `verify_graph`.
     """
-    for model in sorted(path for path in repository.glob("*") if versions(path)):
-        directory = latest_version(model)
-        if (directory / RECORD).exists():
-            verify_graph(directory)
+    for directory in newest_with(repository, RECORD):
+        verify_graph(directory)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from recengine.bundle import FileEntry, hash_file, latest_version, versions
-from recengine.errors import BundleError, DeviceError
+from recengine.bundle import FileEntry, newest_with, read_record, verify_file
+from recengine.errors import DeviceError
 from recengine.gpu import Gpu, current_gpu, tensorrt_version
 
 PLAN = "model.plan"
@@ -172,10 +172,8 @@ def plans(repository: Path) -> Iterator[tuple[Path, Plan]]:
     Raises:
         BundleError: a record is damaged.
     """
-    for model in sorted(path for path in repository.glob("*") if versions(path)):
-        directory = latest_version(model)
-        if (directory / RECORD).exists():
-            yield directory, read_plan(directory)
+    for directory in newest_with(repository, RECORD):
+        yield directory, read_plan(directory)
 
 
 def read_plan(directory: Path) -> Plan:
@@ -184,11 +182,7 @@ def read_plan(directory: Path) -> Plan:
     Raises:
         BundleError: it is damaged.
     """
-    record = directory / RECORD
-    try:
-        return Plan.model_validate_json(record.read_bytes())
-    except ValidationError as error:
-        raise BundleError(f"{record}: {error.errors()[0]['msg']}") from None
+    return read_record(Plan, directory / RECORD)
 
 
 def verify_plan(directory: Path) -> Plan:
@@ -197,9 +191,8 @@ def verify_plan(directory: Path) -> Plan:
     Raises:
         BundleError: the plan or its record is missing or damaged.
     """
-    plan, path = read_plan(directory), directory / PLAN
-    if not path.is_file() or hash_file(path, plan.file.chunk_bytes) != plan.file:
-        raise BundleError(f"{path}: missing or changed; {RECORD} has another size or SHA-256")
+    plan = read_plan(directory)
+    verify_file(directory / PLAN, plan.file, RECORD)
     return plan
 
 

@@ -80,15 +80,11 @@ elif ! diff -u "$kept" "$found"; then
   exit 1
 fi
 
-# The native module of a CUDA build, of those objects and the CPU build's, in a copy of the installed
-# layout; the interpreter is the one under the virtual environment, which the install does not shadow.
-site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-python=$("$venv/bin/python" -c 'import sys; print(sys._base_executable)')
+# The native module of a CUDA build, of those objects and the CPU build's.
+source tools/package.sh
 built=$(ls -d build/cp3*/CMakeFiles | head -1)
 package=$reports/package
-mkdir -p "$package/recengine"
-cp -rs "$PWD"/recengine/. "$package/recengine/"
-ln -s "$site/openvino" "$package/openvino"
+make_package "$venv" "$package"
 suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
 find "$built/recengine_core.dir" "$built/_native.dir" -name '*.o' ! -name 'no_cuda.cc.o' -print0 |
   xargs -0 nvcc -shared -Xcompiler -O1,-flto=auto -o "$package/recengine/_native$suffix" \

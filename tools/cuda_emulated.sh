@@ -5,8 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$(realpath "${1:-.venv}")
-site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-python=$("$venv/bin/python" -c 'import sys; print(sys._base_executable)')
+source tools/package.sh
 build=build/cuda-emulated
 package=$PWD/$build/package
 
@@ -21,14 +20,7 @@ $build/emulation_test
   -DPython_EXECUTABLE="$venv/bin/python" >/dev/null
 "$venv/bin/ninja" -C $build --quiet -j "${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" _native triton_recengine
 
-# A copy of the installed layout with that module in it. The interpreter is the one under the virtual
-# environment, so that the editable install of the ordinary build does not shadow it.
-rm -rf "$package" && mkdir -p "$package/recengine"
-cp -rs "$PWD"/recengine/. "$package/recengine/"
-ln -s "$site/openvino" "$package/openvino"
-cp -f $build/_native*.so "$package/recengine/"
-mkdir -p "$package/recengine/backends/recengine"
-cp -f $build/libtriton_recengine.so "$package/recengine/backends/recengine/"
+make_package "$venv" "$package" $build/_native*.so $build/libtriton_recengine.so
 export PYTHONPATH=$package:$PWD:$site PYTHONDONTWRITEBYTECODE=1
 export RECENGINE_BACKEND_DIRECTORY=$package/recengine/backends RECENGINE_VENV=$venv
 (cd "$package" && "$python" -c 'from recengine import ops; print(*ops.cuda_devices())') | grep emulated

@@ -5,8 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$(realpath "${1:-.venv}")
-site=$("$venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-python=$("$venv/bin/python" -c 'import sys; print(sys._base_executable)')
+source tools/package.sh
 build=build/sanitize
 package=$PWD/$build/package
 
@@ -25,14 +24,7 @@ TSAN_OPTIONS=halt_on_error=1 $build-thread/live_item_index_stress
 
 build_with address,undefined $build _native triton_recengine
 
-# A copy of the installed layout with the sanitised libraries in it. The interpreter is the one under
-# the virtual environment, so that the editable install of the ordinary build does not shadow it.
-rm -rf "$package" && mkdir -p "$package/recengine/backends/recengine"
-cp -rs "$PWD"/recengine/. "$package/recengine/"
-ln -s "$site/openvino" "$package/openvino"
-cp $build/_native*.so "$package/recengine/"
-cp $build/libtriton_recengine.so "$package/recengine/backends/recengine/"
-
+make_package "$venv" "$package" $build/_native*.so $build/libtriton_recengine.so
 export PYTHONPATH=$package:$PWD:$site PYTHONDONTWRITEBYTECODE=1
 # Leaks are not looked for: the interpreter and OpenVINO keep what they allocate until the end.
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:detect_odr_violation=0

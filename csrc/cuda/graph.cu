@@ -1,44 +1,37 @@
 #include <cuda_runtime_api.h>
 
 #include <functional>
+#include <memory>
+#include <type_traits>
 
 #include "cuda/launch.h"
+#include "cuda/owned.h"
+#include "cuda/stream.h"
 #include "recengine/cuda.h"
 
 namespace recengine {
 namespace {
 
-cudaStream_t as_stream(CudaStream stream) { return static_cast<cudaStream_t>(stream); }
-
-struct OwnedGraph {
-  cudaGraph_t graph = nullptr;
-
-  OwnedGraph() = default;
-  OwnedGraph(const OwnedGraph&) = delete;
-  OwnedGraph& operator=(const OwnedGraph&) = delete;
-  ~OwnedGraph() {
-    if (graph != nullptr) cudaGraphDestroy(graph);
-  }
+struct DestroyGraph {
+  void operator()(cudaGraph_t graph) const { cudaGraphDestroy(graph); }
 };
+using GraphPtr = std::unique_ptr<std::remove_pointer_t<cudaGraph_t>, DestroyGraph>;
 
 // Relaxed: a call that takes memory is not part of the graph and does not disturb it.
-void capture(cudaStream_t stream, const std::function<void()>& work, OwnedGraph& owned) {
+GraphPtr capture(cudaStream_t stream, const std::function<void()>& work) {
   RECENGINE_CUDA_CHECK(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
+  cudaGraph_t graph = nullptr;
   try {
     work();
   } catch (...) {
-    cudaStreamEndCapture(stream, &owned.graph);
+    cudaStreamEndCapture(stream, &graph);
+    const GraphPtr unused(graph);
     throw;
   }
-  RECENGINE_CUDA_CHECK(cudaStreamEndCapture(stream, &owned.graph));
-}
-
-cudaGraphExec_t make_graph(cudaStream_t stream, const std::function<void()>& work) {
-  OwnedGraph captured;
-  capture(stream, work, captured);
-  cudaGraphExec_t graph = nullptr;
-  RECENGINE_CUDA_CHECK(cudaGraphInstantiate(&graph, captured.graph, 0));
-  return graph;
+  const cudaError_t status = cudaStreamEndCapture(stream, &graph);
+  GraphPtr captured(graph);
+  cuda::check(status, "cudaStreamEndCapture");
+  return captured;
 }
 
 }  // namespace
@@ -47,25 +40,22 @@ DeviceGraph::DeviceGraph(int device, CudaStream stream, const std::function<void
     : device_(device) {
   const cuda::DeviceGuard guard(device);
   try {
-    graph_ = make_graph(as_stream(stream), work);
+    const GraphPtr captured = capture(cuda::as_stream(stream), work);
+    cudaGraphExec_t graph = nullptr;
+    RECENGINE_CUDA_CHECK(cudaGraphInstantiate(&graph, captured.get(), 0));
+    graph_ = cuda::owned(graph, device, [](void* ended) {
+      cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(ended));
+    });
   } catch (...) {
     cudaGetLastError();  // who asks later must not be told of this
     throw;
   }
 }
 
-// At the end of the process the driver may be gone, and the graph with it.
-DeviceGraph::~DeviceGraph() {
-  int before = 0;
-  if (cudaGetDevice(&before) != cudaSuccess) return;
-  cudaSetDevice(device_);
-  cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph_));
-  cudaSetDevice(before);
-}
-
 void DeviceGraph::launch(CudaStream stream) const {
   const cuda::DeviceGuard guard(device_);
-  RECENGINE_CUDA_CHECK(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph_), as_stream(stream)));
+  RECENGINE_CUDA_CHECK(
+      cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph_.get()), cuda::as_stream(stream)));
 }
 
 }  // namespace recengine

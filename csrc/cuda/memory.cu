@@ -4,6 +4,7 @@
 
 #include "cuda/device_buffer.h"
 #include "cuda/launch.h"
+#include "cuda/owned.h"
 #include "cuda/relaxed_capture.h"
 #include "cuda/stream.h"
 #include "recengine/cuda.h"
@@ -49,23 +50,8 @@ void* allocate(int64_t bytes, cudaStream_t stream) {
 
 }  // namespace cuda
 
-namespace {
-
-cudaStream_t as_stream(CudaStream stream) { return static_cast<cudaStream_t>(stream); }
-
-// At the end of the process the driver may be gone, and the memory with it.
-template <typename Free>
-std::shared_ptr<void> owned(void* memory, int device, Free free) {
-  return {memory, [=](void* data) {
-            int before = 0;
-            if (data == nullptr || cudaGetDevice(&before) != cudaSuccess) return;
-            cudaSetDevice(device);
-            free(data);
-            cudaSetDevice(before);
-          }};
-}
-
-}  // namespace
+using cuda::as_stream;
+using cuda::owned;
 
 std::shared_ptr<void> allocate_on_device(int64_t bytes, int device, CudaStream stream) {
   const cuda::DeviceGuard guard(device);
@@ -136,11 +122,8 @@ CudaStream thread_stream(int device) {
 }
 
 std::shared_ptr<void> make_stream(int device) {
-  const cuda::DeviceGuard guard(device);
-  cudaStream_t stream = nullptr;
-  RECENGINE_CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  return owned(stream, device,
-               [](void* ended) { cudaStreamDestroy(static_cast<cudaStream_t>(ended)); });
+  const auto stream = std::make_shared<cuda::Stream>(device);
+  return {stream, stream->get()};
 }
 
 int device_of(const void* pointer) {

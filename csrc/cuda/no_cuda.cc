@@ -33,7 +33,6 @@ void synchronize(int, CudaStream) { fail(); }
 CudaStream thread_stream(int) { fail(); }
 std::shared_ptr<void> make_stream(int) { fail(); }
 DeviceGraph::DeviceGraph(int, CudaStream, const std::function<void()>&) { fail(); }
-DeviceGraph::~DeviceGraph() = default;
 void DeviceGraph::launch(CudaStream) const { fail(); }
 int device_of(const void*) { fail(); }
 void order_after(int, CudaStream, CudaStream) { fail(); }

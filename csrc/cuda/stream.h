@@ -3,8 +3,11 @@
 #include <cuda_runtime_api.h>
 
 #include "cuda/launch.h"
+#include "recengine/cuda.h"
 
 namespace recengine::cuda {
+
+inline cudaStream_t as_stream(CudaStream stream) { return static_cast<cudaStream_t>(stream); }
 
 // A stream that does not wait for the legacy default stream, nor that for it.
 class Stream {

@@ -36,24 +36,23 @@ const DeviceGraph* DeviceSlot::find_graph(const Key& key, const std::function<vo
   const auto found = graphs_.find(key);
   if (found != graphs_.end()) {
     found->second.used = num_runs_;
-    return found->second.graph.get();
+    return &found->second.graph;
   }
   if (refused_captures_ == kMostRefused || !was_seen(key)) return nullptr;
-  const DeviceScratch::Position begin = scratch_.position();
-  std::unique_ptr<DeviceGraph> graph;
-  try {
-    graph = std::make_unique<DeviceGraph>(device_, stream(), work);
-  } catch (const DeviceError&) {
-    ++refused_captures_;  // it runs as before, or says itself what is wrong with the device
-  }
-  scratch_.go_back(begin);
-  if (graph == nullptr) return nullptr;
   if (graphs_.size() == kMostGraphs) {
     graphs_.erase(std::min_element(
         graphs_.begin(), graphs_.end(),
         [](const auto& a, const auto& b) { return a.second.used < b.second.used; }));
   }
-  return (graphs_[key] = {std::move(graph), num_runs_}).graph.get();
+  const DeviceScratch::Position begin = scratch_.position();
+  const DeviceGraph* graph = nullptr;
+  try {
+    graph = &graphs_.emplace(key, Graph{{device_, stream(), work}, num_runs_}).first->second.graph;
+  } catch (const DeviceError&) {
+    ++refused_captures_;  // it runs as before, or says itself what is wrong with the device
+  }
+  scratch_.go_back(begin);
+  return graph;
 }
 
 // Whether there was such a call before, not too long ago.

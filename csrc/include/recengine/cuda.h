@@ -99,15 +99,12 @@ class DeviceGraph {
   // takes its memory from a scratch. Throws DeviceError when it cannot be captured; what `work`
   // throws.
   DeviceGraph(int device, CudaStream stream, const std::function<void()>& work);
-  ~DeviceGraph();  // no stream runs it any more
-  DeviceGraph(const DeviceGraph&) = delete;
-  DeviceGraph& operator=(const DeviceGraph&) = delete;
 
   void launch(CudaStream stream) const;
 
  private:
   int device_;
-  void* graph_;  // a cudaGraphExec_t
+  std::shared_ptr<void> graph_;  // a cudaGraphExec_t; when it goes no stream runs it any more
 };
 
 // The device whose memory this is, or kHost.

@@ -35,8 +35,8 @@ class DeviceSlot {
  private:
   using Key = std::vector<int64_t>;
   struct Graph {
-    std::unique_ptr<DeviceGraph> graph;
-    int64_t used = 0;  // the run() that used it last
+    DeviceGraph graph;
+    int64_t used;  // the run() that used it last
   };
 
   const DeviceGraph* find_graph(const Key& key, const std::function<void()>& work);

@@ -1,0 +1,22 @@
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+
+namespace recengine::cuda {
+
+// What the last owner gives back with free(resource), on its device. At the end of the process the
+// driver may be gone, and the resource with it.
+template <typename Free>
+std::shared_ptr<void> owned(void* resource, int device, Free free) {
+  return {resource, [=](void* held) {
+            int before = 0;
+            if (held == nullptr || cudaGetDevice(&before) != cudaSuccess) return;
+            cudaSetDevice(device);
+            free(held);
+            cudaSetDevice(before);
+          }};
+}
+
+}  // namespace recengine::cuda
