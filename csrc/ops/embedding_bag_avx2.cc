@@ -11,8 +11,6 @@ namespace {
 struct Avx2 {
   static constexpr int kWidth = 8;
   static constexpr bool kPaced = true;
-  template <typename T>
-  static constexpr int kAtOnce = std::is_same_v<T, Nibbles> ? 4 : 1;
   using Reg = __m256;
 
   static Reg zero() { return _mm256_setzero_ps(); }
@@ -41,9 +39,9 @@ struct Avx2 {
   static Reg load(const Nibbles* codes) {
     int32_t bits;
     std::memcpy(&bits, codes, sizeof bits);
-    const __m256i low = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(bits));
-    const __m256i pairs = _mm256_or_si256(low, _mm256_slli_epi64(low, 28));
-    return _mm256_cvtepi32_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(15)));
+    const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    const __m256i shifted = _mm256_srlv_epi32(_mm256_set1_epi32(bits), shifts);
+    return _mm256_cvtepi32_ps(_mm256_and_si256(shifted, _mm256_set1_epi32(15)));
   }
 
   // AVX2 has no masked loads of bytes: a tail goes through a buffer.
@@ -62,22 +60,6 @@ struct Avx2 {
   template <typename T>
   static Reg scaled(const T* values, Reg factors) {
     return mul(load(values), factors);
-  }
-
-  // 32 codes of 4 bits for four sums.
-  static void add_scaled(Reg* sums, const Nibbles* codes, Reg factors) {
-    const __m128i pairs = _mm_loadu_si128(reinterpret_cast<const __m128i*>(codes));
-    const __m128i fifteen = _mm_set1_epi8(15);
-    const __m128i low = _mm_and_si128(pairs, fifteen);
-    const __m128i high = _mm_and_si128(_mm_srli_epi16(pairs, 4), fifteen);
-    const __m128i front = _mm_unpacklo_epi8(low, high);
-    const __m128i back = _mm_unpackhi_epi8(low, high);
-    const __m128i eights[] = {front, _mm_unpackhi_epi64(front, front), back,
-                              _mm_unpackhi_epi64(back, back)};
-    for (int v = 0; v < 4; ++v) {
-      const Reg values = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eights[v]));
-      sums[v] = add(sums[v], mul(values, factors));
-    }
   }
 
   // Two fp16 values at any address.

@@ -13,8 +13,6 @@ __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }
 struct Avx512 {
   static constexpr int kWidth = 16;
   static constexpr bool kPaced = false;
-  template <typename T>
-  static constexpr int kAtOnce = 1;
   using Reg = __m512;
 
   static Reg zero() { return _mm512_setzero_ps(); }

@@ -43,12 +43,13 @@ struct Nibbles {
 };
 
 template <typename T>
-const T* value_at(const char* row, int64_t value) {
-  return reinterpret_cast<const T*>(row) + value;
-}
+constexpr int64_t kValuesIn = 1;
 template <>
-const Nibbles* value_at<Nibbles>(const char* row, int64_t value) {
-  return reinterpret_cast<const Nibbles*>(row) + value / 2;
+constexpr int64_t kValuesIn<Nibbles> = 2;
+
+template <typename T>
+const T* value_at(const char* row, int64_t value) {
+  return reinterpret_cast<const T*>(row) + value / kValuesIn<T>;
 }
 
 // Where a walk over the bags of a group is: column by column, each over all users.
@@ -184,17 +185,40 @@ bool fill(const Group& group, Cursor& cursor, Positions& positions, Block& block
   return true;
 }
 
-// Of paced prefetches: as many rows ahead of a row of the table.
-int64_t rows_ahead(const EmbeddingTable& table) {
-  const int64_t rows = kLinesAhead / lines_of(table);
+// What a pass over some columns of a table prefetches, row by row.
+struct Pace {
+  int64_t first;  // bytes of a row, the last one included
+  int64_t last;
+  int64_t apart;  // of a byte that the first pass reads besides, or -1
+  int64_t ahead;  // how many rows
+};
+
+int64_t rows_ahead(int64_t lines) {
+  const int64_t rows = kLinesAhead / lines;
   return rows < kLeastAhead ? kLeastAhead : rows > kMostAhead ? kMostAhead : rows;
 }
 
-// Every line of a row of `last` + 1 bytes.
-RECENGINE_PREFETCHES void prefetch_row(const char* row, int64_t last) {
-  const char* const end = row + last;
-  const char* line = row - reinterpret_cast<uintptr_t>(row) % static_cast<uintptr_t>(kLineBytes);
-  for (; line <= end; line += kLineBytes) __builtin_prefetch(line);
+// Of columns [begin, end): each pass prefetches its own bytes, so that lines are on their way in
+// all of them.
+template <typename T>
+Pace pace_of(const EmbeddingTable& table, int64_t begin, int64_t end) {
+  const auto byte_of = [&](int64_t column) {
+    return table.codes_at + column * static_cast<int64_t>(sizeof(T)) / kValuesIn<T>;
+  };
+  Pace pace{begin == 0 ? 0 : byte_of(begin),
+            end == table.dim ? table.row_bytes - 1 : byte_of(end) - 1, -1, 0};
+  if (begin == 0 && table.scale_at > pace.last) pace.apart = table.scale_at;
+  const int64_t lines =
+      begin == 0 && end == table.dim ? lines_of(table) : (pace.last - pace.first) / kLineBytes + 2;
+  pace.ahead = rows_ahead(lines);
+  return pace;
+}
+
+// Every line of a row's bytes `first` to `last`: as many instructions for each row of a table, for
+// where its lines begin cannot be predicted.
+RECENGINE_PREFETCHES void prefetch_lines(const char* row, int64_t first, int64_t last) {
+  for (int64_t byte = first; byte < last; byte += kLineBytes) __builtin_prefetch(row + byte);
+  __builtin_prefetch(row + last);
 }
 
 // Behind the rows of a block come the first of the next, or its own last one again.
@@ -220,7 +244,6 @@ struct Run {
   float biases_before;  // their biases
   bool cut;             // the last bag goes on
   bool mean;
-  int64_t ahead;   // of paced prefetches
   float* out;      // of the first bag
   int64_t stride;  // from one bag's `out` to the next
 };
@@ -260,15 +283,16 @@ __attribute__((always_inline)) inline ScaleAndBias scale_and_bias(const Run& run
   return found;
 }
 
-// Prefetches what comes after row i of a run: in the first of several passes over its columns.
+// Prefetches what comes after row i of a run.
 template <typename Simd>
-RECENGINE_PREFETCHES void prefetch_ahead(const Run& run, int64_t i, int64_t begin) {
+RECENGINE_PREFETCHES void prefetch_ahead(const Run& run, int64_t i, const Pace& pace) {
   if constexpr (Simd::kPaced) {
-    if (begin > 0) return;
-    prefetch_row(run.rows[i + run.ahead], run.table->row_bytes - 1);
+    const char* const row = run.rows[i + pace.ahead];
+    prefetch_lines(row, pace.first, pace.last);
+    if (pace.apart >= 0) __builtin_prefetch(row + pace.apart);
     const float* const scales = run.table->scales;
-    if (scales == nullptr) return;
-    const int64_t id = run.chunk->rows[run.positions[i + run.ahead]];  // or of the next column
+    if (scales == nullptr || pace.first > 0) return;
+    const int64_t id = run.chunk->rows[run.positions[i + pace.ahead]];  // or of the next column
     __builtin_prefetch(row_at(reinterpret_cast<const char*>(scales), id, sizeof(float)));
   }
 }
@@ -296,27 +320,13 @@ typename Simd::Reg finish(const Run& run, const BagState& state, float bias,
   return Simd::div(sum, Simd::broadcast(static_cast<float>(state.length)));
 }
 
-// Adds products of values and a factor, of which Simd::kAtOnce<T> vectors are read together.
-template <typename Simd, typename T, int kVectors>
-void add_scaled(typename Simd::Reg (&sums)[kVectors], const T* values, typename Simd::Reg factor) {
-  constexpr int kAtOnce = kVectors % Simd::template kAtOnce<T> == 0 ? Simd::template kAtOnce<T> : 1;
-  const char* const row = reinterpret_cast<const char*>(values);
-  for (int v = 0; v < kVectors; v += kAtOnce) {
-    const T* const here = value_at<T>(row, v * Simd::kWidth);
-    if constexpr (kAtOnce > 1) {
-      Simd::add_scaled(sums + v, here, factor);
-    } else {
-      sums[v] = Simd::add(sums[v], Simd::scaled(here, factor));
-    }
-  }
-}
-
 // Columns [begin, begin + kVectors * width) of every bag, pooled in registers. Returns the biases
 // of the last bag.
 template <typename Simd, typename T, bool kScaled, int kVectors>
 float pool_vectors(const Run& run, int64_t begin) {
   using Reg = typename Simd::Reg;
   const int64_t codes_at = run.table->codes_at;
+  const Pace pace = pace_of<T>(*run.table, begin, begin + kVectors * Simd::kWidth);
   const char* const* const rows = run.rows;
   float* out = run.out + begin;
   float bias = run.biases_before;
@@ -331,16 +341,16 @@ float pool_vectors(const Run& run, int64_t begin) {
       bias = 0;
     }
     for (const int64_t end = i + run.counts[bag]; i < end; ++i) {
-      prefetch_ahead<Simd>(run, i, begin);
+      prefetch_ahead<Simd>(run, i, pace);
       const char* const row = rows[i] + codes_at;
-      Reg factor;
       if constexpr (kScaled) {
         const ScaleAndBias found = scale_and_bias<Simd, T>(run, i);
-        factor = Simd::template spread<T>(found.scale);
+        const Reg factor = Simd::template spread<T>(found.scale);
         bias += found.bias;
-      }
-      if constexpr (kScaled) {
-        add_scaled<Simd, T, kVectors>(sums, value_at<T>(row, begin), factor);
+        for (int v = 0; v < kVectors; ++v) {
+          const T* const values = value_at<T>(row, begin + v * Simd::kWidth);
+          sums[v] = Simd::add(sums[v], Simd::scaled(values, factor));
+        }
       } else {
         for (int v = 0; v < kVectors; ++v) {
           sums[v] = Simd::add(sums[v], Simd::load(value_at<T>(row, begin + v * Simd::kWidth)));
@@ -359,6 +369,7 @@ template <typename Simd, typename T>
 float pool_tail(const Run& run, int64_t begin, bool scaled) {
   using Reg = typename Simd::Reg;
   const int width = static_cast<int>(run.table->dim - begin);
+  const Pace pace = pace_of<T>(*run.table, begin, run.table->dim);
   float* out = run.out + begin;
   float bias = run.biases_before;
   int64_t i = 0;
@@ -367,7 +378,7 @@ float pool_tail(const Run& run, int64_t begin, bool scaled) {
     Reg sum = state.continues ? Simd::load_part(out, width) : Simd::zero();
     if (!state.continues) bias = 0;
     for (const int64_t end = i + run.counts[bag]; i < end; ++i) {
-      prefetch_ahead<Simd>(run, i, begin);
+      prefetch_ahead<Simd>(run, i, pace);
       const T* const values = value_at<T>(run.rows[i] + run.table->codes_at, begin);
       const ScaleAndBias found =
           scaled ? scale_and_bias<Simd, T>(run, i) : ScaleAndBias{1.0f, 0.0f};
@@ -470,7 +481,6 @@ class Pooler {
     run.biases_before = biases_;
     run.cut = end.done > 0;
     run.mean = column.pooling == Pooling::kMean;
-    if constexpr (Simd::kPaced) run.ahead = rows_ahead(*column.table);
     run.out = chunk.out + (group_.first_user + cursor_.user) * chunk.out_cols + column.offset;
     run.stride = chunk.out_cols;
     if (column.pooling == Pooling::kNone) {
@@ -530,9 +540,9 @@ bool pool_group_paced(const Group& group) {
   Block blocks[2];
   if (!fill<true>(group, cursor, positions, blocks[0])) return false;
   const EmbeddingTable& first = *group.chunk->columns[0].table;
-  const int64_t ahead = rows_ahead(first);
+  const int64_t ahead = rows_ahead(lines_of(first));
   for (int64_t i = 0; i < blocks[0].size && i < ahead; ++i) {
-    prefetch_row(blocks[0].rows[i], first.row_bytes - 1);
+    prefetch_lines(blocks[0].rows[i], 0, first.row_bytes - 1);
   }
   for (int now = 0;; now = 1 - now) {
     Block& next = blocks[1 - now];

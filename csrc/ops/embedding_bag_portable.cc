@@ -41,8 +41,6 @@ float read(const Nibbles* codes, int i) {
 struct Portable {
   static constexpr int kWidth = 8;
   static constexpr bool kPaced = false;
-  template <typename T>
-  static constexpr int kAtOnce = 1;
   struct Reg {
     float lanes[kWidth];
   };
