@@ -22,6 +22,8 @@ $build/emulation_test
 
 make_package "$venv" "$package" $build/_native*.so $build/libtriton_recengine.so
 export PYTHONPATH=$package:$PWD:$site PYTHONDONTWRITEBYTECODE=1
+# Servers see the emulated GPU, too.
+export LD_PRELOAD=$PWD/$build/libcudart_emulated.so
 export RECENGINE_BACKEND_DIRECTORY=$package/recengine/backends RECENGINE_VENV=$venv
 (cd "$package" && "$python" -c 'from recengine import ops; print(*ops.cuda_devices())') | grep emulated
 run() {

@@ -1,10 +1,10 @@
 #pragma once
 
 // The part of the CUDA runtime API that our sources use, on a CPU and for tests alone: "device"
-// memory is host memory, a stream runs what it is given at once, or records it while it is
-// captured: then it takes and waits for nothing, and copies within the device alone, which is
-// stricter than CUDA. See cuda_runtime.h. The compute capability is 9.0, or what the environment
-// says: CUDA_EMULATED_CAPABILITY=80.
+// memory is host memory that only kernels and copies may touch (device_memory.h), a stream runs
+// what it is given at once, or records it while it is captured: then it takes and waits for
+// nothing, and copies within the device alone, which is stricter than CUDA. See cuda_runtime.h. The
+// compute capability is 9.0, or what the environment says: CUDA_EMULATED_CAPABILITY=80.
 
 #include <cstddef>
 #include <cstdint>
@@ -78,6 +78,8 @@ constexpr unsigned cudaStreamNonBlocking = 1;
 constexpr unsigned cudaHostAllocPortable = 1;
 constexpr unsigned cudaHostAllocMapped = 2;
 
+extern "C" {
+
 const char* cudaGetErrorString(cudaError_t error);
 
 cudaError_t cudaGetLastError();
@@ -121,6 +123,8 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode);
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned flags);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventDestroy(cudaEvent_t event);
+
+}  // extern "C"
 
 namespace cuda_emulation {
 // Runs a step of a stream, or records it.

@@ -1,4 +1,4 @@
-// The fibers that threads of a block are, and device memory; see cuda_runtime.h.
+// The fibers that threads of a block are; see cuda_runtime.h.
 
 // Its longjmp refuses to leave the stack it is on.
 #undef _FORTIFY_SOURCE
@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cuda_runtime.h"
+#include "device_memory.h"
 #include "wgmma_emulation.h"
 
 #ifdef __SANITIZE_ADDRESS__
@@ -272,6 +273,7 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
 cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel,
                 const std::function<void()>& thread) {
   const std::lock_guard<std::mutex> lock(launch_mutex);
+  const DeviceAccess access;
   if (!valid(config, kernel)) return cudaErrorInvalidConfiguration;
   gridDim = config.gridDim;
   blockDim = config.blockDim;

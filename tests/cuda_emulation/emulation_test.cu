@@ -1,8 +1,13 @@
 // What the emulation must report, run by tools/cuda_emulated.sh: an emulation that overlooks a
 // fault would let the tests of the kernels pass.
 
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #include "cuda/wgmma.h"
@@ -187,6 +192,12 @@ cudaError_t put_add(cudaStream_t stream, int* sum, int value) {
   return cudaLaunchKernelEx(&config, add, sum, value);
 }
 
+int read(const int* from) {
+  int value = 0;
+  expect(cudaMemcpy(&value, from, sizeof value, cudaMemcpyDeviceToHost) == cudaSuccess, "a copy");
+  return value;
+}
+
 void expect_graphs(int* sum) {
   cudaStream_t stream = nullptr;
   cudaGraph_t graph = nullptr;
@@ -197,12 +208,13 @@ void expect_graphs(int* sum) {
   for (int value = 1; value < 4; ++value) put_add(stream, sum, value);
   expect(cudaStreamEndCapture(stream, &graph) == cudaSuccess, "the end of a capture");
   expect(cudaGraphInstantiate(&executable, graph, 0) == cudaSuccess, "an executable graph");
-  *sum = 50;
+  const int before = 50;
+  expect(cudaMemcpy(sum, &before, 4, cudaMemcpyHostToDevice) == cudaSuccess, "a copy");
   for (int launches = 0; launches < 2; ++launches) {
-    expect(*sum == (launches == 0 ? 50 : 6), "captured work that ran early");
+    expect(read(sum) == (launches == 0 ? before : 6), "captured work that ran early");
     expect(cudaGraphLaunch(executable, stream) == cudaSuccess, "a launch of a graph");
   }
-  expect(*sum == 6, "what a graph computes");
+  expect(read(sum) == 6, "what a graph computes");
   expect(cudaGraphDestroy(graph) == cudaSuccess, "cudaGraphDestroy");
   expect(cudaGraphExecDestroy(executable) == cudaSuccess, "cudaGraphExecDestroy");
 
@@ -222,6 +234,26 @@ void expect_graphs(int* sum) {
   expect(cudaStreamDestroy(stream) == cudaSuccess, "cudaStreamDestroy");
 }
 
+// ---- device memory ------------------------------------------------------------------------------
+
+// Whether a process that does so ends with a segmentation fault.
+bool crashes(const std::function<void()>& what) {
+  const pid_t child = fork();
+  if (child == 0) {
+    what();
+    _exit(0);
+  }
+  int status = 0;
+  waitpid(child, &status, 0);
+  return WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV;
+}
+
+void expect_protection(int* sum) {
+  volatile int* const from_host = sum;
+  expect(crashes([&] { static_cast<void>(*from_host); }), "device memory that the host reads");
+  expect(crashes([&] { *from_host = 1; }), "device memory that the host writes");
+}
+
 }  // namespace
 
 int main() {
@@ -229,8 +261,7 @@ int main() {
   expect(cudaMalloc(&sum, 64) == cudaSuccess, "cudaMalloc");
   expect(cudaMemsetAsync(sum, 0, 64, nullptr) == cudaSuccess, "cudaMemsetAsync");
   expect(run(64, 0, sum_of_threads, static_cast<int*>(sum)) == cudaSuccess, "a sum");
-  int found = 0;
-  expect(cudaMemcpy(&found, sum, 4, cudaMemcpyDeviceToHost) == cudaSuccess, "cudaMemcpy");
+  int found = read(static_cast<int*>(sum));
   expect(found == 3 * 63 * 64 / 2, "the sum over three blocks");
 
   expect_failure("waits for ever at __syncthreads", one_waits_elsewhere);
@@ -244,6 +275,7 @@ int main() {
 
   expect_products();
   expect_graphs(static_cast<int*>(sum));
+  expect_protection(static_cast<int*>(sum));
 
   expect(cudaMemcpy(&found, &found, 4, cudaMemcpyHostToDevice) != cudaSuccess, "host for device");
   expect(cudaMemcpy(sum, &found, 4, cudaMemcpyDeviceToDevice) != cudaSuccess, "host on the device");

@@ -10,6 +10,7 @@
 
 #include "cuda_runtime.h"
 #include "cuda_runtime_api.h"
+#include "device_memory.h"
 
 struct CudaEmulatedGraph {
   std::vector<std::function<cudaError_t()>> steps;
@@ -18,23 +19,14 @@ struct CudaEmulatedStream {};
 
 namespace {
 
-constexpr int kMultiprocessors = 4;
+using cuda_emulation::DeviceAccess;
+using cuda_emulation::on_device;
 
-std::mutex memory_mutex;
-std::map<const char*, size_t> allocations;  // device memory: its beginning and its bytes
+constexpr int kMultiprocessors = 4;
 
 int capability() {
   const char* const text = std::getenv("CUDA_EMULATED_CAPABILITY");
   return text == nullptr ? 90 : std::atoi(text);
-}
-
-bool on_device(const void* pointer, size_t bytes) {
-  const std::lock_guard<std::mutex> lock(memory_mutex);
-  const char* begin = static_cast<const char*>(pointer);
-  auto after = allocations.upper_bound(begin);
-  if (after == allocations.begin()) return false;
-  const auto& [at, size] = *--after;
-  return begin + bytes <= at + size;
 }
 
 bool sides_fit(const void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
@@ -131,20 +123,12 @@ cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaE
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   *pointer = nullptr;
   if (bytes == 0) return cudaSuccess;
-  if (posix_memalign(pointer, 256, bytes) != 0) return cudaErrorMemoryAllocation;
-  std::memset(*pointer, 0xcd, bytes);  // what is read before it is written shows
-  const std::lock_guard<std::mutex> lock(memory_mutex);
-  allocations[static_cast<const char*>(*pointer)] = bytes;
-  return cudaSuccess;
+  *pointer = cuda_emulation::take_device_memory(bytes);
+  return *pointer == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
 }
 cudaError_t cudaFree(void* pointer) {
   if (pointer == nullptr) return cudaSuccess;
-  {
-    const std::lock_guard<std::mutex> lock(memory_mutex);
-    if (allocations.erase(static_cast<const char*>(pointer)) == 0) return cudaErrorInvalidValue;
-  }
-  std::free(pointer);
-  return cudaSuccess;
+  return cuda_emulation::give_back_device_memory(pointer) ? cudaSuccess : cudaErrorInvalidValue;
 }
 cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
   return posix_memalign(pointer, 4096, bytes) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
@@ -174,6 +158,7 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   if (!sides_fit(to, from, bytes, kind)) return cudaErrorInvalidValue;
+  const DeviceAccess access;
   if (bytes > 0) std::memcpy(to, from, bytes);
   return cudaSuccess;
 }
@@ -200,6 +185,7 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
   return cuda_emulation::put(stream, [=] {
     if (bytes > 0 && !on_device(to, bytes)) return cudaErrorInvalidValue;
+    const DeviceAccess access;
     if (bytes > 0) std::memset(to, value, bytes);
     return cudaSuccess;
   });

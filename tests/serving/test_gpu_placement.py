@@ -6,13 +6,16 @@ import shutil
 import numpy as np
 import pytest
 from raw_client import RawClient, make_request, read_response
-from split_server import compile_stages, place_on_gpu
+from split_server import compile_stages, place_on_gpu, replace_backend, serve_split
 
+from recengine.compile import compile_bundle
 from recengine.compile.split import STAGES
 from recengine.errors import ServerError
 from recengine.serving.server import TritonServer
 
 pytestmark = pytest.mark.cuda
+
+PINNED, GPU = "1", "2"  # TRITONSERVER_MemoryType
 
 
 @pytest.fixture
@@ -65,3 +68,21 @@ def test_a_budget_that_is_no_number_is_refused(stages, tmp_path):
     arguments = ["--backend-config=recengine,gpu-table-bytes=much"]
     with pytest.raises(ServerError, match=r"gpu-table-bytes: expected an integer >= 1, found"):
         TritonServer(stages, arguments=arguments, log=tmp_path / "log").start()
+
+
+def test_what_one_stage_gives_another_stays_on_the_gpu(golden, tmp_path, users, tensors):
+    repository = replace_backend(
+        compile_bundle(golden, tmp_path / "model_repository", target="onnxruntime")
+    )
+    asked = make_request("recommend", tensors(users.batch(np.random.default_rng(0), 7)))
+    with (
+        serve_split(place_on_gpu(repository), tmp_path, arguments=["--log-verbose=1"]) as server,
+        RawClient(server.endpoints.grpc) as client,
+    ):
+        assert read_response(client.send(asked).result())["item_ids"].shape == (7, 10)
+    log = (tmp_path / "tritonserver.log").read_text()
+    placed = set(re.findall(r"Internal response allocation: (\w+), .* memory type (\d),", log))
+    given = {"sparse", "items", "item_scores"}  # to graphs; the others to stages or to the network
+    assert {(name, GPU) for name in (*given, "item_ids", "scores")} <= placed
+    assert {name for name, memory in placed if memory != GPU} & given == set()
+    assert {("item_ids", PINNED), ("scores", PINNED)} <= placed

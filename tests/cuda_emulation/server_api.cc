@@ -1,0 +1,84 @@
+// What of the CUDA runtime a tritonserver 24.10 calls besides: preloaded into it, this library
+// makes it see the emulated GPU. The server was compiled with CUDA 12's headers.
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+
+#include "cuda_runtime_api.h"
+#include "device_memory.h"
+
+namespace {
+
+// cudaDeviceProp of CUDA 12, as far as the server reads it.
+struct ServerDeviceProp {
+  char name[256];
+  char ids[32];
+  size_t totalGlobalMem;
+  char limits[64];
+  int major;
+  int minor;
+};
+static_assert(offsetof(ServerDeviceProp, totalGlobalMem) == 288);
+static_assert(offsetof(ServerDeviceProp, major) == 360);
+
+}  // namespace
+
+extern "C" {
+
+cudaError_t cudaGetDeviceProperties_v2(ServerDeviceProp* properties, int device) {
+  cudaDeviceProp known;
+  const cudaError_t status = cudaGetDeviceProperties(&known, device);
+  if (status != cudaSuccess) return status;
+  std::memcpy(properties->name, known.name, sizeof known.name);
+  properties->totalGlobalMem = known.totalGlobalMem;
+  properties->major = known.major;
+  properties->minor = known.minor;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceCanAccessPeer(int* can, int, int) {
+  *can = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceEnablePeerAccess(int, unsigned) { return cudaErrorInvalidDevice; }
+cudaError_t cudaDeviceGetPCIBusId(char* id, int size, int) {
+  std::snprintf(id, static_cast<size_t>(size), "0000:00:00.0");
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) {
+  *least = *greatest = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, 0); }
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned flags, int) {
+  return cudaStreamCreateWithFlags(stream, flags);
+}
+cudaError_t cudaStreamGetFlags(cudaStream_t, unsigned* flags) {
+  *flags = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaLaunchHostFunc(cudaStream_t, void (*function)(void*), void* data) {
+  function(data);
+  return cudaSuccess;
+}
+cudaError_t cudaMallocManaged(void** pointer, size_t, unsigned) {
+  *pointer = nullptr;
+  return cudaErrorMemoryAllocation;
+}
+cudaError_t cudaMemPrefetchAsync(const void*, size_t, int, cudaStream_t) {
+  return cudaErrorInvalidValue;
+}
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+  cudaDeviceProp properties;
+  cudaGetDeviceProperties(&properties, 0);
+  *total = properties.totalGlobalMem;
+  *free = *total - cuda_emulation::device_bytes_taken();
+  return cudaSuccess;
+}
+cudaError_t cudaMemset(void* to, int value, size_t bytes) {
+  return cudaMemsetAsync(to, value, bytes, nullptr);
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+
+}  // extern "C"
