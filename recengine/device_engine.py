@@ -12,6 +12,7 @@ from recengine._device import Device, call_device
 from recengine._engine_arguments import Arguments
 from recengine.client.schema import Schema
 from recengine.client.wire import WireUsers
+from recengine.engine import Memory
 from recengine.errors import InputError
 
 
@@ -53,6 +54,11 @@ class DeviceEngine:
     def schema(self) -> Schema:
         """What a user must bring, and the sizes of an answer."""
         return self._arguments.schema
+
+    @property
+    def memory(self) -> Memory:
+        """Where the files are, and what of the device's memory the tables have."""
+        return Memory(**self._native.memory)
 
     @property
     def device(self) -> int:

@@ -22,12 +22,15 @@ Ranked: TypeAlias = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 
 class Memory(NamedTuple):
-    """Bytes of a version's files."""
+    """Bytes of a version's files, and of its tables in the memory of a GPU."""
 
     mapped: int
     resident: int
     huge: int
     """Of the resident ones: in huge pages; 0 where the system gives none."""
+    device_tables: int
+    device_shared: int
+    """Of these: in memory before, for another engine whose files hold the same rows."""
 
 
 class Engine:
@@ -69,7 +72,7 @@ class Engine:
     @property
     def memory(self) -> Memory:
         """Where the files are now."""
-        return Memory(*self._native.memory)
+        return Memory(**self._native.memory)
 
     @property
     def has_retrieval(self) -> bool:

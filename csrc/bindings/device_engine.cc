@@ -39,6 +39,7 @@ class PyDeviceEngine {
   }
 
   py::dict schema() const { return as_dict(engine_->schema()); }
+  py::dict memory() const { return as_dict(engine_->memory()); }
 
   py::dict widths() const {
     const GraphWidths widths = engine_->widths();
@@ -109,6 +110,7 @@ void bind_device_engine(py::module_& module) {
   py::class_<PyDeviceEngine>(module, "DeviceEngine")
       .def(py::init<const std::string&, int, int64_t>(), "directory"_a, "device"_a, "table_bytes"_a)
       .def_property_readonly("schema", &PyDeviceEngine::schema)
+      .def_property_readonly("memory", &PyDeviceEngine::memory)
       .def_property_readonly("widths", &PyDeviceEngine::widths)
       .def("look_up", &PyDeviceEngine::look_up, ids, lengths, dense, "sparse"_a, "stream"_a)
       .def("look_up_candidates", &PyDeviceEngine::look_up_candidates, ids, lengths, dense,

@@ -58,10 +58,7 @@ class PyEngine {
 
   py::dict schema() const { return as_dict(engine_->schema()); }
 
-  std::tuple<int64_t, int64_t, int64_t> memory() const {
-    const EngineMemory memory = engine_->memory();
-    return {memory.mapped, memory.resident, memory.huge};
-  }
+  py::dict memory() const { return as_dict(engine_->memory()); }
 
   bool has_retrieval() const { return engine_->has(Stage::kRetrieval); }
   bool has_ranking() const { return engine_->has(Stage::kRanking); }

@@ -22,4 +22,10 @@ py::dict as_dict(const Schema& schema) {
                   py::arg("hashed_items") = schema.hashed_items);
 }
 
+py::dict as_dict(const EngineMemory& memory) {
+  return py::dict(py::arg("mapped") = memory.mapped, py::arg("resident") = memory.resident,
+                  py::arg("huge") = memory.huge, py::arg("device_tables") = memory.device_tables,
+                  py::arg("device_shared") = memory.device_shared);
+}
+
 }  // namespace recengine

@@ -28,5 +28,6 @@ struct Rows {
 };
 
 pybind11::dict as_dict(const Schema& schema);
+pybind11::dict as_dict(const EngineMemory& memory);
 
 }  // namespace recengine

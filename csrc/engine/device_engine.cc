@@ -27,7 +27,12 @@ class DeviceEngine : public Engine {
   }
 
   const Schema& schema() const override { return version_.schema; }
-  EngineMemory memory() const override { return version_.files.memory(); }
+  EngineMemory memory() const override {
+    EngineMemory memory = version_.files.memory();
+    memory.device_tables = tables_.bytes();
+    memory.device_shared = tables_.bytes() - tables_.bytes_taken();
+    return memory;
+  }
   int device() const override { return device_; }
 
   bool has(Stage stage) const override {

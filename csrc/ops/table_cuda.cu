@@ -27,6 +27,10 @@ std::shared_ptr<void> copy_scales(const EmbeddingTable& table, int device) {
   return copy_resident(table.scales, table.rows, device);
 }
 
+int64_t scale_bytes(const EmbeddingTable& table) {
+  return table.scales == nullptr ? 0 : table.rows * int64_t{sizeof(float)};
+}
+
 // Rows [begin, begin + count) of the table, `row_bytes` from one to the next.
 void lay_out(const EmbeddingTable& table, int64_t begin, int64_t count, int64_t row_bytes,
              char* to) {
@@ -96,6 +100,7 @@ DeviceTable DeviceTable::copy(const EmbeddingTable& table, int device) {
   copy.scales_ = copy_scales(table, device);
   copy.view_.scales = static_cast<const float*>(copy.scales_.get());
   copy.held_ = table.rows;
+  copy.device_bytes_ = table.rows * row_bytes + scale_bytes(table);
   return copy;
 }
 
@@ -112,9 +117,12 @@ DeviceTable DeviceTable::spill(const EmbeddingTable& table, int device, int64_t 
   spilled.view_.scales = static_cast<const float*>(spilled.scales_.get());
   const int64_t fitting = cache_bytes / RowCache::slot_bytes(spilled.view_.row_bytes);
   const auto capacity = static_cast<uint32_t>(std::min({fitting, table.rows, kMaxCapacity}));
+  spilled.device_bytes_ = scale_bytes(table);
   if (capacity > 0) {
     spilled.cache_ = std::make_shared<RowCache>(spilled.view_, capacity, device);
     spilled.view_.cache = spilled.cache_->state();
+    spilled.device_bytes_ +=
+        capacity * RowCache::slot_bytes(spilled.view_.row_bytes) + int64_t{sizeof(RowCacheState)};
   }
   return spilled;
 }

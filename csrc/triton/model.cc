@@ -48,8 +48,14 @@ void require_split(const ModelConfig& config, const Engine& engine) {
                         "`recengine compile --target gpu` compiles for it");
 }
 
+std::string megabytes(int64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
+
+std::string device_text(const EngineMemory& memory) {
+  return megabytes(memory.device_tables) + " of tables, " + megabytes(memory.device_shared) +
+         " of these shared with other models";
+}
+
 std::string memory_text(const EngineMemory& memory) {
-  const auto megabytes = [](int64_t bytes) { return std::to_string(bytes >> 20) + " MiB"; };
   std::string text = megabytes(memory.resident) + " of tensors in memory, " +
                      megabytes(memory.huge) + " of these in huge pages";
   if (memory.huge < memory.resident / 2) {
@@ -86,8 +92,11 @@ Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options, const Me
   show_waiting(0);
   std::string loaded = "recengine: " + config_.name + " version " + version + ": " + schema_.name +
                        ", " + std::to_string(schema_.num_items) + " items";
-  if (options.device != kHost) loaded += ", on GPU " + std::to_string(options.device);
-  if (options.resident && options.device == kHost) loaded += ", " + memory_text(engine_->memory());
+  if (options.device != kHost) {
+    loaded += ", on GPU " + std::to_string(options.device) + ", " + device_text(engine_->memory());
+  } else if (options.resident) {
+    loaded += ", " + memory_text(engine_->memory());
+  }
   log_info(loaded);
 }
 

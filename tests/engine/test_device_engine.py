@@ -8,6 +8,7 @@ import pytest
 from places import StagesOnGpu
 from test_engine import assert_same, random_users
 
+from bench.serving import synthetic
 from recengine import DeviceEngine, ops
 from recengine.errors import DeviceError, InputError
 
@@ -69,6 +70,40 @@ def test_calls_from_many_threads_answer_as_each_alone(golden, oracle, rng):
     for expected, found in zip(alone, together, strict=True):
         for one, other in zip(expected, found, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    """One whose tables no other test has loaded."""
+    size = synthetic.Size(items=30, users=50, candidates=5, hidden=(8, 4))
+    synthetic.write(tmp_path / "bundle", size)
+    return tmp_path / "bundle"
+
+
+def test_engines_whose_files_hold_the_same_rows_share_tables(bundle, tmp_path):
+    (tmp_path / "copy").mkdir()
+    for file in bundle.iterdir():  # no links: what counts is what a file holds
+        (tmp_path / "copy" / file.name).write_bytes(file.read_bytes())
+    first = DeviceEngine(bundle)
+    tables = first.memory.device_tables
+    assert tables > 0
+    assert first.memory.device_shared == 0
+    second = DeviceEngine(tmp_path / "copy")
+    assert (second.memory.device_tables, second.memory.device_shared) == (tables, tables)
+    del first
+    assert DeviceEngine(bundle).memory.device_shared == tables
+
+
+def test_tables_go_with_the_last_engine_that_has_them(bundle):
+    for _ in range(2):
+        assert DeviceEngine(bundle).memory.device_shared == 0
+
+
+def test_tables_with_rows_on_the_host_are_shared_apart(bundle):
+    whole = DeviceEngine(bundle)
+    first, second = (DeviceEngine(bundle, table_bytes=1) for _ in range(2))
+    assert whole.memory.device_shared == first.memory.device_shared == 0
+    assert second.memory.device_shared == second.memory.device_tables
 
 
 @pytest.mark.parametrize("table_bytes", [1, 700, 4_000, 1 << 30])

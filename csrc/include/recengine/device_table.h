@@ -54,9 +54,13 @@ class DeviceTable {
   const EmbeddingTable& view() const { return view_; }
   int device() const { return device_; }
 
+  // Of the device's memory that was taken for it.
+  int64_t device_bytes() const { return device_bytes_; }
+
  private:
   EmbeddingTable view_;
   int device_ = 0;
+  int64_t device_bytes_ = 0;
   std::shared_ptr<void> data_;  // null when borrowed
   std::shared_ptr<void> scales_;
   std::shared_ptr<RowCache> cache_;  // null where no row is spilled, or none is held

@@ -101,13 +101,16 @@ struct EngineOptions {
   int64_t device_table_bytes = 0;  // of its memory for tables; what does not fit stays on the host
 };
 
-// Bytes of a version's files. Tensors that are resident are copies in memory, which the engines of
-// a process share, in huge pages where the system gives them: random rows are read without walking
-// page tables, and not from disk. Files of less than a huge page stay mapped.
+// Bytes of a version's files, and of its tables in the memory of a GPU. Tensors that are resident
+// are copies in memory, which the engines of a process share, in huge pages where the system gives
+// them: random rows are read without walking page tables, and not from disk. Files of less than a
+// huge page stay mapped.
 struct EngineMemory {
   int64_t mapped = 0;
   int64_t resident = 0;
   int64_t huge = 0;  // of the resident ones: in huge pages
+  int64_t device_tables = 0;
+  int64_t device_shared = 0;  // of these: there before, for another engine
 };
 
 // Users as they stand on the wire: ids [batch, width], lengths [batch, features + 1], dense
