@@ -30,7 +30,7 @@ class Memory(NamedTuple):
     """Of the resident ones: in huge pages; 0 where the system gives none."""
     device_tables: int
     device_shared: int
-    """Of these: in memory before, for another engine whose files hold the same rows."""
+    """Of these: there before, for another engine whose files have the same contents."""
 
 
 class Engine:

@@ -56,6 +56,7 @@ void cosine_topk_cuda(const CudaContext&, const DeviceItemIndex&, const TopKQuer
 }
 void pack_bitmap_cuda(const CudaContext&, Span<const uint8_t>, Span<uint64_t>) { fail(); }
 DeviceTable DeviceTable::copy(const EmbeddingTable&, int) { fail(); }
+int64_t DeviceTable::bytes_of_copy(const EmbeddingTable&) { fail(); }
 DeviceTable DeviceTable::spill(const EmbeddingTable&, int, int64_t) { fail(); }
 DeviceTable DeviceTable::borrow(EmbeddingTable) { fail(); }
 int64_t DeviceTable::refresh() const { fail(); }

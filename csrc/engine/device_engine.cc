@@ -30,7 +30,7 @@ class DeviceEngine : public Engine {
   EngineMemory memory() const override {
     EngineMemory memory = version_.files.memory();
     memory.device_tables = tables_.bytes();
-    memory.device_shared = tables_.bytes() - tables_.bytes_taken();
+    memory.device_shared = tables_.bytes_shared();
     return memory;
   }
   int device() const override { return device_; }

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <numeric>
 #include <optional>
+#include <set>
 #include <thread>
 #include <tuple>
 #include <utility>
@@ -19,11 +20,6 @@ namespace recengine {
 namespace {
 
 constexpr auto kRefreshPeriod = std::chrono::seconds(1);
-
-int64_t bytes_of(const EmbeddingTable& table) {
-  const int64_t scale_bytes = table.scales == nullptr ? 0 : int64_t{sizeof(float)};
-  return table.rows * (table.row_bytes + scale_bytes);
-}
 
 using Digests = std::vector<std::string>;
 using Contents = std::pair<Digests, std::string>;  // of a file, and which tensor of it
@@ -54,8 +50,14 @@ class LoadedTable {
     bool is_first = false;
     std::call_once(once_, [&] {
       table_.emplace(make());
-      if (table_->view().cache != nullptr) refresher_ = std::thread([this] { keep_refreshing(); });
       is_first = true;
+      if (table_->view().cache == nullptr) return;
+      try {
+        refresher_ = std::thread([this] { keep_refreshing(); });
+      } catch (...) {
+        table_.reset();  // the next who asks loads it again
+        throw;
+      }
     });
     return is_first;
   }
@@ -69,8 +71,10 @@ class LoadedTable {
       lock.unlock();
       try {
         table_->refresh();
-      } catch (const std::exception&) {
+      } catch (const DeviceError&) {
         return;  // the rows that are held stay, and calls tell what is wrong with the device
+      } catch (const std::exception&) {
+        // Out of memory: the next time, maybe.
       }
       lock.lock();
     }
@@ -86,15 +90,18 @@ class LoadedTable {
 
 namespace {
 
-enum class Place { kDevice, kHost };
+constexpr int64_t kWhole = -1;
 
+// `cache_bytes`: of the device's memory, where rows are on the host; else kWhole.
 std::shared_ptr<LoadedTable> shared_table(const Manifest& manifest, const TableSpec& spec,
-                                          int device, Place place) {
-  using Key = std::tuple<int, Place, RowType, Contents, std::optional<Contents>>;
+                                          int device, int64_t cache_bytes) {
+  using Key =
+      std::tuple<int, int64_t, RowType, int64_t, int32_t, Contents, std::optional<Contents>>;
   static SharedByKey<Key, LoadedTable> all;
   std::optional<Contents> scales;
   if (spec.scales) scales = contents_of(manifest, *spec.scales);
-  return all.get({device, place, spec.row_type, contents_of(manifest, spec.data), scales},
+  return all.get({device, cache_bytes, spec.row_type, spec.rows, spec.dim,
+                  contents_of(manifest, spec.data), scales},
                  [] { return std::make_shared<LoadedTable>(); });
 }
 
@@ -104,23 +111,28 @@ DeviceTables::DeviceTables(const Manifest& manifest, const Assets& assets, int d
                            int64_t budget) {
   std::vector<std::pair<int64_t, std::string>> by_size;
   for (const auto& [name, spec] : manifest.tables) {
-    by_size.emplace_back(bytes_of(assets.table(name)), name);
+    by_size.emplace_back(DeviceTable::bytes_of_copy(assets.table(name)), name);
   }
   std::sort(by_size.begin(), by_size.end());
-  const auto add = [&](const std::string& name, Place place, const auto& make) {
-    const auto table = shared_table(manifest, manifest.tables.at(name), device, place);
-    const bool taken = table->load(make);
-    EmbeddingTable view = table->table().view();
+  std::set<const LoadedTable*> counted;
+  const auto add = [&](const std::string& name, int64_t cache_bytes) {
+    const EmbeddingTable& table = assets.table(name);
+    const auto loaded = shared_table(manifest, manifest.tables.at(name), device, cache_bytes);
+    const bool is_first = loaded->load([&] {
+      return cache_bytes == kWhole ? DeviceTable::copy(table, device)
+                                   : DeviceTable::spill(table, device, cache_bytes);
+    });
+    EmbeddingTable view = loaded->table().view();
     view.name = name;
-    bytes_ += table->table().device_bytes();
-    if (taken) bytes_taken_ += table->table().device_bytes();
-    tables_.emplace(name, Entry{table, std::move(view)});
+    tables_.emplace(name, Entry{loaded, std::move(view)});
+    if (!counted.insert(loaded.get()).second) return;
+    bytes_ += loaded->table().device_bytes();
+    if (!is_first) bytes_shared_ += loaded->table().device_bytes();
   };
   int64_t left = budget == 0 ? INT64_MAX : budget;
   auto next = by_size.begin();
   for (; next != by_size.end() && next->first <= left; ++next) {
-    const EmbeddingTable& table = assets.table(next->second);
-    add(next->second, Place::kDevice, [&] { return DeviceTable::copy(table, device); });
+    add(next->second, kWhole);
     left -= next->first;
   }
   const double spilled = std::accumulate(
@@ -128,9 +140,7 @@ DeviceTables::DeviceTables(const Manifest& manifest, const Assets& assets, int d
       [](double sum, const auto& table) { return sum + static_cast<double>(table.first); });
   for (; next != by_size.end(); ++next) {
     const double share = static_cast<double>(next->first) / spilled;
-    const auto cache_bytes = static_cast<int64_t>(share * static_cast<double>(left));
-    const EmbeddingTable& table = assets.table(next->second);
-    add(next->second, Place::kHost, [&] { return DeviceTable::spill(table, device, cache_bytes); });
+    add(next->second, static_cast<int64_t>(share * static_cast<double>(left)));
   }
 }
 

@@ -13,15 +13,15 @@ namespace recengine {
 
 class LoadedTable;
 
-// The tables of a version directory for a GPU. Engines of a process share those that hold the same
-// rows, by the checksums of their files: both lookups of a recommender, and a version that is
-// published while the one before serves.
+// The tables of a version directory for a GPU. Engines of a process share a table that lies in
+// files of the same contents, by their checksums: a version that is published while the one before
+// serves takes memory for what is new in it.
 class DeviceTables {
  public:
   // Of at most `budget` bytes of the device's memory; 0 is no limit. The smallest tables are there
   // whole. What is left holds hot rows of the others, in proportion to their sizes; every second
-  // those that were read most become the ones that are held. Whoever loads a table first decides
-  // how much of it is held.
+  // those that were read most become the ones that are held. Tables of which other parts are held
+  // are not shared.
   DeviceTables(const Manifest& manifest, const Assets& assets, int device, int64_t budget);
   ~DeviceTables();
   DeviceTables(const DeviceTables&) = delete;
@@ -29,9 +29,9 @@ class DeviceTables {
 
   const EmbeddingTable& view(const std::string& name) const { return tables_.at(name).view; }
 
-  // Of the device's memory that they are in, and what of it was taken for them.
+  // Of the device's memory, and what of it other engines had loaded before.
   int64_t bytes() const { return bytes_; }
-  int64_t bytes_taken() const { return bytes_taken_; }
+  int64_t bytes_shared() const { return bytes_shared_; }
 
  private:
   struct Entry {
@@ -41,7 +41,7 @@ class DeviceTables {
 
   std::map<std::string, Entry> tables_;
   int64_t bytes_ = 0;
-  int64_t bytes_taken_ = 0;
+  int64_t bytes_shared_ = 0;
 };
 
 }  // namespace recengine

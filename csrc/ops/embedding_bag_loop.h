@@ -30,6 +30,7 @@ constexpr int64_t kLinesAhead = 32;   // of paced prefetches
 constexpr int64_t kMostAhead = 16;    // the rows of these
 constexpr int64_t kLeastAhead = 2;
 constexpr int64_t kGroupUsers = 256;
+constexpr int kMostVectors = 8;  // of sums in a pass over columns
 
 // Stored values, told apart by type. An address within a row counts in values.
 struct Half {
@@ -190,26 +191,31 @@ struct Pace {
   int64_t first;  // bytes of a row, the last one included
   int64_t last;
   int64_t apart;  // of a byte that the first pass reads besides, or -1
-  int64_t ahead;  // how many rows
+  int64_t ahead;  // how many rows; 0 for a pass whose bytes are there already
 };
 
+// So many that they have kLinesAhead lines, within kLeastAhead and kMostAhead.
 int64_t rows_ahead(int64_t lines) {
-  const int64_t rows = kLinesAhead / lines;
-  return rows < kLeastAhead ? kLeastAhead : rows > kMostAhead ? kMostAhead : rows;
+  constexpr int8_t kRows[] = {16, 16, 16, 10, 8, 6, 5, 4, 4, 3, 3};
+  static_assert(kRows[2] == kLinesAhead / 2 && kRows[10] == kLinesAhead / 10);
+  return lines <= 10 ? kRows[lines] : kLeastAhead;
 }
 
-// Of columns [begin, end): each pass prefetches its own bytes, so that lines are on their way in
-// all of them.
-template <typename T>
+// Of columns [begin, end). Each pass over many columns prefetches its own bytes, so that lines are
+// on their way in all of them; the last of these those of the short passes behind it, too.
+template <typename Simd, typename T>
 Pace pace_of(const EmbeddingTable& table, int64_t begin, int64_t end) {
+  constexpr int64_t kMany = kMostVectors * Simd::kWidth;
+  if (begin > 0 && end - begin < kMany) return {0, 0, -1, 0};
   const auto byte_of = [&](int64_t column) {
     return table.codes_at + column * static_cast<int64_t>(sizeof(T)) / kValuesIn<T>;
   };
-  Pace pace{begin == 0 ? 0 : byte_of(begin),
-            end == table.dim ? table.row_bytes - 1 : byte_of(end) - 1, -1, 0};
+  const bool is_last = table.dim - end < kMany;
+  Pace pace{begin == 0 ? 0 : byte_of(begin), is_last ? table.row_bytes - 1 : byte_of(end) - 1, -1,
+            0};
   if (begin == 0 && table.scale_at > pace.last) pace.apart = table.scale_at;
   const int64_t lines =
-      begin == 0 && end == table.dim ? lines_of(table) : (pace.last - pace.first) / kLineBytes + 2;
+      begin == 0 && is_last ? lines_of(table) : (pace.last - pace.first) / kLineBytes + 2;
   pace.ahead = rows_ahead(lines);
   return pace;
 }
@@ -287,6 +293,7 @@ __attribute__((always_inline)) inline ScaleAndBias scale_and_bias(const Run& run
 template <typename Simd>
 RECENGINE_PREFETCHES void prefetch_ahead(const Run& run, int64_t i, const Pace& pace) {
   if constexpr (Simd::kPaced) {
+    if (pace.ahead == 0) return;
     const char* const row = run.rows[i + pace.ahead];
     prefetch_lines(row, pace.first, pace.last);
     if (pace.apart >= 0) __builtin_prefetch(row + pace.apart);
@@ -326,7 +333,7 @@ template <typename Simd, typename T, bool kScaled, int kVectors>
 float pool_vectors(const Run& run, int64_t begin) {
   using Reg = typename Simd::Reg;
   const int64_t codes_at = run.table->codes_at;
-  const Pace pace = pace_of<T>(*run.table, begin, begin + kVectors * Simd::kWidth);
+  const Pace pace = pace_of<Simd, T>(*run.table, begin, begin + kVectors * Simd::kWidth);
   const char* const* const rows = run.rows;
   float* out = run.out + begin;
   float bias = run.biases_before;
@@ -369,7 +376,7 @@ template <typename Simd, typename T>
 float pool_tail(const Run& run, int64_t begin, bool scaled) {
   using Reg = typename Simd::Reg;
   const int width = static_cast<int>(run.table->dim - begin);
-  const Pace pace = pace_of<T>(*run.table, begin, run.table->dim);
+  const Pace pace = pace_of<Simd, T>(*run.table, begin, run.table->dim);
   float* out = run.out + begin;
   float bias = run.biases_before;
   int64_t i = 0;
@@ -397,8 +404,8 @@ float pool_typed(const Run& run) {
   const int64_t dim = run.table->dim;
   int64_t begin = 0;
   float bias = 0;
-  for (; begin + 8 * kWidth <= dim; begin += 8 * kWidth) {
-    bias = pool_vectors<Simd, T, kScaled, 8>(run, begin);
+  for (; begin + kMostVectors * kWidth <= dim; begin += kMostVectors * kWidth) {
+    bias = pool_vectors<Simd, T, kScaled, kMostVectors>(run, begin);
   }
   if (begin + 4 * kWidth <= dim) {
     bias = pool_vectors<Simd, T, kScaled, 4>(run, begin);
@@ -540,7 +547,9 @@ bool pool_group_paced(const Group& group) {
   Block blocks[2];
   if (!fill<true>(group, cursor, positions, blocks[0])) return false;
   const EmbeddingTable& first = *group.chunk->columns[0].table;
-  const int64_t ahead = rows_ahead(lines_of(first));
+  const int64_t passes = first.dim / (kMostVectors * Simd::kWidth);
+  const int64_t lines = passes > 1 ? (lines_of(first) + passes - 1) / passes : lines_of(first);
+  const int64_t ahead = rows_ahead(lines);  // of a pass
   for (int64_t i = 0; i < blocks[0].size && i < ahead; ++i) {
     prefetch_lines(blocks[0].rows[i], 0, first.row_bytes - 1);
   }

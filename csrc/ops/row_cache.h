@@ -58,6 +58,9 @@ class RowCache {
   // Device memory for a row: its slot and its share of the maps.
   static int64_t slot_bytes(int64_t row_bytes);
 
+  // For all of a cache.
+  static int64_t device_bytes(uint32_t capacity, int64_t row_bytes);
+
   // For the kernels alone.
   RowCacheState* state() const { return static_cast<RowCacheState*>(state_.get()); }
 

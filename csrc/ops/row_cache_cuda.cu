@@ -114,6 +114,10 @@ int64_t map_bytes(int64_t capacity) {
 
 int64_t RowCache::slot_bytes(int64_t row_bytes) { return row_bytes + 2 * map_bytes(1); }
 
+int64_t RowCache::device_bytes(uint32_t capacity, int64_t row_bytes) {
+  return capacity * slot_bytes(row_bytes) + int64_t{sizeof(RowCacheState)} + kWorkBytes;
+}
+
 RowCache::RowCache(const EmbeddingTable& table, uint32_t capacity, int device)
     : host_rows_(static_cast<const char*>(table.data)),
       row_bytes_(table.row_bytes),

@@ -100,8 +100,12 @@ DeviceTable DeviceTable::copy(const EmbeddingTable& table, int device) {
   copy.scales_ = copy_scales(table, device);
   copy.view_.scales = static_cast<const float*>(copy.scales_.get());
   copy.held_ = table.rows;
-  copy.device_bytes_ = table.rows * row_bytes + scale_bytes(table);
+  copy.device_bytes_ = bytes_of_copy(table);
   return copy;
+}
+
+int64_t DeviceTable::bytes_of_copy(const EmbeddingTable& table) {
+  return table.rows * padded_row_bytes(table.row_bytes) + scale_bytes(table);
 }
 
 DeviceTable DeviceTable::spill(const EmbeddingTable& table, int device, int64_t cache_bytes) {
@@ -121,8 +125,7 @@ DeviceTable DeviceTable::spill(const EmbeddingTable& table, int device, int64_t 
   if (capacity > 0) {
     spilled.cache_ = std::make_shared<RowCache>(spilled.view_, capacity, device);
     spilled.view_.cache = spilled.cache_->state();
-    spilled.device_bytes_ +=
-        capacity * RowCache::slot_bytes(spilled.view_.row_bytes) + int64_t{sizeof(RowCacheState)};
+    spilled.device_bytes_ += RowCache::device_bytes(capacity, spilled.view_.row_bytes);
   }
   return spilled;
 }

@@ -52,7 +52,7 @@ std::string megabytes(int64_t bytes) { return std::to_string(bytes >> 20) + " Mi
 
 std::string device_text(const EngineMemory& memory) {
   return megabytes(memory.device_tables) + " of tables, " + megabytes(memory.device_shared) +
-         " of these shared with other models";
+         " of these loaded before";
 }
 
 std::string memory_text(const EngineMemory& memory) {

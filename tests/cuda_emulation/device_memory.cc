@@ -15,7 +15,6 @@ namespace {
 
 constexpr size_t kAlignment = 256;         // of cudaMalloc
 constexpr size_t kPage = size_t{2} << 20;  // large ones, so that to protect them is cheap
-constexpr size_t kCapacity = size_t{16} << 30;
 
 #ifdef __SANITIZE_ADDRESS__
 constexpr bool kProtected = false;
@@ -28,7 +27,7 @@ size_t rounded(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * u
 class DeviceMemory {
  public:
   void* take(size_t bytes) {
-    if (bytes > kCapacity) return nullptr;
+    if (bytes > kDeviceBytes) return nullptr;
     const std::lock_guard<std::mutex> lock(mutex_);
     char* const begin = kProtected ? find_gap(rounded(bytes, kAlignment)) : allocate(bytes);
     if (begin == nullptr) return nullptr;
@@ -41,6 +40,7 @@ class DeviceMemory {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto found = allocations_.find(static_cast<const char*>(pointer));
     if (found == allocations_.end()) return false;
+    std::memset(pointer, 0xcd, found->second);  // what is read after it shows, too
     taken_ -= found->second;
     allocations_.erase(found);
     if (!kProtected) std::free(pointer);
@@ -84,7 +84,7 @@ class DeviceMemory {
       if (begin + bytes + kAlignment <= at) break;
       begin = const_cast<char*>(at) + rounded(size, kAlignment) + kAlignment;
     }
-    if (begin + bytes > arena_ + kCapacity) return nullptr;
+    if (begin + bytes > arena_ + kDeviceBytes) return nullptr;
     const size_t used = rounded(static_cast<size_t>(begin + bytes - arena_), kPage);
     if (used > used_) {
       used_ = used;
@@ -94,11 +94,11 @@ class DeviceMemory {
   }
 
   bool reserve() {
-    void* const space = mmap(nullptr, kCapacity + kPage, PROT_NONE,
+    void* const space = mmap(nullptr, kDeviceBytes + kPage, PROT_NONE,
                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (space == MAP_FAILED) return false;
     arena_ = reinterpret_cast<char*>(rounded(reinterpret_cast<uintptr_t>(space), kPage));
-    madvise(arena_, kCapacity, MADV_HUGEPAGE);
+    madvise(arena_, kDeviceBytes, MADV_HUGEPAGE);
     return true;
   }
 
@@ -132,7 +132,10 @@ void* take_device_memory(size_t bytes) {
   return pointer;
 }
 
-bool give_back_device_memory(void* pointer) { return memory().give_back(pointer); }
+bool give_back_device_memory(void* pointer) {
+  const DeviceAccess access;
+  return memory().give_back(pointer);
+}
 
 bool on_device(const void* pointer, size_t bytes) {
   return memory().holds(static_cast<const char*>(pointer), bytes);

@@ -8,6 +8,8 @@
 
 namespace cuda_emulation {
 
+constexpr size_t kDeviceBytes = size_t{16} << 30;
+
 // Null when there is no memory left.
 void* take_device_memory(size_t bytes);
 

@@ -94,8 +94,8 @@ cudaError_t cudaGetDeviceCount(int* count) {
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   if (device != 0) return cudaErrorInvalidDevice;
-  *properties = {"emulated on the CPU", size_t{1} << 30, capability() / 10, capability() % 10,
-                 kMultiprocessors};
+  *properties = {"emulated on the CPU", cuda_emulation::kDeviceBytes, capability() / 10,
+                 capability() % 10, kMultiprocessors};
   return cudaSuccess;
 }
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {

@@ -1,5 +1,6 @@
-// What of the CUDA runtime a tritonserver 24.10 calls besides: preloaded into it, this library
-// makes it see the emulated GPU. The server was compiled with CUDA 12's headers.
+// What of the CUDA runtime a tritonserver 24.10 and its Python backend call besides when our tests
+// use them: preloaded, this library makes them see the emulated GPU. CUDA's shared memory, kernels
+// of their own and copies between GPUs are not there. They were compiled with CUDA 12's headers.
 
 #include <cstddef>
 #include <cstdint>

@@ -9,7 +9,8 @@ from places import StagesOnGpu
 from test_engine import assert_same, random_users
 
 from bench.serving import synthetic
-from recengine import DeviceEngine, ops
+from recengine import DeviceEngine, Engine, ops
+from recengine.client.wire import WireUsers
 from recengine.errors import DeviceError, InputError
 
 pytestmark = pytest.mark.cuda
@@ -74,8 +75,8 @@ def test_calls_from_many_threads_answer_as_each_alone(golden, oracle, rng):
 
 @pytest.fixture
 def bundle(tmp_path):
-    """One whose tables no other test has loaded."""
-    size = synthetic.Size(items=30, users=50, candidates=5, hidden=(8, 4))
+    """One whose tables no engine has that outlives its test."""
+    size = synthetic.Size(items=300, users=500, candidates=5, hidden=(8, 4), row_type="int8")
     synthetic.write(tmp_path / "bundle", size)
     return tmp_path / "bundle"
 
@@ -99,11 +100,40 @@ def test_tables_go_with_the_last_engine_that_has_them(bundle):
         assert DeviceEngine(bundle).memory.device_shared == 0
 
 
-def test_tables_with_rows_on_the_host_are_shared_apart(bundle):
+def test_tables_of_which_the_same_part_is_held_are_shared(bundle):
     whole = DeviceEngine(bundle)
-    first, second = (DeviceEngine(bundle, table_bytes=1) for _ in range(2))
-    assert whole.memory.device_shared == first.memory.device_shared == 0
+    first, other = (DeviceEngine(bundle, table_bytes=held) for held in (4_000, 5_000))
+    assert whole.memory.device_tables != first.memory.device_tables > 0
+    for engine in (whole, first, other):
+        assert engine.memory.device_shared == 0
+    second = DeviceEngine(bundle, table_bytes=4_000)
     assert second.memory.device_shared == second.memory.device_tables
+    assert second.memory == first.memory._replace(device_shared=second.memory.device_tables)
+
+
+@pytest.mark.parametrize("table_bytes", [None, 4_000])
+def test_a_shared_table_outlives_the_engine_that_loaded_it(bundle, table_bytes):
+    users = WireUsers(
+        ids=np.arange(60).reshape(30, 2), lengths=np.tile(np.int32([1, 1, 0]), (30, 1)), dense=None
+    )
+    expected = Engine(bundle).look_up(users)["sparse"]
+    first = DeviceEngine(bundle, table_bytes=table_bytes)
+    second = DeviceEngine(bundle, table_bytes=table_bytes)
+    assert second.memory.device_shared > 0
+    del first
+    end = time.monotonic() + 1.5  # hot rows are chosen anew every second
+    while time.monotonic() < end:
+        found = second.look_up(users)["sparse"].numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_engines_that_load_at_the_same_time_share_tables(bundle):
+    with ThreadPoolExecutor(4) as threads:
+        engines = list(threads.map(DeviceEngine, [bundle] * 4))
+    memories = [engine.memory for engine in engines]
+    assert sum(memory.device_tables - memory.device_shared for memory in memories) == (
+        memories[0].device_tables
+    )
 
 
 @pytest.mark.parametrize("table_bytes", [1, 700, 4_000, 1 << 30])

@@ -25,6 +25,9 @@ class DeviceTable {
   // the kernels read at once, unless that would add more than a third.
   static DeviceTable copy(const EmbeddingTable& table, int device);
 
+  // Of the device's memory that copy() takes.
+  static int64_t bytes_of_copy(const EmbeddingTable& table);
+
   // A copy of rows in pinned memory of the host, for tables larger than the device's memory. Calls
   // read them there, but for the hot ones, of which `cache_bytes` of device memory hold copies and
   // their share of a map: as many rows as fit, at first the first ones. Results are those of copy()
