@@ -105,9 +105,11 @@ bench-scale: $(VENV)/perf_analyzer/perf_analyzer
 
 # On a GPU host with nvcc: builds the CUDA parts, checks them on the GPU, measures them beside torch.
 bench-gpu: $(VENV)/installed
-	bash tools/gpu_checks.sh $(VENV)
-	$(BIN)/python -m bench.gpu.embedding_bag $(BENCH_ARGS)
-	$(BIN)/python -m bench.gpu.cosine_topk $(BENCH_ARGS)
+	failed=0; \
+	bash tools/gpu_checks.sh $(VENV) || failed=1; \
+	$(BIN)/python -m bench.gpu.embedding_bag $(BENCH_ARGS) || failed=1; \
+	$(BIN)/python -m bench.gpu.cosine_topk $(BENCH_ARGS) || failed=1; \
+	exit $$failed
 
 clean:
 	rm -rf build $(VENV) artifacts $(DATA) $(REPOSITORY)/.compiled $(REPOSITORY)/*/[0-9]* $(REPOSITORY)/*/failed-* $(REPOSITORY)/*/warmup

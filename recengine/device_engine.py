@@ -115,7 +115,7 @@ class DeviceEngine:
         )
 
     def search(self, users: WireUsers, vectors: Any, k: int | None = None) -> tuple[Any, Any]:
-        """`Engine.search`, the same answer to the bit for the same vectors.
+        """`Engine.search`, the same answer to the bit for the same vectors. Waits for it.
 
         Args:
             users: the batch.
@@ -147,7 +147,9 @@ class DeviceEngine:
         graph_scores: Any,
         k: int | None = None,
     ) -> tuple[Any, Any]:
-        """`Engine.order`, the same answer; of more than 8192 candidates k is at most 4096.
+        """`Engine.order`, the same answer. Waits for it.
+
+        Of more than 8192 candidates k is at most 4096.
 
         Args:
             users: the batch.

@@ -80,16 +80,22 @@ elif ! diff -u "$kept" "$found"; then
   exit 1
 fi
 
-# The native module of a CUDA build, of those objects and the CPU build's.
+# The native module and the backend of a CUDA build, of those objects and the CPU build's.
 source tools/package.sh
 built=$(ls -d build/cp3*/CMakeFiles | head -1)
 package=$reports/package
 make_package "$venv" "$package"
 suffix=$("$python" -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
-find "$built/recengine_core.dir" "$built/_native.dir" -name '*.o' ! -name 'no_cuda.cc.o' -print0 |
-  xargs -0 nvcc -shared -Xcompiler -O1,-flto=auto -o "$package/recengine/_native$suffix" \
-    "$reports"/objects/*.o -Xlinker "-rpath=\$ORIGIN/../openvino/libs" \
-    -Xlinker "$(echo "$site"/openvino/libs/libopenvino.so.*)"
+# link TARGET LIBRARY OPTION...
+link() {
+  find "$built/recengine_core.dir" "$built/$1.dir" -name '*.o' \
+    ! -name 'no_cuda.cc.o' ! -name '*.cu.o' -print0 |
+    xargs -0 nvcc -shared -Xcompiler -O1,-flto=auto -o "$2" "$reports"/objects/*.o \
+      -Xlinker "$(echo "$site"/openvino/libs/libopenvino.so.*)" "${@:3}"
+}
+link _native "$package/recengine/_native$suffix" -Xlinker "-rpath=\$ORIGIN/../openvino/libs"
+link triton_recengine "$reports/libtriton_recengine.so" \
+  -Xlinker --version-script=csrc/triton/exports.map -ldl
 cd "$package" # this folder has a recengine of its own
 PYTHONPATH=$package:$site PYTHONDONTWRITEBYTECODE=1 "$python" -c \
   'from recengine import ops; print("check_cuda: linked and imported; GPUs:", ops.cuda_devices())'

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# On a GPU host: builds the CUDA parts for its GPU, runs the tests marked `cuda` on it, some of them
-# under compute-sanitizer, and profiles one call of each kernel with ncu. Needs nvcc, and no network.
+# On a GPU host: builds the CUDA parts for its GPU, runs the tests marked `cuda` on it, those marked
+# `tensorrt` where that is installed, some under compute-sanitizer, and profiles calls with ncu. Needs nvcc, and no network.
 # usage: gpu_checks.sh VENV [FOLDER FOR gpu-checks-<GPU>.txt]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -35,10 +35,19 @@ check() {
 }
 check "tests" "$python" -m pytest tests -m cuda
 
+if "$python" -c 'import tensorrt' 2>/dev/null; then
+  check "plans" "$python" -m pytest tests -m tensorrt
+else
+  echo "gpu_checks: no tensorrt in the environment; its tests did not run"
+fi
+
 if command -v compute-sanitizer >/dev/null; then
-  for tool in memcheck racecheck synccheck; do
-    check "compute-sanitizer $tool" compute-sanitizer --tool $tool --error-exitcode 1 \
-      "$python" -m pytest tests/ops -m cuda -k "row_cache or order or vocabulary or \
+  for tool in memcheck racecheck synccheck initcheck; do
+    options=(--tool $tool --error-exitcode 1)
+    # Tests ask for devices that are not there.
+    [[ $tool == memcheck ]] && options+=(--report-api-errors no)
+    check "compute-sanitizer $tool" compute-sanitizer "${options[@]}" \
+      "$python" -m pytest tests/ops -m cuda --hypothesis-profile=few -k "row_cache or order or vocabulary or \
         (embedding_bag_cuda or cosine_topk_cuda) and \
         (several_warps and fp16 or batches_of_every_size or list_that_overflows)" -o timeout=0
   done
@@ -51,9 +60,9 @@ if command -v ncu >/dev/null; then
   metrics+=,dram__throughput.avg.pct_of_peak_sustained_elapsed,lts__t_sector_hit_rate.pct
   metrics+=,sm__throughput.avg.pct_of_peak_sustained_elapsed
   metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread
-  for op in embedding_bag cosine_topk; do
+  for op in embedding_bag cosine_topk cosine_topk_1024; do
     echo "== ncu $op"
-    ncu --profile-from-start off --metrics $metrics "$python" -m bench.gpu.one_call $op ||
+    ncu --profile-from-start off --clock-control none --metrics $metrics "$python" -m bench.gpu.one_call $op ||
       echo "gpu_checks: ncu failed; may this user read the GPU's counters?"
   done
 else

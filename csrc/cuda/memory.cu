@@ -21,6 +21,7 @@ cudaMemPool_t make_pool(int device) {
   properties.location.type = cudaMemLocationTypeDevice;
   properties.location.id = device;
   cudaMemPool_t pool;
+  const RelaxedCapture relaxed;
   RECENGINE_CUDA_CHECK(cudaMemPoolCreate(&pool, &properties));
   uint64_t kept = kKeptBytes;
   RECENGINE_CUDA_CHECK(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept));
@@ -70,6 +71,7 @@ std::shared_ptr<void> allocate_resident(int64_t bytes, int device) {
 std::shared_ptr<void> allocate_mapped(int64_t bytes, int device) {
   const cuda::DeviceGuard guard(device);
   void* data = nullptr;
+  const cuda::RelaxedCapture relaxed;
   if (bytes > 0) {
     RECENGINE_CUDA_CHECK(cudaHostAlloc(&data, static_cast<size_t>(bytes),
                                        cudaHostAllocMapped | cudaHostAllocPortable));
@@ -81,6 +83,7 @@ std::shared_ptr<void> allocate_mapped(int64_t bytes, int device) {
 }
 
 void copy_to_device(void* to, const void* from, int64_t bytes, int device, CudaStream stream) {
+  if (bytes == 0) return;
   const cuda::DeviceGuard guard(device);
   RECENGINE_CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyHostToDevice,
                                        as_stream(stream)));
@@ -88,6 +91,7 @@ void copy_to_device(void* to, const void* from, int64_t bytes, int device, CudaS
 }
 
 void copy_to_host(void* to, const void* from, int64_t bytes, int device, CudaStream stream) {
+  if (bytes == 0) return;
   const cuda::DeviceGuard guard(device);
   RECENGINE_CUDA_CHECK(cudaMemcpyAsync(to, from, static_cast<size_t>(bytes), cudaMemcpyDeviceToHost,
                                        as_stream(stream)));

@@ -68,7 +68,7 @@ class Placements {
     Placement& placement = placements_[device];
     if (placement.failure) std::rethrow_exception(placement.failure);
     if (placement.model == nullptr) load(placement, device, backend);
-    ++placement.instances;
+    placement.model->set_instances(++placement.instances);
     return *placement.model;
   }
 

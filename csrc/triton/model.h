@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -25,6 +26,11 @@ class Model {
   // How many threads a batch of so many rows could keep busy by itself, at least 1.
   int64_t threads_worth(int64_t rows) const { return engine_->threads_worth(config_.stage, rows); }
 
+  // How many batches run at once, unless many rows wait: on a GPU one an instance, for each search
+  // reads all items there. 0: as many as keep the threads busy.
+  int64_t batches_at_once() const { return slots_ == nullptr ? 0 : instances_.load(); }
+  void set_instances(int64_t count) { instances_ = count; }
+
   // Answers every one of the requests. `computed` may be called when only that is left to do.
   void run(Requests requests, const std::function<void()>& computed) const noexcept;
 
@@ -38,7 +44,8 @@ class Model {
   ModelConfig config_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<DeviceSlots> slots_;  // on a GPU
-  Schema schema_;                       // the engine's, with the limit that clients are told
+  std::atomic<int64_t> instances_{1};
+  Schema schema_;  // the engine's, with the limit that clients are told
   std::unique_ptr<Metric> shed_queue_full_;
   std::unique_ptr<Metric> shed_deadline_;
   std::unique_ptr<Metric> waiting_rows_;

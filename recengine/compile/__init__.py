@@ -14,6 +14,7 @@ from typing import Protocol
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as pb
 
+from recengine import ops
 from recengine._files import locked, sync
 from recengine.bundle import (
     FidelityBounds,
@@ -173,6 +174,12 @@ def _layout(
         return Fused(manifest), []
     if target == "onnxruntime":
         return Split(manifest, target, onnxruntime), []
+    if not ops.cuda_built():
+        warnings.warn(
+            "[compile] target gpu: this recengine has no CUDA parts, and its backend cannot serve "
+            "what is compiled; build it with `-C cmake.define.RECENGINE_CUDA=ON`",
+            stacklevel=3,
+        )
     compiler = TensorRT(bundle, manifest, requests, plans, bounds, progress)
     return Split(manifest, target, compiler), compiler.fidelity
 
