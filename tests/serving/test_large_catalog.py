@@ -133,7 +133,10 @@ def test_what_is_cancelled_while_it_waits_is_not_computed(large, waiting):
         future.result()
     # A request is counted after it is answered; those that Triton dropped itself never are.
     deadline = time.monotonic() + 2
-    while sum(finished(large)) < computed + refused + len(busy + single) and time.monotonic() < deadline:
+    while (
+        sum(finished(large)) < computed + refused + len(busy + single)
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     assert finished(large)[0] - computed == len(busy)
     assert finished(large)[1] > refused, "Triton dropped all before our queue"
