@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # On a GPU host: builds the CUDA parts for its GPU, runs the tests marked `cuda` on it, those marked
-# `tensorrt` where that is installed, some under compute-sanitizer, and profiles calls with ncu. Needs nvcc, and no network.
+# `tensorrt` where that is installed, some under compute-sanitizer, and profiles calls with ncu. Needs
+# nvcc, and no network.
 # usage: gpu_checks.sh VENV [FOLDER FOR gpu-checks-<GPU>.txt]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -47,9 +48,10 @@ if command -v compute-sanitizer >/dev/null; then
     # Tests ask for devices that are not there.
     [[ $tool == memcheck ]] && options+=(--report-api-errors no)
     check "compute-sanitizer $tool" compute-sanitizer "${options[@]}" \
-      "$python" -m pytest tests/ops -m cuda --hypothesis-profile=few -k "row_cache or order or vocabulary or \
+      "$python" -m pytest tests/ops -m cuda --hypothesis-profile=few -o timeout=0 \
+      -k "row_cache or order or vocabulary or \
         (embedding_bag_cuda or cosine_topk_cuda) and \
-        (several_warps and fp16 or batches_of_every_size or list_that_overflows)" -o timeout=0
+        (several_warps and fp16 or batches_of_every_size or list_that_overflows)"
   done
 else
   echo "gpu_checks: no compute-sanitizer on PATH"
@@ -62,7 +64,8 @@ if command -v ncu >/dev/null; then
   metrics+=,sm__warps_active.avg.pct_of_peak_sustained_active,launch__registers_per_thread
   for op in embedding_bag cosine_topk cosine_topk_1024; do
     echo "== ncu $op"
-    ncu --profile-from-start off --clock-control none --metrics $metrics "$python" -m bench.gpu.one_call $op ||
+    ncu --profile-from-start off --clock-control none --metrics $metrics \
+      "$python" -m bench.gpu.one_call $op ||
       echo "gpu_checks: ncu failed; may this user read the GPU's counters?"
   done
 else

@@ -49,7 +49,7 @@ class DeviceEngine : public Engine {
     return widths;
   }
 
-  int64_t threads_worth(Stage, int64_t) const override { return 1; }  // the device works
+  int64_t threads_worth(Stage, int64_t) const override { return 1; }
 
   void retrieve(const UserBatch&, Recommendations) const override {
     require_stage(*this, Stage::kRetrieval);

@@ -144,6 +144,4 @@ DeviceTables::DeviceTables(const Manifest& manifest, const Assets& assets, int d
   }
 }
 
-DeviceTables::~DeviceTables() = default;
-
 }  // namespace recengine

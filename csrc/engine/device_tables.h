@@ -23,7 +23,6 @@ class DeviceTables {
   // those that were read most become the ones that are held. Tables of which other parts are held
   // are not shared.
   DeviceTables(const Manifest& manifest, const Assets& assets, int device, int64_t budget);
-  ~DeviceTables();
   DeviceTables(const DeviceTables&) = delete;
   DeviceTables& operator=(const DeviceTables&) = delete;
 

@@ -68,14 +68,14 @@ class Placements {
     Placement& placement = placements_[device];
     if (placement.failure) std::rethrow_exception(placement.failure);
     if (placement.model == nullptr) load(placement, device, backend);
-    placement.model->set_instances(++placement.instances);
+    placement.model->add_instance();
     return *placement.model;
   }
 
   void leave(const Model& model, Scheduler& scheduler) {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (auto& [device, placement] : placements_) {
-      if (placement.model.get() != &model || --placement.instances > 0) continue;
+      if (placement.model.get() != &model || placement.model->remove_instance() > 0) continue;
       scheduler.remove(model);
       placement.model.reset();
     }
@@ -90,7 +90,6 @@ class Placements {
  private:
   struct Placement {
     std::unique_ptr<Model> model;
-    int64_t instances = 0;
     std::exception_ptr failure;
   };
 

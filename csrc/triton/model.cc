@@ -1,5 +1,6 @@
 #include "triton/model.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -98,6 +99,12 @@ Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options, const Me
     loaded += ", " + memory_text(engine_->memory());
   }
   log_info(loaded);
+}
+
+int64_t Model::threads_worth(int64_t rows, int64_t threads) const {
+  if (slots_ == nullptr) return std::min(engine_->threads_worth(config_.stage, rows), threads);
+  const int64_t instances = std::max<int64_t>(instances_.load(), 1);
+  return (threads + instances - 1) / instances;
 }
 
 void Model::run(Requests requests, const std::function<void()>& computed) const noexcept {

@@ -23,13 +23,13 @@ class Model {
 
   const ModelConfig& config() const { return config_; }
 
-  // How many threads a batch of so many rows could keep busy by itself, at least 1.
-  int64_t threads_worth(int64_t rows) const { return engine_->threads_worth(config_.stage, rows); }
+  // Of so many threads those that a batch of so many rows could keep busy by itself, at least 1. On
+  // a GPU, where each search reads all items, an instance's share: it runs a batch at a time.
+  int64_t threads_worth(int64_t rows, int64_t threads) const;
 
-  // How many batches run at once, unless many rows wait: on a GPU one an instance, for each search
-  // reads all items there. 0: as many as keep the threads busy.
-  int64_t batches_at_once() const { return slots_ == nullptr ? 0 : instances_.load(); }
-  void set_instances(int64_t count) { instances_ = count; }
+  // Both return how many there are now.
+  int64_t add_instance() { return ++instances_; }
+  int64_t remove_instance() { return --instances_; }
 
   // Answers every one of the requests. `computed` may be called when only that is left to do.
   void run(Requests requests, const std::function<void()>& computed) const noexcept;
@@ -44,7 +44,7 @@ class Model {
   ModelConfig config_;
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<DeviceSlots> slots_;  // on a GPU
-  std::atomic<int64_t> instances_{1};
+  std::atomic<int64_t> instances_{0};
   Schema schema_;  // the engine's, with the limit that clients are told
   std::unique_ptr<Metric> shed_queue_full_;
   std::unique_ptr<Metric> shed_deadline_;

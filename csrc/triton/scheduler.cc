@@ -162,12 +162,8 @@ double Scheduler::later_row_ns(const Queue& queue) const {
   return std::accumulate(stages_ns.begin(), stages_ns.end(), 0.0);
 }
 
-// Threads that a batch takes, or keeps others from taking.
 int64_t Scheduler::threads_of(const Queue& queue, int64_t rows) const {
-  const int64_t threads = pool_.num_workers();
-  const int64_t at_once = queue.model->batches_at_once();
-  if (at_once > 0) return (threads + at_once - 1) / at_once;
-  return std::min(queue.model->threads_worth(rows), threads);
+  return queue.model->threads_worth(rows, pool_.num_workers());
 }
 
 bool Scheduler::can_start(const Queue& queue) const {
