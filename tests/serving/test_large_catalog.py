@@ -18,6 +18,7 @@ from recengine.serving.server import TritonServer
 ITEMS = 200_000
 USERS = 60
 MAX_BATCH_SIZE = 64
+PATIENT = {"timeout": 60_000_000}  # microseconds
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +68,7 @@ def user(number):
 def test_searches_that_wait_run_together_and_answer_as_alone(large, repository):
     engine = Engine(repository / "retrieval" / "1")
     before = large.statistics("retrieval")
-    patient = {"timeout": 60_000_000}
-    futures = [large.send(make_request("retrieval", user(i), **patient)) for i in range(300)]
+    futures = [large.send(make_request("retrieval", user(i), **PATIENT)) for i in range(300)]
     for i, future in enumerate(futures):
         items, scores = engine.retrieve(WireUsers(**user(i), dense=None))
         answer = read_response(future.result())
@@ -98,46 +98,60 @@ def finished(client):
     return stats.success.count, stats.fail.count
 
 
+def wait_until_finished(client, requests):
+    """A request is counted after it is answered; those that Triton dropped itself never are."""
+    deadline = time.monotonic() + 2
+    while sum(finished(client)) < requests and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def waiting(large, read_metric):
     """How many rows wait in our queue."""
     return lambda: read_metric(large.server, "recengine_waiting_rows", 'model="retrieval"')
 
 
-def test_what_waits_is_a_metric(large, waiting):
+@pytest.fixture
+def crowd(large, waiting):
+    """Sends full batches, and what follows them, until the waiting rows are as wanted."""
     full = {name: np.repeat(rows, MAX_BATCH_SIZE, axis=0) for name, rows in user(0).items()}
+
+    def send(wanted, follow=lambda: []):
+        # A fast machine may serve them before a busy one has looked: more of them then.
+        for count in (60, 120, 240, 480):
+            before = finished(large)
+            busy = [large.send(make_request("retrieval", full, **PATIENT)) for _ in range(count)]
+            behind = follow()
+            while not busy[-1].done():
+                if wanted(rows := waiting()):
+                    return busy, behind, rows, before
+            for future in busy + behind:
+                future.result()
+            wait_until_finished(large, sum(before) + len(busy + behind))
+        pytest.fail("nothing waited")
+
+    return send
+
+
+def test_what_waits_is_a_metric(crowd, waiting):
     assert waiting() == 0
-    busy = [large.send(make_request("retrieval", full, timeout=60_000_000)) for _ in range(60)]
-    rows = 0
-    while rows == 0 and not busy[-1].done():  # the first ones may find a free thread
-        rows = waiting()
-    assert not busy[-1].done()
-    assert 0 < rows <= 59 * MAX_BATCH_SIZE
+    busy, _, rows, _ = crowd(lambda rows: rows > 0)  # the first ones may find a free thread
+    assert rows <= (len(busy) - 1) * MAX_BATCH_SIZE
     for future in busy:
         future.result()
     assert waiting() == 0
 
 
-def test_what_is_cancelled_while_it_waits_is_not_computed(large, waiting):
-    patient = {"timeout": 60_000_000}
-    full = {name: np.repeat(rows, MAX_BATCH_SIZE, axis=0) for name, rows in user(0).items()}
-    computed, refused = finished(large)
-    busy = [large.send(make_request("retrieval", full, **patient)) for _ in range(60)]
-    single = [large.send(make_request("retrieval", user(i), **patient)) for i in range(50)]
-    # What Triton has not handed over yet it drops itself.
-    while waiting() % MAX_BATCH_SIZE == 0 and not busy[-1].done():
-        time.sleep(0.005)
+def test_what_is_cancelled_while_it_waits_is_not_computed(large, crowd):
+    def singles():
+        return [large.send(make_request("retrieval", user(i), **PATIENT)) for i in range(50)]
+
+    # What Triton has not handed over yet it drops itself: wait until our queue has it.
+    busy, single, _, (computed, refused) = crowd(lambda rows: rows % MAX_BATCH_SIZE, singles)
     for future in single:
         future.cancel()
-    assert not busy[-1].done(), "nothing waited"
     for future in busy:
         future.result()
-    # A request is counted after it is answered; those that Triton dropped itself never are.
-    deadline = time.monotonic() + 2
-    while (
-        sum(finished(large)) < computed + refused + len(busy + single)
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.02)
+    wait_until_finished(large, computed + refused + len(busy + single))
     assert finished(large)[0] - computed == len(busy)
     assert finished(large)[1] > refused, "Triton dropped all before our queue"
