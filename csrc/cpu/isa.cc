@@ -1,3 +1,6 @@
+#include <sys/syscall.h>
+#include <unistd.h>
+
 #include <cstdlib>
 #include <string>
 
@@ -7,7 +10,24 @@
 namespace recengine {
 namespace {
 
-constexpr Isa kWeakestFirst[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni};
+constexpr Isa kWeakestFirst[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni,
+                                 Isa::kAmxInt8};
+
+// Linux lets a process use AMX's tiles once it has asked, and refuses where a thread has an
+// alternate signal stack that is too small for them.
+bool amx_int8() {
+#ifdef RECENGINE_AMX
+  static const bool allowed = [] {
+    constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+    constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
+    return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return allowed;
+#else
+  return false;
+#endif
+}
 
 Isa best_isa() {
   Isa best = Isa::kPortable;
@@ -25,6 +45,7 @@ bool isa_supported(Isa isa) {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
                       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512dq");
+  const bool avx512_vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   switch (isa) {
     case Isa::kPortable:
       return true;
@@ -33,7 +54,9 @@ bool isa_supported(Isa isa) {
     case Isa::kAvx512:
       return avx512;
     case Isa::kAvx512Vnni:
-      return avx512 && __builtin_cpu_supports("avx512vnni");
+      return avx512_vnni;
+    case Isa::kAmxInt8:
+      return avx512_vnni && amx_int8();
   }
   return false;
 }
@@ -48,6 +71,8 @@ std::string isa_name(Isa isa) {
       return "avx512";
     case Isa::kAvx512Vnni:
       return "avx512_vnni";
+    case Isa::kAmxInt8:
+      return "amx_int8";
   }
   return "unknown";
 }

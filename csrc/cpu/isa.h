@@ -7,7 +7,8 @@ namespace recengine {
 // The kernel for an instruction set, of those written for each; an operation that gains nothing
 // from one gives the next weaker kernel in its place.
 template <typename Kernel>
-Kernel pick_kernel(Isa isa, Kernel portable, Kernel avx2, Kernel avx512, Kernel avx512_vnni) {
+Kernel pick_kernel(Isa isa, Kernel portable, Kernel avx2, Kernel avx512, Kernel avx512_vnni,
+                   Kernel amx_int8) {
   switch (isa) {
     case Isa::kPortable:
       return portable;
@@ -17,6 +18,8 @@ Kernel pick_kernel(Isa isa, Kernel portable, Kernel avx2, Kernel avx512, Kernel 
       return avx512;
     case Isa::kAvx512Vnni:
       return avx512_vnni;
+    case Isa::kAmxInt8:
+      return amx_int8;
   }
   return portable;
 }

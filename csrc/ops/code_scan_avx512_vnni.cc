@@ -10,6 +10,7 @@
 namespace recengine {
 namespace {
 
+constexpr int kQueriesAtOnce = kVectorTileQueries;
 constexpr int64_t kLine = 64;  // a register: a step of a group of items
 constexpr int64_t kGroupItems = kLine / kStepDims;
 constexpr int64_t kGroups = kBlockItems / kGroupItems;
@@ -83,7 +84,7 @@ struct Sums {
   }
 
   // Of every group those of all queries.
-  RECENGINE_INLINE void store(__m512i (*sums)[kTileQueries]) const {
+  RECENGINE_INLINE void store(__m512i (*sums)[kQueriesAtOnce]) const {
     before.store(sums);
     sums[0][kQueries - 1] = a;
     sums[1][kQueries - 1] = b;
@@ -99,7 +100,7 @@ struct Sums<0, kAtOnce> {
   RECENGINE_INLINE explicit Sums(const CodeTile&) {}
   RECENGINE_INLINE void add(const Codes&, const int8_t*) {}
   RECENGINE_INLINE __m512i most() const { return _mm512_set1_epi32(-1); }
-  RECENGINE_INLINE void store(__m512i (*)[kTileQueries]) const {}
+  RECENGINE_INLINE void store(__m512i (*)[kQueriesAtOnce]) const {}
 };
 
 // Adds the hits of a group to `hits`.
@@ -143,7 +144,7 @@ uint32_t scan(const CodeTile& tile, CodeHits& hits) {
       queries += kQueries * kStepDims;
     }
     if (__builtin_expect(_mm512_movepi32_mask(sums.most()) == 0xffff, 1)) continue;
-    __m512i stored[kAtOnce][kTileQueries];
+    __m512i stored[kAtOnce][kQueriesAtOnce];
     sums.store(stored);
     for (int i = 0; i < kAtOnce; ++i) any |= write(tile, stored[i], group + i, hits);
   }
@@ -182,7 +183,7 @@ void code_thresholds_avx512_vnni(const ThresholdTerms& query, const float* error
 }
 
 uint32_t code_scan_avx512_vnni(const CodeTile& tile, CodeHits& hits) {
-  return scan_count<kTileQueries>(tile, hits);
+  return scan_count<kQueriesAtOnce>(tile, hits);
 }
 
 }  // namespace recengine

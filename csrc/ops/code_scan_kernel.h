@@ -3,10 +3,15 @@
 #include <cstdint>
 
 #include "ops/item_codes.h"
+#include "recengine/context.h"
 
 namespace recengine {
 
-constexpr int kTileQueries = 12;  // whose sums with 32 items fit the registers
+constexpr int64_t kLineBytes = 64;
+constexpr int64_t kStepLines = kBlockItems * kStepDims / kLineBytes;
+
+constexpr int kMostTileQueries = 16;
+constexpr int kVectorTileQueries = 12;  // whose sums with 32 items fit the registers of AVX-512
 
 // Less a threshold, a product still fits 32 bits.
 constexpr int32_t kMostThreshold = 3 << 29;
@@ -22,16 +27,20 @@ constexpr int kMostSummed = INT16_MAX / 255;
 struct CodeTile {
   const uint8_t* codes;       // as ItemCodes::block() gives them
   int64_t steps;              // of kStepDims dimensions
-  const int8_t* queries;      // [steps, count, kStepDims]
-  int count;                  // 1 .. kTileQueries
+  const int8_t* queries;      // as CodeScanKernel says
+  int count;                  // 1 .. CodeScanKernel::tile_queries
   const int32_t* thresholds;  // query q's is [q * threshold_stride], up to +-kMostThreshold
   int64_t threshold_stride;
-  const uint8_t* ahead;  // a block that will be scanned soon, to be fetched meanwhile; or null
+  // Lines of 64 bytes that will be scanned soon, to be fetched meanwhile: as many as the tile has
+  // or, where the kernel says so, `ahead_lines`. Null: none.
+  const uint8_t* ahead = nullptr;
+  int64_t ahead_lines = 0;
 };
 
 struct CodeHits {
-  uint64_t items[kTileQueries];                 // bit i: item i of the block reaches the threshold
-  int32_t products[kTileQueries][kBlockItems];  // of these: sums of code * query and their offset
+  // Of these: sums of code * query and their offset.
+  alignas(64) int32_t products[kMostTileQueries][kBlockItems];
+  uint64_t items[kMostTileQueries];  // bit i: item i of the block reaches the threshold
 };
 
 // Says in bit q whether query q has hits, and only then writes them.
@@ -51,6 +60,23 @@ constexpr float kLargestThreshold = 1e9f;  // beyond any sum of products
 using CodeThresholds = void (*)(const ThresholdTerms& query, const float* errors,
                                 const float* inverse_scales, int64_t blocks, int32_t* thresholds);
 
+// How an instruction set scans.
+struct CodeScanKernel {
+  CodeScan scan;
+  CodeThresholds thresholds;
+  double product_cost;                    // of a dimension of a query and an item, in bytes read
+  bool summed_in_16_bits = false;         // within kMostSummed
+  int tile_queries = kVectorTileQueries;  // at most
+  bool by_query = false;      // [tile_queries, steps, kStepDims], not [steps, count, kStepDims]
+  bool shares_ahead = false;  // each tile of a block fetches its part of the block ahead
+  // Around what a thread scans of tiles of so many steps and at most so many queries; null where
+  // nothing is to be prepared.
+  void (*begin)(int64_t steps, int64_t queries) = nullptr;
+  void (*end)() = nullptr;
+};
+
+const CodeScanKernel& code_scan_for(Isa isa);
+
 void code_thresholds_portable(const ThresholdTerms& query, const float* errors,
                               const float* inverse_scales, int64_t blocks, int32_t* thresholds);
 void code_thresholds_avx2(const ThresholdTerms& query, const float* errors,
@@ -59,7 +85,10 @@ void code_thresholds_avx512_vnni(const ThresholdTerms& query, const float* error
                                  const float* inverse_scales, int64_t blocks, int32_t* thresholds);
 
 uint32_t code_scan_portable(const CodeTile& tile, CodeHits& hits);
-uint32_t code_scan_avx2(const CodeTile& tile, CodeHits& hits);  // within kMostSummed
+uint32_t code_scan_avx2(const CodeTile& tile, CodeHits& hits);
 uint32_t code_scan_avx512_vnni(const CodeTile& tile, CodeHits& hits);
+uint32_t code_scan_amx_int8(const CodeTile& tile, CodeHits& hits);
+void code_scan_begin_amx_int8(int64_t steps, int64_t queries);
+void code_scan_end_amx_int8();
 
 }  // namespace recengine

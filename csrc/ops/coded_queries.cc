@@ -82,28 +82,41 @@ CodedQuery encode(const std::vector<float>& values, const ItemCodes& items, int6
 
 }  // namespace
 
-CodeScan code_scan_for(Isa isa) {
-  return pick_kernel(isa, code_scan_portable, code_scan_avx2, code_scan_avx2,
-                     code_scan_avx512_vnni);
-}
-
-CodeThresholds code_thresholds_for(Isa isa) {
-  return pick_kernel(isa, code_thresholds_portable, code_thresholds_avx2, code_thresholds_avx2,
-                     code_thresholds_avx512_vnni);
+const CodeScanKernel& code_scan_for(Isa isa) {
+  static constexpr CodeScanKernel kPortable = {code_scan_portable, code_thresholds_portable, 4.4};
+  static constexpr CodeScanKernel kAvx2 = {code_scan_avx2, code_thresholds_avx2, 0.37, true};
+  static constexpr CodeScanKernel kVnni = {code_scan_avx512_vnni, code_thresholds_avx512_vnni, 0.1};
+#ifdef RECENGINE_AMX
+  static constexpr CodeScanKernel kAmx = {code_scan_amx_int8,
+                                          code_thresholds_avx512_vnni,
+                                          0.03,
+                                          false,
+                                          kMostTileQueries,
+                                          true,
+                                          true,
+                                          code_scan_begin_amx_int8,
+                                          code_scan_end_amx_int8};
+#else
+  static constexpr CodeScanKernel kAmx = kVnni;
+#endif
+  return *pick_kernel(isa, &kPortable, &kAvx2, &kAvx2, &kVnni, &kAmx);
 }
 
 CodedQueries::CodedQueries(Isa isa, const Search& search, int64_t first, int64_t count,
                            const CodeView& view)
-    : items_(*search.index->codes()), view_(view), count_(count) {
-  const bool summed_in_16_bits = code_scan_for(isa) == code_scan_avx2;
+    : kernel_(code_scan_for(isa)), items_(*search.index->codes()), view_(view), count_(count) {
   const int64_t dim = search.index->dim();
-  codes_.resize(static_cast<size_t>(count * stride()));
+  codes_.resize(static_cast<size_t>((count + tile_queries() - 1) / tile_queries() * tile_queries() *
+                                    stride()));
   std::vector<int8_t> codes(static_cast<size_t>(stride()));
   for (int64_t q = 0; q < count; ++q) {
     const std::vector<float> values = viewed(search.queries.row(first + q), items_, view_, dim);
-    queries_.push_back(encode(values, items_, dim, summed_in_16_bits, codes.data()));
-    // Of each tile step by step, the queries one after another.
-    const int64_t first_of_tile = q / kTileQueries * kTileQueries;
+    queries_.push_back(encode(values, items_, dim, kernel_.summed_in_16_bits, codes.data()));
+    if (kernel_.by_query) {
+      std::copy(codes.begin(), codes.end(), codes_.begin() + q * stride());
+      continue;
+    }
+    const int64_t first_of_tile = q / tile_queries() * tile_queries();
     int8_t* to = codes_.data() + first_of_tile * stride() + (q - first_of_tile) * kStepDims;
     for (int64_t step = 0; step < view_.steps; ++step) {
       std::copy_n(codes.data() + step * kStepDims, kStepDims, to);

@@ -10,9 +10,6 @@
 
 namespace recengine {
 
-CodeScan code_scan_for(Isa isa);
-CodeThresholds code_thresholds_for(Isa isa);
-
 // A query as signed codes: about scale * code, and its part of the bounds.
 struct CodedQuery {
   float scale = 1;
@@ -28,27 +25,16 @@ class CodedQueries {
 
   const CodedQuery& operator[](int64_t q) const { return queries_[static_cast<size_t>(q)]; }
 
-  // A tile of queries, those from `first` (a multiple of kTileQueries) on, against a block.
-  // `thresholds` are least products, offset included; `ahead` is a block that will be scanned soon,
-  // or null.
-  CodeTile tile(int64_t first, int64_t block, const int32_t* thresholds, int64_t threshold_stride,
-                const uint8_t* ahead) const {
-    return {items_.block(view_, block),
-            view_.steps,
-            codes_.data() + first * stride(),
-            tile_size(first),
-            thresholds,
-            threshold_stride,
-            ahead};
-  }
+  // Of a tile, at most.
+  int64_t tile_queries() const { return kernel_.tile_queries; }
 
   // Thresholds [blocks] of a query for the items of some blocks whose scores reach `wanted`.
-  void set_thresholds(CodeThresholds kernel, int64_t q, float wanted, int64_t first_block,
-                      int64_t blocks, int32_t* thresholds) const {
+  void set_thresholds(int64_t q, float wanted, int64_t first_block, int64_t blocks,
+                      int32_t* thresholds) const {
     const CodedQuery& query = (*this)[q];
-    kernel({wanted - query.slack, query.error_share, 1 / query.scale, query.offset},
-           view_.errors.data() + first_block, items_.inverse_scales() + first_block, blocks,
-           thresholds);
+    kernel_.thresholds({wanted - query.slack, query.error_share, 1 / query.scale, query.offset},
+                       view_.errors.data() + first_block, items_.inverse_scales() + first_block,
+                       blocks, thresholds);
   }
 
   // How far the score of an item of the block may be from its estimate.
@@ -60,18 +46,62 @@ class CodedQueries {
   float unit(int64_t q, int64_t block) const { return (*this)[q].scale * items_.scales()[block]; }
 
  private:
+  friend class CodeScans;
+
   int64_t stride() const { return view_.steps * kStepDims; }
 
   // Of the tile that begins there.
   int tile_size(int64_t first) const {
-    return static_cast<int>(std::min<int64_t>(kTileQueries, count_ - first));
+    return static_cast<int>(std::min<int64_t>(kernel_.tile_queries, count_ - first));
   }
 
+  const CodeScanKernel& kernel_;
   const ItemCodes& items_;
   const CodeView& view_;
   int64_t count_;
-  std::vector<int8_t> codes_;  // of tiles of queries, each [steps, queries, kStepDims]
+  std::vector<int8_t> codes_;  // of tiles of queries, as the kernel reads them
   std::vector<CodedQuery> queries_;
+};
+
+// A thread's scans for some queries. No other scans of the thread begin or end meanwhile.
+class CodeScans {
+ public:
+  explicit CodeScans(const CodedQueries& queries) : queries_(queries), kernel_(queries.kernel_) {
+    const int64_t lines = queries.view_.steps * kStepLines;
+    const int64_t tiles = (queries.count_ + kernel_.tile_queries - 1) / kernel_.tile_queries;
+    ahead_lines_ = kernel_.shares_ahead ? (lines + tiles - 1) / tiles : lines;
+    if (kernel_.begin != nullptr) kernel_.begin(queries.view_.steps, queries.tile_size(0));
+  }
+  CodeScans(const CodeScans&) = delete;
+  CodeScans& operator=(const CodeScans&) = delete;
+  ~CodeScans() {
+    if (kernel_.end != nullptr) kernel_.end();
+  }
+
+  // Scans a tile of queries, those from `first` (a multiple of tile_queries()) on, against a block.
+  // `thresholds` are least products, offset included. The tiles that are scanned against a block
+  // fetch the one `ahead` together; -1: none. Returns and writes what CodeScan does.
+  uint32_t scan(int64_t first, int64_t block, const int32_t* thresholds, int64_t threshold_stride,
+                int64_t ahead, CodeHits& hits) const {
+    const CodeView& view = queries_.view_;
+    CodeTile tile = {queries_.items_.block(view, block),
+                     view.steps,
+                     queries_.codes_.data() + first * queries_.stride(),
+                     queries_.tile_size(first),
+                     thresholds,
+                     threshold_stride};
+    const int64_t first_line = first / kernel_.tile_queries * ahead_lines_;
+    if (ahead >= 0 && first_line < view.steps * kStepLines) {
+      tile.ahead = queries_.items_.block(view, ahead) + first_line * kLineBytes;
+      tile.ahead_lines = std::min(ahead_lines_, view.steps * kStepLines - first_line);
+    }
+    return kernel_.scan(tile, hits);
+  }
+
+ private:
+  const CodedQueries& queries_;
+  const CodeScanKernel& kernel_;
+  int64_t ahead_lines_;  // fetched by a tile
 };
 
 }  // namespace recengine

@@ -18,8 +18,8 @@ constexpr double kRoundUp = 1 + 1e-6;  // more than the conversion to fp32 may t
 
 }  // namespace
 
-const CodeView& ItemCodes::view(int64_t queries) const {
-  const PartialScan* best = rotation_ == nullptr ? nullptr : rotation_->best(queries);
+const CodeView& ItemCodes::view(int64_t queries, double product_cost) const {
+  const PartialScan* best = rotation_ == nullptr ? nullptr : rotation_->best(queries, product_cost);
   return *std::find_if(views_.begin(), views_.end(),
                        [best](const CodeView& view) { return view.partial == best; });
 }

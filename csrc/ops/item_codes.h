@@ -49,8 +49,8 @@ class ItemCodes {
   int64_t blocks() const { return blocks_; }
   const Rotation* rotation() const { return rotation_.get(); }  // null: codes of the vectors
 
-  // The view that costs least for so many queries.
-  const CodeView& view(int64_t queries) const;
+  // The view that costs least for so many queries; see Rotation::best().
+  const CodeView& view(int64_t queries, double product_cost) const;
 
   // The view of all dimensions.
   const CodeView& full_view() const { return views_.front(); }

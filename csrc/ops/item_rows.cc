@@ -33,7 +33,7 @@ Matrix<const float> convert(Matrix<const uint16_t> halves, const std::vector<int
 void gather(Matrix<const float> vectors, Span<const uint32_t> rows, const float* query,
             float* scores, Isa isa) {
   pick_kernel(isa, cosine_gather_portable, cosine_gather_avx2, cosine_gather_avx512,
-              cosine_gather_avx512)(vectors, rows, query, scores);
+              cosine_gather_avx512, cosine_gather_avx512)(vectors, rows, query, scores);
 }
 
 }  // namespace

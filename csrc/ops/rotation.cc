@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "cpu/thread_pool.h"
+#include "ops/code_scan_kernel.h"
 #include "ops/item_rows.h"
 #include "recengine/context.h"
 
@@ -22,30 +23,31 @@ constexpr double kWorthwhile = 0.85;    // of the cost of all dimensions
 constexpr double kRoundUp = 1 + 1e-6;   // more than the conversion to fp32 may take off
 constexpr double kNegligible = 1e-9;    // of an element beside the diagonal
 
-// What a scan costs, in bytes read: measured on two cores of an AMD EPYC (Zen 5). A product of
-// codes overtakes reading them from about eight queries on.
-constexpr double kProductCost = 0.12;
-constexpr double kScoreCost = 1500;  // finding, fetching and scoring an item
-constexpr double kAloneCost = 3000;  // more for a lone query, whose items wait for each other
+// What a scan costs, in bytes read: measured on two cores each of an AMD EPYC (Zen 5) and an Intel
+// Xeon with AMX. What products cost is the kernel's (CodeScanKernel::product_cost).
+constexpr double kCompareCost = 1.5;  // of an item's product with a query's threshold
+constexpr double kScoreCost = 1500;   // finding, fetching and scoring an item
+constexpr double kAloneCost = 3000;   // more for a lone query, whose items wait for each other
 
 // `dims` codes are read of an item, the share `passing` of them is scored.
-double cost_of(int64_t dims, double passing, int64_t queries) {
-  const auto products = static_cast<double>(dims * queries);
-  const double scored = passing * static_cast<double>(queries);
-  return std::max(static_cast<double>(dims), kProductCost * products) + kScoreCost * scored +
-         kAloneCost * passing;
+double cost_of(int64_t dims, double passing, int64_t queries, double product_cost) {
+  const auto read = static_cast<double>(dims);
+  const auto count = static_cast<double>(queries);
+  return std::max(read, (product_cost * read + kCompareCost) * count) +
+         (kScoreCost * count + kAloneCost) * passing;
 }
 
-double cost_of(const PartialScan& scan, int64_t queries) {
-  return cost_of(scan.dims + kStepDims, scan.passing, queries);
+double cost_of(const PartialScan& scan, int64_t queries, double product_cost) {
+  return cost_of(scan.dims + kStepDims, scan.passing, queries, product_cost);
 }
 
 // Null when none costs clearly less than a scan of all dimensions.
-const PartialScan* cheapest(const std::vector<PartialScan>& scans, int64_t dim, int64_t queries) {
+const PartialScan* cheapest(const std::vector<PartialScan>& scans, int64_t dim, int64_t queries,
+                            double product_cost) {
   const PartialScan* best = nullptr;
-  double least = kWorthwhile * cost_of(dim, 0, queries);
+  double least = kWorthwhile * cost_of(dim, 0, queries, product_cost);
   for (const PartialScan& scan : scans) {
-    const double cost = cost_of(scan, queries);
+    const double cost = cost_of(scan, queries, product_cost);
     if (cost < least) {
       best = &scan;
       least = cost;
@@ -324,9 +326,10 @@ void Rotation::choose_scans(Matrix<const float> items, int64_t rows, ThreadPool*
   const double share = kWanted / static_cast<double>(rows);
   const auto wanted = std::max<int64_t>(1, std::llround(share * static_cast<double>(items.rows)));
   const std::vector<PartialScan> tried = try_scans(items, wanted, pool);
+  const double product_cost = code_scan_for(default_isa()).product_cost;
   constexpr int64_t kQueries[kMostScans] = {1, 4, 16, 64};
   for (const int64_t queries : kQueries) {
-    const PartialScan* const scan = cheapest(tried, dim_, queries);
+    const PartialScan* const scan = cheapest(tried, dim_, queries, product_cost);
     const auto same = [scan](const PartialScan& other) { return other.dims == scan->dims; };
     if (scan != nullptr && std::none_of(scans_.begin(), scans_.end(), same)) {
       scans_.push_back(*scan);
@@ -343,10 +346,14 @@ void Rotation::apply(const float* in, float* out) const {
   }
 }
 
-bool Rotation::pays(const PartialScan& scan, double passing, int64_t queries) const {
-  return cost_of({scan.dims, passing}, queries) < cost_of(dim_, 0, queries);
+bool Rotation::pays(const PartialScan& scan, double passing, int64_t queries,
+                    double product_cost) const {
+  return cost_of({scan.dims, passing}, queries, product_cost) <
+         cost_of(dim_, 0, queries, product_cost);
 }
 
-const PartialScan* Rotation::best(int64_t queries) const { return cheapest(scans_, dim_, queries); }
+const PartialScan* Rotation::best(int64_t queries, double product_cost) const {
+  return cheapest(scans_, dim_, queries, product_cost);
+}
 
 }  // namespace recengine

@@ -47,11 +47,12 @@ class Rotation {
   int64_t dim() const { return dim_; }
   const float* axes() const { return axes_.data(); }  // [dim, dim], one a column
 
-  // The scan that costs least for so many queries; null: one of all dimensions.
-  const PartialScan* best(int64_t queries) const;
+  // The scan that costs least for so many queries; null: one of all dimensions. `product_cost` is
+  // that of the kernel that scans.
+  const PartialScan* best(int64_t queries, double product_cost) const;
 
   // Whether a scan costs less than one of all dimensions when that share of items passes it.
-  bool pays(const PartialScan& scan, double passing, int64_t queries) const;
+  bool pays(const PartialScan& scan, double passing, int64_t queries, double product_cost) const;
 
   // At most kMostScans, of different dims; none where only mixing pays.
   const std::vector<PartialScan>& scans() const { return scans_; }

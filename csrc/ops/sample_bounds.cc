@@ -41,7 +41,6 @@ class Sample {
   Sample(const Context& context, const Search& search, int64_t first, int64_t count, int64_t stride)
       : search_(search),
         codes_(*search.index->codes()),
-        scan_(code_scan_for(context.isa)),
         first_(first),
         stride_(stride),
         blocks_((codes_.blocks() - stride / 2 + stride - 1) / stride),
@@ -62,16 +61,17 @@ class Sample {
   }
 
   int64_t blocks() const { return blocks_; }
+  const CodedQueries& queries() const { return queries_; }
 
   // About the best scores in a block's groups for queries [begin, end), at most a tile of them;
   // -inf for a group of which no item is allowed. `scores` are [queries, blocks * kGroups].
-  void score_block(int64_t begin, int64_t end, int64_t i, Matrix<float> scores) const {
+  void score_block(const CodeScans& scans, int64_t begin, int64_t end, int64_t i,
+                   Matrix<float> scores) const {
     constexpr int32_t kAll = -kMostThreshold;
-    const uint8_t* const ahead =
-        i + 1 < blocks_ ? codes_.block(codes_.full_view(), block(i + 1)) : nullptr;
+    const int64_t ahead = i + 1 < blocks_ ? block(i + 1) : -1;
     const uint64_t allowed = allowed_items(search_, block(i));
     CodeHits hits;
-    scan_(queries_.tile(begin, block(i), &kAll, 0, ahead), hits);
+    scans.scan(begin, block(i), &kAll, 0, ahead, hits);
     for (int64_t q = begin; q < end; ++q) {
       int32_t* const products = hits.products[q - begin];
       for (uint64_t dropped = ~allowed; dropped != 0; dropped &= dropped - 1) {
@@ -108,7 +108,6 @@ class Sample {
 
   const Search& search_;
   const ItemCodes& codes_;
-  CodeScan scan_;
   int64_t first_;   // query of the call
   int64_t stride_;  // from one block to the next
   int64_t blocks_;  // in the sample
@@ -132,15 +131,17 @@ std::vector<float> sample_bounds(const Context& context, const Search& search, i
   const int64_t sampled = sample.blocks() * kGroups;
   const std::unique_ptr<float[]> memory(new float[static_cast<size_t>(count * sampled)]);
   const Matrix<float> scores(memory.get(), count, sampled);
-  const int64_t tiles = (count + kTileQueries - 1) / kTileQueries;
+  const int64_t tile = sample.queries().tile_queries();
+  const int64_t tiles = (count + tile - 1) / tile;
   const int64_t parts = (sample.blocks() + kBlocksPerPart - 1) / kBlocksPerPart;
   for_each(pool, tiles * parts, [&](int64_t task) {
-    const int64_t begin = task / parts * kTileQueries;
-    const int64_t end = std::min<int64_t>(begin + kTileQueries, count);
+    const int64_t begin = task / parts * tile;
+    const int64_t end = std::min(begin + tile, count);
     const int64_t first_block = task % parts * kBlocksPerPart;
     const int64_t end_block = std::min(first_block + kBlocksPerPart, sample.blocks());
+    const CodeScans scans(sample.queries());
     for (int64_t i = first_block; i < end_block; ++i) {
-      sample.score_block(begin, end, i, scores);
+      sample.score_block(scans, begin, end, i, scores);
     }
   });
   for_each(pool, count, [&](int64_t q) {

@@ -24,30 +24,31 @@
 namespace recengine {
 namespace {
 
+constexpr int64_t kCodeQueriesPerPass = 128;
 constexpr int64_t kBlocksAhead = 2;     // fetched before they are scanned
 constexpr int64_t kBlocksPerStep = 16;  // scanned with the thresholds of their beginning
 constexpr int64_t kTriedBlocks = 32;    // to see what a partial scan leaves
 constexpr int64_t kLeastGrowth = 256;   // of candidates between looking them through
 
 // About the share of items that a view leaves to be scored, from a few blocks.
-double passing_share(Isa isa, const ItemCodes& codes, const CodedQueries& queries,
+double passing_share(const ItemCodes& codes, const CodedQueries& queries,
                      const std::vector<float>& guesses) {
-  const CodeScan scan = code_scan_for(isa);
-  const CodeThresholds set = code_thresholds_for(isa);
+  const CodeScans scans(queries);
+  const int64_t tile = queries.tile_queries();
   const int64_t blocks = std::min(kTriedBlocks, codes.blocks());
   const auto count = static_cast<int64_t>(guesses.size());
   int64_t passing = 0;
-  int32_t thresholds[kTileQueries];
+  int32_t thresholds[kMostTileQueries];
   CodeHits hits;
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t block = i * codes.blocks() / blocks;
-    for (int64_t first = 0; first < count; first += kTileQueries) {
-      for (int64_t q = first; q < std::min<int64_t>(first + kTileQueries, count); ++q) {
+    for (int64_t first = 0; first < count; first += tile) {
+      for (int64_t q = first; q < std::min(first + tile, count); ++q) {
         const float wanted = guesses[static_cast<size_t>(q)];
-        queries.set_thresholds(set, q, wanted, block, 1, thresholds + (q - first));
+        queries.set_thresholds(q, wanted, block, 1, thresholds + (q - first));
       }
-      const CodeTile tile = queries.tile(first, block, thresholds, 1, nullptr);
-      for (uint32_t any = scan(tile, hits); any != 0; any &= any - 1) {
+      uint32_t any = scans.scan(first, block, thresholds, 1, -1, hits);
+      for (; any != 0; any &= any - 1) {
         passing += __builtin_popcountll(hits.items[__builtin_ctz(any)]);
       }
     }
@@ -61,11 +62,13 @@ const CodeView& choose_view(const Context& context, const Search& search, int64_
                             const std::vector<float>& guesses) {
   const ItemCodes& codes = *search.index->codes();
   const auto count = static_cast<int64_t>(guesses.size());
-  const CodeView& view = codes.view(count);
+  const double product_cost = code_scan_for(context.isa).product_cost;
+  const CodeView& view = codes.view(count, product_cost);
   if (view.partial == nullptr) return view;
   const CodedQueries queries(context.isa, search, first, count, view);
-  const double passing = passing_share(context.isa, codes, queries, guesses);
-  return codes.rotation()->pays(*view.partial, passing, count) ? view : codes.full_view();
+  const double passing = passing_share(codes, queries, guesses);
+  return codes.rotation()->pays(*view.partial, passing, count, product_cost) ? view
+                                                                             : codes.full_view();
 }
 
 // An item that may be among the best.
@@ -96,8 +99,6 @@ class CodeSearch {
         codes_(*search.index->codes()),
         view_(view),
         queries_(context.isa, search, first, count, view_),
-        scan_(code_scan_for(context.isa)),
-        thresholds_(code_thresholds_for(context.isa)),
         first_(first),
         count_(count),
         k_(search.k()),
@@ -156,42 +157,34 @@ class CodeSearch {
     for (int64_t q = 0; q < count_; ++q) {
       found[q].excluded = ExcludedRows(*search_.exclusions, first_ + q, begin * kBlockItems);
     }
+    const CodeScans scans(queries_);
+    const int64_t tile = queries_.tile_queries();
     static thread_local std::vector<int32_t> thresholds;  // [count, blocks of a step]
     thresholds.resize(static_cast<size_t>(count_ * kBlocksPerStep));
+    CodeHits hits;
     // Without a guess all are candidates at first: short steps until there are bounds.
     int64_t step = 1;
     for (int64_t block = begin; block < end; step = std::min(2 * step, kBlocksPerStep)) {
       const int64_t step_begin = block;
       const int64_t step_end = std::min(block + step, end);
       for (int64_t q = 0; q < count_; ++q) {
-        queries_.set_thresholds(thresholds_, q, bound(q).load(std::memory_order_relaxed), block,
+        queries_.set_thresholds(q, bound(q).load(std::memory_order_relaxed), block,
                                 step_end - block, thresholds.data() + q * kBlocksPerStep);
       }
       for (; block < step_end; ++block) {
         const uint64_t allowed = allowed_items(search_, block);
         if (allowed == 0) continue;
+        const int64_t ahead = block + kBlocksAhead < codes_.blocks() ? block + kBlocksAhead : -1;
         const int32_t* of_block = thresholds.data() + (block - step_begin);
-        for (int64_t q = 0; q < count_; q += kTileQueries) {
-          scan_tile(found, q, block, allowed, of_block + q * kBlocksPerStep, kBlocksPerStep,
-                    q == 0 ? codes_at(block + kBlocksAhead) : nullptr);
+        for (int64_t q = 0; q < count_; q += tile) {
+          uint32_t any =
+              scans.scan(q, block, of_block + q * kBlocksPerStep, kBlocksPerStep, ahead, hits);
+          for (; any != 0; any &= any - 1) {
+            const int hit = __builtin_ctz(any);
+            offer(found[q + hit], q + hit, block, hits.items[hit] & allowed, hits.products[hit]);
+          }
         }
       }
-    }
-  }
-
-  // The codes of a block, or null behind the last.
-  const uint8_t* codes_at(int64_t block) const {
-    return block < codes_.blocks() ? codes_.block(view_, block) : nullptr;
-  }
-
-  // The tile of queries that begins with `first` against one block; found is [queries].
-  void scan_tile(Candidates* found, int64_t first, int64_t block, uint64_t allowed,
-                 const int32_t* thresholds, int64_t threshold_stride, const uint8_t* ahead) {
-    CodeHits hits;
-    const CodeTile tile = queries_.tile(first, block, thresholds, threshold_stride, ahead);
-    for (uint32_t any = scan_(tile, hits); any != 0; any &= any - 1) {
-      const int hit = __builtin_ctz(any);
-      offer(found[first + hit], first + hit, block, hits.items[hit] & allowed, hits.products[hit]);
     }
   }
 
@@ -316,8 +309,6 @@ class CodeSearch {
   const ItemCodes& codes_;
   const CodeView& view_;
   CodedQueries queries_;
-  CodeScan scan_;
-  CodeThresholds thresholds_;
   ThreadPool* pool_ = nullptr;  // null also for what is not worth several threads
   int64_t first_;               // query of the call
   int64_t count_;
@@ -337,8 +328,9 @@ class CodeSearch {
 }  // namespace
 
 void search_codes(const Context& context, const Search& search) {
-  for (int64_t first = 0; first < search.queries.count; first += kQueriesPerPass) {
-    const int64_t count = std::min(kQueriesPerPass, search.queries.count - first);
+  const int64_t per_pass = kCodeQueriesPerPass;
+  for (int64_t first = 0; first < search.queries.count; first += per_pass) {
+    const int64_t count = std::min(per_pass, search.queries.count - first);
     const bool alone = search.index->threads_worth(count) == 1;
     std::vector<float> guesses =
         sample_bounds(context, search, first, count, alone ? nullptr : context.pool);

@@ -171,7 +171,7 @@ class VectorSearch {
 
 CosineScan scan_for(Isa isa) {
   return pick_kernel(isa, cosine_scan_portable, cosine_scan_avx2, cosine_scan_avx512,
-                     cosine_scan_avx512);
+                     cosine_scan_avx512, cosine_scan_avx512);
 }
 
 void search_vectors(const Context& context, const Search& search) {

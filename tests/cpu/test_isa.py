@@ -7,7 +7,7 @@ import pytest
 from recengine import ops
 from recengine.errors import DeviceError
 
-NAMES = ["portable", "avx2", "avx512", "avx512_vnni"]
+NAMES = ["portable", "avx2", "avx512", "avx512_vnni", "amx_int8"]
 
 
 def test_the_default_is_the_best_that_the_cpu_has(monkeypatch):
@@ -25,7 +25,7 @@ def test_the_environment_forces_one(monkeypatch):
 
 def test_forcing_an_unknown_one_lists_the_names(monkeypatch):
     monkeypatch.setenv("RECENGINE_ISA", "mmx")
-    with pytest.raises(DeviceError, match='portable, avx2, avx512, avx512_vnni; found "mmx"'):
+    with pytest.raises(DeviceError, match='portable, avx2, avx512, avx512_vnni, amx_int8; found "mmx"'):
         ops.default_isa()
 
 

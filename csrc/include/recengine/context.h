@@ -8,7 +8,7 @@ namespace recengine {
 class ThreadPool;  // cpu/thread_pool.h
 
 // Instruction sets that kernels are written for, weakest first.
-enum class Isa : uint8_t { kPortable, kAvx2, kAvx512, kAvx512Vnni };
+enum class Isa : uint8_t { kPortable, kAvx2, kAvx512, kAvx512Vnni, kAmxInt8 };
 
 // What an operation runs on: its threads and its instruction set.
 struct Context {
@@ -17,7 +17,7 @@ struct Context {
 };
 
 // The best instruction set of this CPU, or the one that RECENGINE_ISA names
-// (portable, avx2, avx512, avx512_vnni). Throws DeviceError when the CPU lacks the one named.
+// (portable, avx2, avx512, avx512_vnni, amx_int8). Throws DeviceError when the CPU lacks the one named.
 Isa default_isa();
 
 // True when this CPU can run kernels of `isa`.

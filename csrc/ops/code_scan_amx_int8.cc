@@ -1,0 +1,143 @@
+// Tiles of AMX: codes of up to 16 queries times those of 16 items over 16 steps in one instruction,
+// at about eight times the rate of AVX-512 VNNI. Items are multiplied as they lie in memory.
+//
+// Tile registers: 0 to 3 are the sums with a block's four groups of items, 4 are codes of queries
+// and 5 of items; 6 and 7 are the same for the last steps, of which there may be fewer than 16.
+#include <immintrin.h>
+
+#include <algorithm>
+
+#include "ops/code_scan_kernel.h"
+
+// What must stay in registers is inlined whatever it costs.
+#define RECENGINE_INLINE inline __attribute__((always_inline))
+
+namespace recengine {
+namespace {
+
+constexpr int64_t kLine = 64;  // a row of a tile
+constexpr int64_t kTileSteps = kLine / kStepDims;
+constexpr int64_t kTileItems = kLine / int64_t{sizeof(int32_t)};
+constexpr int64_t kGroups = kBlockItems / kTileItems;
+constexpr int64_t kStepBytes = kBlockItems * kStepDims;
+constexpr int64_t kQueryProducts = kBlockItems * int64_t{sizeof(int32_t)};
+static_assert(kGroups == 4, "the sums of a block are four tiles");
+static_assert(kMostTileQueries == 16, "the rows of a tile");
+
+// What LDTILECFG reads.
+struct alignas(kLine) TileShapes {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
+
+  void set(int tile, int64_t tile_rows, int64_t bytes) {
+    rows[tile] = static_cast<uint8_t>(tile_rows);
+    row_bytes[tile] = static_cast<uint16_t>(bytes);
+  }
+};
+static_assert(sizeof(TileShapes) == kLine);
+
+// How many steps the last tiles hold: as many as the others where they can.
+int64_t last_steps(int64_t steps) { return (steps - 1) % kTileSteps + 1; }
+
+RECENGINE_INLINE void add(const int8_t* queries, int64_t stride, const uint8_t* codes) {
+  _tile_loadd(4, queries, stride);
+  _tile_loadd(5, codes, kStepBytes);
+  _tile_dpbsud(0, 4, 5);
+  _tile_loadd(5, codes + kLine, kStepBytes);
+  _tile_dpbsud(1, 4, 5);
+  _tile_loadd(5, codes + 2 * kLine, kStepBytes);
+  _tile_dpbsud(2, 4, 5);
+  _tile_loadd(5, codes + 3 * kLine, kStepBytes);
+  _tile_dpbsud(3, 4, 5);
+}
+
+RECENGINE_INLINE void add_last(const int8_t* queries, int64_t stride, const uint8_t* codes) {
+  _tile_loadd(6, queries, stride);
+  _tile_loadd(7, codes, kStepBytes);
+  _tile_dpbsud(0, 6, 7);
+  _tile_loadd(7, codes + kLine, kStepBytes);
+  _tile_dpbsud(1, 6, 7);
+  _tile_loadd(7, codes + 2 * kLine, kStepBytes);
+  _tile_dpbsud(2, 6, 7);
+  _tile_loadd(7, codes + 3 * kLine, kStepBytes);
+  _tile_dpbsud(3, 6, 7);
+}
+
+RECENGINE_INLINE __m512i threshold_of(const CodeTile& tile, int q) {
+  return _mm512_set1_epi32(tile.thresholds[q * tile.threshold_stride]);
+}
+
+RECENGINE_INLINE __m512i group_of(const int32_t* products, int64_t group) {
+  return _mm512_load_si512(products + group * kTileItems);
+}
+
+// Whether any product reaches its query's threshold. One test for all: hits are rare.
+RECENGINE_INLINE bool any_hit(const CodeTile& tile, const CodeHits& hits) {
+  unsigned any = 0;
+  for (int q = 0; q < tile.count; ++q) {
+    const int32_t* const products = hits.products[q];
+    const __m512i most =
+        _mm512_max_epi32(_mm512_max_epi32(group_of(products, 0), group_of(products, 1)),
+                         _mm512_max_epi32(group_of(products, 2), group_of(products, 3)));
+    any |= _mm512_cmpge_epi32_mask(most, threshold_of(tile, q));
+  }
+  return any != 0;
+}
+
+}  // namespace
+
+void code_scan_begin_amx_int8(int64_t steps, int64_t queries) {
+  TileShapes shapes;
+  const int64_t rows = std::min<int64_t>(queries, kMostTileQueries);
+  for (int group = 0; group < kGroups; ++group) shapes.set(group, rows, kLine);
+  shapes.set(4, rows, kLine);
+  shapes.set(5, kTileSteps, kLine);
+  shapes.set(6, rows, last_steps(steps) * kStepDims);
+  shapes.set(7, last_steps(steps), kLine);
+  __asm__("" : : "r"(&shapes) : "memory");  // GCC takes the instruction to read less than it does
+  _tile_loadconfig(&shapes);
+}
+
+void code_scan_end_amx_int8() { _tile_release(); }
+
+uint32_t code_scan_amx_int8(const CodeTile& tile, CodeHits& hits) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  const int64_t stride = tile.steps * kStepDims;
+  const int8_t* queries = tile.queries;
+  const uint8_t* codes = tile.codes;
+  for (int64_t left = tile.steps; left > kTileSteps; left -= kTileSteps) {
+    add(queries, stride, codes);
+    queries += kTileSteps * kStepDims;
+    codes += kTileSteps * kStepBytes;
+  }
+  add_last(queries, stride, codes);
+  for (int64_t line = 0; line < tile.ahead_lines; ++line) {
+    __builtin_prefetch(tile.ahead + line * kLine);
+  }
+  _tile_stored(0, hits.products[0], kQueryProducts);
+  _tile_stored(1, hits.products[0] + kTileItems, kQueryProducts);
+  _tile_stored(2, hits.products[0] + 2 * kTileItems, kQueryProducts);
+  _tile_stored(3, hits.products[0] + 3 * kTileItems, kQueryProducts);
+  if (__builtin_expect(!any_hit(tile, hits), 1)) return 0;
+  uint32_t any = 0;
+  for (int q = 0; q < tile.count; ++q) {
+    const __m512i threshold = threshold_of(tile, q);
+    uint64_t items = 0;
+    for (int64_t group = 0; group < kGroups; ++group) {
+      const __m512i products = group_of(hits.products[q], group);
+      const uint64_t found = _mm512_cmpge_epi32_mask(products, threshold);
+      items |= found << (group * kTileItems);
+    }
+    hits.items[q] = items;
+    if (items != 0) any |= 1u << q;
+  }
+  return any;
+}
+
+}  // namespace recengine
