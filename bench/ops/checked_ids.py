@@ -23,6 +23,7 @@ MOST_COST = 0.03
 _AVX2 = ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq")
 KERNELS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "amx_int8": ("avx512", _AVX512),
     "avx512_vnni": ("avx512", _AVX512),
     "avx512": ("avx512", _AVX512),
     "avx2": ("avx2", _AVX2),

@@ -1,10 +1,13 @@
 // What this machine can do at most, measured on N threads at once: 8-bit multiply-adds on registers
-// alone (vpdpbusd, or the instructions of AVX2 that take its place), bytes read in order from
-// memory, and cache lines read at random, in runs of one to eight neighbours, out of 2 MB pages and
-// out of 4 KB pages. Prints one JSON object.
+// alone (vpdpbusd, or the instructions of AVX2 that take its place; AMX's tiles where there are),
+// bytes read in order from memory, and cache lines read at random, in runs of one to eight
+// neighbours, out of 2 MB pages and out of 4 KB pages. Prints one JSON object.
 #include <immintrin.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -89,6 +92,39 @@ int64_t multiply() {
   return int64_t{kRounds} * kSums * kChained * kVectorBytes;
 }
 
+#ifdef __AMX_INT8__
+
+// Four sums of tiles that are full: 16 times 16 products over 64 bytes.
+int64_t multiply_tiles() {
+  struct alignas(64) {
+    uint8_t palette = 1;
+    uint8_t start_row = 0;
+    uint8_t reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
+  } shapes;
+  __asm__("" : : "r"(&shapes) : "memory");  // GCC takes the next one to read less than it does
+  _tile_loadconfig(&shapes);
+  constexpr int kRounds = 1000;
+  for (int round = 0; round < kRounds; ++round) {
+    _tile_dpbsud(0, 4, 5);
+    _tile_dpbsud(1, 4, 5);
+    _tile_dpbsud(2, 4, 5);
+    _tile_dpbsud(3, 4, 5);
+  }
+  _tile_release();
+  return int64_t{kRounds} * 4 * 16 * 16 * 64;
+}
+
+void ask_for_tiles() { syscall(SYS_arch_prctl, 0x1023, 18); }  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+
+#else
+
+int64_t multiply_tiles() { return 0; }
+void ask_for_tiles() {}
+
+#endif
+
 // The bytes of a line, each once.
 inline __attribute__((always_inline)) Vector read_line(const uint8_t* line, Vector sum) {
   for (int64_t i = 0; i < kLine; i += kVectorBytes) sum = exclusive_or(sum, load(line + i));
@@ -97,8 +133,8 @@ inline __attribute__((always_inline)) Vector read_line(const uint8_t* line, Vect
 
 constexpr int64_t kBufferBytes = int64_t{256} << 20;
 
+template <int64_t kAhead>
 int64_t read(const uint8_t* buffer) {
-  constexpr int64_t kAhead = 8192;
   Vector sum = bytes_of(0);
   for (int64_t i = 0; i < kBufferBytes; i += 256) {
     for (int64_t line = 0; line < 256; line += kLine) {
@@ -187,9 +223,16 @@ int main(int argc, char** argv) {
   std::vector<uint8_t*> buffers;
   for (int t = 0; t < threads; ++t) buffers.push_back(make_buffer(kBufferBytes, MADV_HUGEPAGE));
   const double macs = rate(threads, [](int) { return multiply(); });
-  const double bytes = rate(threads, [&](int t) { return read(buffers[static_cast<size_t>(t)]); });
+  ask_for_tiles();
+  const double tiles =
+      multiply_tiles() == 0 ? 0 : rate(threads, [](int) { return multiply_tiles(); });
+  const auto read_rate = [&](auto read) {
+    return rate(threads, [&](int t) { return read(buffers[static_cast<size_t>(t)]); });
+  };
+  const double bytes = std::max(read_rate(read<1024>), read_rate(read<8192>));  // as the CPU likes
   for (uint8_t* buffer : buffers) std::free(buffer);
-  std::printf("{\"int8_macs_per_s\": %.4g, \"read_bytes_per_s\": %.4g", macs, bytes);
+  std::printf("{\"int8_macs_per_s\": %.4g, \"tile_macs_per_s\": %.4g, \"read_bytes_per_s\": %.4g",
+              macs, tiles, bytes);
   print_random("random_lines_per_s", threads, MADV_HUGEPAGE);
   print_random("random_lines_small_pages_per_s", threads, MADV_NOHUGEPAGE);
   std::printf("}\n");

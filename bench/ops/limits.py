@@ -14,6 +14,7 @@ from recengine.errors import RecengineError
 
 RUNS = 3
 VECTORS = {
+    "amx_int8": ("-mavx512f", "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
     "avx512_vnni": ("-mavx512f", "-mavx512vnni"),
     "avx512": ("-mavx2",),  # whose 8-bit products are those of avx2
     "avx2": ("-mavx2",),
@@ -26,7 +27,8 @@ class Limits:
     """Of all threads together, measured by limits.cc.
 
     Attributes:
-        int8_macs_per_s: 8-bit multiply-adds on registers.
+        int8_macs_per_s: 8-bit multiply-adds on vector registers.
+        tile_macs_per_s: the same on AMX's tiles; 0 where the CPU has none.
         read_bytes_per_s: bytes read from memory in order.
         random_lines_per_s: lines of 64 bytes read at random from 2 MB pages, by how many
             neighbours are read at once.
@@ -34,14 +36,23 @@ class Limits:
     """
 
     int8_macs_per_s: float
+    tile_macs_per_s: float
     read_bytes_per_s: float
     random_lines_per_s: dict[str, float]
     random_lines_small_pages_per_s: dict[str, float]
 
     def scan_ms(self, rows: int, dim: int, batch: int) -> float:
         """No scan of every item's 8-bit code can take less."""
-        codes = rows * dim
-        return 1e3 * max(codes / self.read_bytes_per_s, codes * batch / self.int8_macs_per_s)
+        return max(self.read_ms(rows, dim), self.multiply_ms(rows, dim, batch))
+
+    def read_ms(self, rows: int, dim: int) -> float:
+        """Reading every item's 8-bit code once."""
+        return 1e3 * rows * dim / self.read_bytes_per_s
+
+    def multiply_ms(self, rows: int, dim: int, batch: int, *, tiles: bool = True) -> float:
+        """Multiplying every item's 8-bit code by every query's, in tiles where there are any."""
+        macs = max(self.int8_macs_per_s, self.tile_macs_per_s if tiles else 0)
+        return 1e3 * rows * dim * batch / macs
 
     def lookup_ms(self, rows: int, lines: int) -> float:
         """Reading `lines` neighbouring lines of each of so many random rows."""

@@ -25,7 +25,9 @@ def test_the_environment_forces_one(monkeypatch):
 
 def test_forcing_an_unknown_one_lists_the_names(monkeypatch):
     monkeypatch.setenv("RECENGINE_ISA", "mmx")
-    with pytest.raises(DeviceError, match='portable, avx2, avx512, avx512_vnni, amx_int8; found "mmx"'):
+    with pytest.raises(
+        DeviceError, match='portable, avx2, avx512, avx512_vnni, amx_int8; found "mmx"'
+    ):
         ops.default_isa()
 
 

@@ -130,9 +130,10 @@ def test_a_search_by_codes_equals_the_reference_to_the_bit(place, search, thread
     assert_same(found, reference(*search))
 
 
-def test_every_number_of_queries_that_are_scanned_together(isa):
+@pytest.mark.parametrize("dim", [60, 64, 100, 128])  # fill a tile's row in part, in full, and two
+def test_every_number_of_queries_that_are_scanned_together(isa, dim):
     rng = np.random.default_rng(13)
-    vectors = rng.standard_normal((9_000, 60), dtype=np.float32)
+    vectors = rng.standard_normal((9_000, dim), dtype=np.float32)
     vectors[200:300] = vectors[7]  # hits side by side, and ties beyond K
     queries = vectors[rng.integers(0, 9_000, 33)]
     queries[::5] = vectors[7]
@@ -429,8 +430,8 @@ def test_the_answer_does_not_depend_on_the_threads(place, large, k):
 
 def test_more_queries_than_one_pass_takes(place):
     rng = np.random.default_rng(3)
-    vectors, queries = rng.standard_normal((2000, 40)), rng.standard_normal((150, 40))
-    exclude = [rng.integers(0, 2000, 20) for _ in queries]
+    vectors, queries = rng.standard_normal((4000, 40)), rng.standard_normal((150, 40))
+    exclude = [rng.integers(0, 4000, 20) for _ in queries]
     found = place.cosine_topk(vectors, queries, 10, exclude=exclude, threads=2)
     assert_same(found, reference(vectors, queries, 10, exclude))
 

@@ -46,7 +46,12 @@ def describe_versions(packages: tuple[str, ...] = ()) -> dict[str, str]:
 def _vectors() -> str:
     """What tells generations of a CPU apart whose model a cloud hides."""
     flags = _cpuinfo("flags").split()
-    known = {"avx512_vnni": "avx512_vnni", "avx512f": "avx512", "avx2": "avx2"}
+    known = {
+        "amx_int8": "amx_int8",
+        "avx512_vnni": "avx512_vnni",
+        "avx512f": "avx512",
+        "avx2": "avx2",
+    }
     return next((name for flag, name in known.items() if flag in flags), "novector")
 
 
