@@ -75,7 +75,8 @@ struct CodeScanKernel {
   void (*end)() = nullptr;
 };
 
-const CodeScanKernel& code_scan_for(Isa isa);
+// The fastest for so many queries.
+const CodeScanKernel& code_scan_for(Isa isa, int64_t queries);
 
 void code_thresholds_portable(const ThresholdTerms& query, const float* errors,
                               const float* inverse_scales, int64_t blocks, int32_t* thresholds);

@@ -82,7 +82,7 @@ CodedQuery encode(const std::vector<float>& values, const ItemCodes& items, int6
 
 }  // namespace
 
-const CodeScanKernel& code_scan_for(Isa isa) {
+const CodeScanKernel& code_scan_for(Isa isa, int64_t queries) {
   static constexpr CodeScanKernel kPortable = {code_scan_portable, code_thresholds_portable, 4.4};
   static constexpr CodeScanKernel kAvx2 = {code_scan_avx2, code_thresholds_avx2, 0.37, true};
   static constexpr CodeScanKernel kVnni = {code_scan_avx512_vnni, code_thresholds_avx512_vnni, 0.1};
@@ -99,12 +99,18 @@ const CodeScanKernel& code_scan_for(Isa isa) {
 #else
   static constexpr CodeScanKernel kAmx = kVnni;
 #endif
-  return *pick_kernel(isa, &kPortable, &kAvx2, &kAvx2, &kVnni, &kAmx);
+  // Few queries wait for the items, which VNNI reads more evenly.
+  constexpr int64_t kFewQueries = 8;
+  const CodeScanKernel* const tiles = queries <= kFewQueries ? &kVnni : &kAmx;
+  return *pick_kernel(isa, &kPortable, &kAvx2, &kAvx2, &kVnni, tiles);
 }
 
 CodedQueries::CodedQueries(Isa isa, const Search& search, int64_t first, int64_t count,
                            const CodeView& view)
-    : kernel_(code_scan_for(isa)), items_(*search.index->codes()), view_(view), count_(count) {
+    : kernel_(code_scan_for(isa, count)),
+      items_(*search.index->codes()),
+      view_(view),
+      count_(count) {
   const int64_t dim = search.index->dim();
   codes_.resize(static_cast<size_t>((count + tile_queries() - 1) / tile_queries() * tile_queries() *
                                     stride()));

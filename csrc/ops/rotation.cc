@@ -326,9 +326,9 @@ void Rotation::choose_scans(Matrix<const float> items, int64_t rows, ThreadPool*
   const double share = kWanted / static_cast<double>(rows);
   const auto wanted = std::max<int64_t>(1, std::llround(share * static_cast<double>(items.rows)));
   const std::vector<PartialScan> tried = try_scans(items, wanted, pool);
-  const double product_cost = code_scan_for(default_isa()).product_cost;
   constexpr int64_t kQueries[kMostScans] = {1, 4, 16, 64};
   for (const int64_t queries : kQueries) {
+    const double product_cost = code_scan_for(default_isa(), queries).product_cost;
     const PartialScan* const scan = cheapest(tried, dim_, queries, product_cost);
     const auto same = [scan](const PartialScan& other) { return other.dims == scan->dims; };
     if (scan != nullptr && std::none_of(scans_.begin(), scans_.end(), same)) {

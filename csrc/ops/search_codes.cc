@@ -62,7 +62,7 @@ const CodeView& choose_view(const Context& context, const Search& search, int64_
                             const std::vector<float>& guesses) {
   const ItemCodes& codes = *search.index->codes();
   const auto count = static_cast<int64_t>(guesses.size());
-  const double product_cost = code_scan_for(context.isa).product_cost;
+  const double product_cost = code_scan_for(context.isa, count).product_cost;
   const CodeView& view = codes.view(count, product_cost);
   if (view.partial == nullptr) return view;
   const CodedQueries queries(context.isa, search, first, count, view);
