@@ -17,7 +17,7 @@ constexpr int64_t kRowsPerChunk = 4096;  // below, waking a thread costs more th
 
 EmbeddingBagKernel kernel_for(Isa isa) {
   return pick_kernel(isa, embedding_bag_portable, embedding_bag_avx2, embedding_bag_avx512,
-                     embedding_bag_avx512, embedding_bag_avx512);
+                     embedding_bag_avx512, embedding_bag_avx512_paced);
 }
 
 [[noreturn]] void fail(const std::string& what) { throw InputError("[embedding_bag] " + what); }

@@ -8,9 +8,8 @@
 namespace recengine {
 namespace {
 
-struct Avx2 {
+struct Avx2 : RowByRow</*kLines=*/32, /*kRows=*/16, /*kLocality=*/3> {
   static constexpr int kWidth = 8;
-  static constexpr bool kPaced = true;
   using Reg = __m256;
 
   static Reg zero() { return _mm256_setzero_ps(); }

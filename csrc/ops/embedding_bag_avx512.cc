@@ -10,9 +10,9 @@ namespace {
 
 __mmask16 first(int count) { return static_cast<__mmask16>((1u << count) - 1); }
 
-struct Avx512 {
+template <typename Prefetching>
+struct Avx512 : Prefetching {
   static constexpr int kWidth = 16;
-  static constexpr bool kPaced = false;
   using Reg = __m512;
 
   static Reg zero() { return _mm512_setzero_ps(); }
@@ -98,8 +98,31 @@ struct Avx512 {
   }
 };
 
+// Whether a chunk has little to do between its rows' lines: long rows, or few to a bag. Where there
+// is more, as in sums over many rows of codes, prefetches between the rows hold it up.
+bool waits_for_rows(const BagChunk& chunk) {
+  constexpr int64_t kLongRow = 4 * kLineBytes;
+  constexpr int64_t kShortBag = 4;
+  int64_t row_bytes = 0;
+  for (int64_t c = 0; c < chunk.num_columns; ++c) row_bytes += chunk.columns[c].table->row_bytes;
+  if (row_bytes >= kLongRow * chunk.num_columns) return true;
+  const int64_t bags = chunk.batch * chunk.num_columns;
+  int64_t rows = 0;
+  for (int64_t bag = 0; bag < bags; ++bag) rows += chunk.lengths[bag];
+  return rows < kShortBag * bags;
+}
+
 }  // namespace
 
-bool embedding_bag_avx512(const BagChunk& chunk) { return embedding_bag_loop<Avx512>(chunk); }
+bool embedding_bag_avx512(const BagChunk& chunk) {
+  return embedding_bag_loop<Avx512<InBlocks>>(chunk);
+}
+
+bool embedding_bag_avx512_paced(const BagChunk& chunk) {
+  // Into the second level, which has three times as many lines on their way as the first.
+  using Paced = RowByRow</*kLines=*/512, /*kRows=*/64, /*kLocality=*/2>;
+  return waits_for_rows(chunk) ? embedding_bag_loop<Avx512<Paced>>(chunk)
+                               : embedding_bag_loop<Avx512<InBlocks>>(chunk);
+}
 
 }  // namespace recengine

@@ -26,5 +26,6 @@ using EmbeddingBagKernel = bool (*)(const BagChunk& chunk);
 bool embedding_bag_portable(const BagChunk& chunk);
 bool embedding_bag_avx2(const BagChunk& chunk);
 bool embedding_bag_avx512(const BagChunk& chunk);
+bool embedding_bag_avx512_paced(const BagChunk& chunk);  // for Intel's, which all have AMX now
 
 }  // namespace recengine

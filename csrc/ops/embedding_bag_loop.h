@@ -8,9 +8,9 @@
 // instructions, across bags and tables, then they are pooled. Bags are taken column by column over
 // a group of users, so that a table's constants stay in registers.
 //
-// Prefetches come in bursts, a block before it is pooled, where a core takes them all. Older cores
-// drop what they have no room for: there (Simd::kPaced) each row that is pooled prefetches the one
-// that is as many rows ahead as the core may have on their way.
+// Prefetches come in bursts, a block before it is pooled (InBlocks), where a core takes them all.
+// Others drop what they have no room for, or wait for room: there each row that is pooled
+// prefetches the one that is as many rows ahead as the core may have on their way (RowByRow).
 //
 // Every element is added in row order with products rounded before the addition, so that all
 // instruction sets give the same bits.
@@ -26,11 +26,23 @@ namespace {
 
 constexpr int64_t kLineBytes = 64;
 constexpr int64_t kBlockLines = 384;  // half of a first-level cache
-constexpr int64_t kLinesAhead = 32;   // of paced prefetches
-constexpr int64_t kMostAhead = 16;    // the rows of these
+constexpr int64_t kMostAhead = 64;    // rows, where they are prefetched one by one
 constexpr int64_t kLeastAhead = 2;
 constexpr int64_t kGroupUsers = 256;
 constexpr int kMostVectors = 8;  // of sums in a pass over columns
+
+// How rows are prefetched: what a SIMD type derives from.
+struct InBlocks {
+  static constexpr bool kPaced = false;
+};
+template <int64_t kLines, int64_t kRows, int kLocality>
+struct RowByRow {
+  static constexpr bool kPaced = true;
+  static constexpr int64_t kLinesAhead = kLines;
+  static constexpr int64_t kRowsAhead = kRows;  // at most, whatever their lines
+  static constexpr int kCache = kLocality;      // as __builtin_prefetch counts: 3 the first level
+  static_assert(kRows <= kMostAhead);
+};
 
 // Stored values, told apart by type. An address within a row counts in values.
 struct Half {
@@ -158,10 +170,11 @@ FillColumn fill_column_for(int64_t lines) {
 
 // Lines that a row of the table may touch.
 int64_t lines_of(const EmbeddingTable& table) {
-  const auto edges =
-      reinterpret_cast<uintptr_t>(table.data) | static_cast<uintptr_t>(table.row_bytes);
-  const bool aligned = edges % static_cast<uintptr_t>(kLineBytes) == 0;
-  return (table.row_bytes + kLineBytes - 1) / kLineBytes + (aligned ? 0 : 1);
+  const uint64_t edges =
+      reinterpret_cast<uintptr_t>(table.data) | static_cast<uint64_t>(table.row_bytes) | kLineBytes;
+  const auto aligned =
+      static_cast<int64_t>(edges & (~edges + 1));  // the bytes that all rows are to
+  return (table.row_bytes - aligned + 2 * kLineBytes - 1) / kLineBytes;
 }
 
 // Takes rows into the block until it is full or the group ends, and prefetches them if these are
@@ -188,17 +201,19 @@ bool fill(const Group& group, Cursor& cursor, Positions& positions, Block& block
 
 // What a pass over some columns of a table prefetches, row by row.
 struct Pace {
-  int64_t first;  // bytes of a row, the last one included
-  int64_t last;
-  int64_t apart;  // of a byte that the first pass reads besides, or -1
+  int64_t first;  // bytes of a row: from here on one of each line, up to
+  int64_t end;    // this one
+  int64_t last;   // and the last
+  int64_t apart;  // one that the first pass reads besides, or -1
   int64_t ahead;  // how many rows; 0 for a pass whose bytes are there already
 };
 
-// So many that they have kLinesAhead lines, within kLeastAhead and kMostAhead.
+// So many that they have kLinesAhead lines, within kLeastAhead and kRowsAhead.
+template <typename Simd>
 int64_t rows_ahead(int64_t lines) {
-  constexpr int8_t kRows[] = {16, 16, 16, 10, 8, 6, 5, 4, 4, 3, 3};
-  static_assert(kRows[2] == kLinesAhead / 2 && kRows[10] == kLinesAhead / 10);
-  return lines <= 10 ? kRows[lines] : kLeastAhead;
+  if (lines * Simd::kRowsAhead <= Simd::kLinesAhead) return Simd::kRowsAhead;
+  const int64_t rows = Simd::kLinesAhead / lines;
+  return rows < kLeastAhead ? kLeastAhead : rows;
 }
 
 // Of columns [begin, end). Each pass over many columns prefetches its own bytes, so that lines are
@@ -206,30 +221,36 @@ int64_t rows_ahead(int64_t lines) {
 template <typename Simd, typename T>
 Pace pace_of(const EmbeddingTable& table, int64_t begin, int64_t end) {
   constexpr int64_t kMany = kMostVectors * Simd::kWidth;
-  if (begin > 0 && end - begin < kMany) return {0, 0, -1, 0};
+  if (begin > 0 && end - begin < kMany) return {0, 0, 0, -1, 0};
   const auto byte_of = [&](int64_t column) {
     return table.codes_at + column * static_cast<int64_t>(sizeof(T)) / kValuesIn<T>;
   };
   const bool is_last = table.dim - end < kMany;
-  Pace pace{begin == 0 ? 0 : byte_of(begin), is_last ? table.row_bytes - 1 : byte_of(end) - 1, -1,
-            0};
+  Pace pace{begin == 0 ? 0 : byte_of(begin), 0, is_last ? table.row_bytes - 1 : byte_of(end) - 1,
+            -1, 0};
   if (begin == 0 && table.scale_at > pace.last) pace.apart = table.scale_at;
   const int64_t lines =
       begin == 0 && is_last ? lines_of(table) : (pace.last - pace.first) / kLineBytes + 2;
-  pace.ahead = rows_ahead(lines);
+  pace.end = pace.first + (lines - 1) * kLineBytes;
+  if constexpr (Simd::kPaced) pace.ahead = rows_ahead<Simd>(lines);
   return pace;
 }
 
 // Every line of a row's bytes `first` to `last`: as many instructions for each row of a table, for
 // where its lines begin cannot be predicted.
-RECENGINE_PREFETCHES void prefetch_lines(const char* row, int64_t first, int64_t last) {
-  for (int64_t byte = first; byte < last; byte += kLineBytes) __builtin_prefetch(row + byte);
-  __builtin_prefetch(row + last);
+template <typename Simd>
+RECENGINE_PREFETCHES void prefetch_lines(const char* row, int64_t first, int64_t end,
+                                         int64_t last) {
+  for (int64_t byte = first; byte < end; byte += kLineBytes) {
+    __builtin_prefetch(row + byte, 0, Simd::kCache);
+  }
+  __builtin_prefetch(row + last, 0, Simd::kCache);
 }
 
 // Behind the rows of a block come the first of the next, or its own last one again.
+template <typename Simd>
 void append_next(Block& block, const Block& next) {
-  for (int64_t i = 0; i < kMostAhead; ++i) {
+  for (int64_t i = 0; i < Simd::kRowsAhead; ++i) {
     const bool has = i < next.size;
     if (!has && block.size == 0) return;
     block.rows[block.size + i] = has ? next.rows[i] : block.rows[block.size - 1];
@@ -290,17 +311,17 @@ __attribute__((always_inline)) inline ScaleAndBias scale_and_bias(const Run& run
 }
 
 // Prefetches what comes after row i of a run.
-template <typename Simd>
+template <typename Simd, typename T>
 RECENGINE_PREFETCHES void prefetch_ahead(const Run& run, int64_t i, const Pace& pace) {
   if constexpr (Simd::kPaced) {
     if (pace.ahead == 0) return;
     const char* const row = run.rows[i + pace.ahead];
-    prefetch_lines(row, pace.first, pace.last);
-    if (pace.apart >= 0) __builtin_prefetch(row + pace.apart);
-    const float* const scales = run.table->scales;
-    if (scales == nullptr || pace.first > 0) return;
+    prefetch_lines<Simd>(row, pace.first, pace.end, pace.last);
+    if (pace.apart >= 0) __builtin_prefetch(row + pace.apart, 0, Simd::kCache);
+    if (kFused<T> || run.table->scales == nullptr || pace.first > 0) return;
+    const auto* const scales = reinterpret_cast<const char*>(run.table->scales);
     const int64_t id = run.chunk->rows[run.positions[i + pace.ahead]];  // or of the next column
-    __builtin_prefetch(row_at(reinterpret_cast<const char*>(scales), id, sizeof(float)));
+    __builtin_prefetch(row_at(scales, id, sizeof(float)), 0, Simd::kCache);
   }
 }
 
@@ -348,7 +369,7 @@ float pool_vectors(const Run& run, int64_t begin) {
       bias = 0;
     }
     for (const int64_t end = i + run.counts[bag]; i < end; ++i) {
-      prefetch_ahead<Simd>(run, i, pace);
+      prefetch_ahead<Simd, T>(run, i, pace);
       const char* const row = rows[i] + codes_at;
       if constexpr (kScaled) {
         const ScaleAndBias found = scale_and_bias<Simd, T>(run, i);
@@ -385,7 +406,7 @@ float pool_tail(const Run& run, int64_t begin, bool scaled) {
     Reg sum = state.continues ? Simd::load_part(out, width) : Simd::zero();
     if (!state.continues) bias = 0;
     for (const int64_t end = i + run.counts[bag]; i < end; ++i) {
-      prefetch_ahead<Simd>(run, i, pace);
+      prefetch_ahead<Simd, T>(run, i, pace);
       const T* const values = value_at<T>(run.rows[i] + run.table->codes_at, begin);
       const ScaleAndBias found =
           scaled ? scale_and_bias<Simd, T>(run, i) : ScaleAndBias{1.0f, 0.0f};
@@ -549,16 +570,17 @@ bool pool_group_paced(const Group& group) {
   const EmbeddingTable& first = *group.chunk->columns[0].table;
   const int64_t passes = first.dim / (kMostVectors * Simd::kWidth);
   const int64_t lines = passes > 1 ? (lines_of(first) + passes - 1) / passes : lines_of(first);
-  const int64_t ahead = rows_ahead(lines);  // of a pass
+  const int64_t ahead = rows_ahead<Simd>(lines);  // of a pass
+  const int64_t end = (lines_of(first) - 1) * kLineBytes;
   for (int64_t i = 0; i < blocks[0].size && i < ahead; ++i) {
-    prefetch_lines(blocks[0].rows[i], 0, first.row_bytes - 1);
+    prefetch_lines<Simd>(blocks[0].rows[i], 0, end, first.row_bytes - 1);
   }
   for (int now = 0;; now = 1 - now) {
     Block& next = blocks[1 - now];
     next.size = 0;
     const bool last = cursor.column == group.chunk->num_columns;
     if (!last && !fill<true>(group, cursor, positions, next)) return false;
-    append_next(blocks[now], next);
+    append_next<Simd>(blocks[now], next);
     pooler.run(blocks[now]);
     if (last) return true;
   }

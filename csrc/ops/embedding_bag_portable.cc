@@ -38,9 +38,8 @@ float read(const Nibbles* codes, int i) {
 }
 
 // Eight floats in a plain array; compilers turn the loops into the vectors of the base ISA.
-struct Portable {
+struct Portable : InBlocks {
   static constexpr int kWidth = 8;
-  static constexpr bool kPaced = false;
   struct Reg {
     float lanes[kWidth];
   };
