@@ -116,12 +116,14 @@ int64_t multiply_tiles() {
   return int64_t{kRounds} * 4 * 16 * 16 * 64;
 }
 
-void ask_for_tiles() { syscall(SYS_arch_prctl, 0x1023, 18); }  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+bool may_use_tiles() {  // ARCH_REQ_XCOMP_PERM, XTILEDATA
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+}
 
 #else
 
 int64_t multiply_tiles() { return 0; }
-void ask_for_tiles() {}
+bool may_use_tiles() { return false; }
 
 #endif
 
@@ -223,9 +225,7 @@ int main(int argc, char** argv) {
   std::vector<uint8_t*> buffers;
   for (int t = 0; t < threads; ++t) buffers.push_back(make_buffer(kBufferBytes, MADV_HUGEPAGE));
   const double macs = rate(threads, [](int) { return multiply(); });
-  ask_for_tiles();
-  const double tiles =
-      multiply_tiles() == 0 ? 0 : rate(threads, [](int) { return multiply_tiles(); });
+  const double tiles = may_use_tiles() ? rate(threads, [](int) { return multiply_tiles(); }) : 0;
   const auto read_rate = [&](auto read) {
     return rate(threads, [&](int t) { return read(buffers[static_cast<size_t>(t)]); });
   };

@@ -1,3 +1,4 @@
+#include <cpuid.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -13,14 +14,17 @@ namespace {
 constexpr Isa kWeakestFirst[] = {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni,
                                  Isa::kAmxInt8};
 
-// Linux lets a process use AMX's tiles once it has asked, and refuses where a thread has an
-// alternate signal stack that is too small for them.
+// Linux lets a process use AMX's tiles once it has asked. It refuses where a thread has an
+// alternate signal stack that is too small for them (11 KB), and later refuses such stacks.
 bool amx_int8() {
 #ifdef RECENGINE_AMX
   static const bool allowed = [] {
     constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
     constexpr long kTileData = 18;               // XFEATURE_XTILEDATA
+    unsigned palettes = 0;  // some hypervisors show AMX without its shapes of tiles
+    unsigned unused = 0;
     return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
+           __get_cpuid_count(0x1d, 0, &palettes, &unused, &unused, &unused) != 0 && palettes > 0 &&
            syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   }();
   return allowed;

@@ -5,8 +5,6 @@
 // and 5 of items; 6 and 7 are the same for the last steps, of which there may be fewer than 16.
 #include <immintrin.h>
 
-#include <algorithm>
-
 #include "ops/code_scan_kernel.h"
 
 // What must stay in registers is inlined whatever it costs.
@@ -15,7 +13,7 @@
 namespace recengine {
 namespace {
 
-constexpr int64_t kLine = 64;  // a row of a tile
+constexpr int64_t kLine = kLineBytes;  // a row of a tile
 constexpr int64_t kTileSteps = kLine / kStepDims;
 constexpr int64_t kTileItems = kLine / int64_t{sizeof(int32_t)};
 constexpr int64_t kGroups = kBlockItems / kTileItems;
@@ -91,7 +89,7 @@ RECENGINE_INLINE bool any_hit(const CodeTile& tile, const CodeHits& hits) {
 
 void code_scan_begin_amx_int8(int64_t steps, int64_t queries) {
   TileShapes shapes;
-  const int64_t rows = std::min<int64_t>(queries, kMostTileQueries);
+  const int64_t rows = queries < kMostTileQueries ? queries : kMostTileQueries;
   for (int group = 0; group < kGroups; ++group) shapes.set(group, rows, kLine);
   shapes.set(4, rows, kLine);
   shapes.set(5, kTileSteps, kLine);

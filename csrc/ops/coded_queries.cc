@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/isa.h"
-
 namespace recengine {
 namespace {
 
@@ -82,29 +80,6 @@ CodedQuery encode(const std::vector<float>& values, const ItemCodes& items, int6
 
 }  // namespace
 
-const CodeScanKernel& code_scan_for(Isa isa, int64_t queries) {
-  static constexpr CodeScanKernel kPortable = {code_scan_portable, code_thresholds_portable, 4.4};
-  static constexpr CodeScanKernel kAvx2 = {code_scan_avx2, code_thresholds_avx2, 0.37, true};
-  static constexpr CodeScanKernel kVnni = {code_scan_avx512_vnni, code_thresholds_avx512_vnni, 0.1};
-#ifdef RECENGINE_AMX
-  static constexpr CodeScanKernel kAmx = {code_scan_amx_int8,
-                                          code_thresholds_avx512_vnni,
-                                          0.03,
-                                          false,
-                                          kMostTileQueries,
-                                          true,
-                                          true,
-                                          code_scan_begin_amx_int8,
-                                          code_scan_end_amx_int8};
-#else
-  static constexpr CodeScanKernel kAmx = kVnni;
-#endif
-  // Few queries wait for the items, which VNNI reads more evenly.
-  constexpr int64_t kFewQueries = 8;
-  const CodeScanKernel* const tiles = queries <= kFewQueries ? &kVnni : &kAmx;
-  return *pick_kernel(isa, &kPortable, &kAvx2, &kAvx2, &kVnni, tiles);
-}
-
 CodedQueries::CodedQueries(Isa isa, const Search& search, int64_t first, int64_t count,
                            const CodeView& view)
     : kernel_(code_scan_for(isa, count)),
@@ -112,8 +87,7 @@ CodedQueries::CodedQueries(Isa isa, const Search& search, int64_t first, int64_t
       view_(view),
       count_(count) {
   const int64_t dim = search.index->dim();
-  codes_.resize(static_cast<size_t>((count + tile_queries() - 1) / tile_queries() * tile_queries() *
-                                    stride()));
+  codes_.resize(static_cast<size_t>(tiles() * tile_queries() * stride()));
   std::vector<int8_t> codes(static_cast<size_t>(stride()));
   for (int64_t q = 0; q < count; ++q) {
     const std::vector<float> values = viewed(search.queries.row(first + q), items_, view_, dim);

@@ -25,8 +25,8 @@ class CodedQueries {
 
   const CodedQuery& operator[](int64_t q) const { return queries_[static_cast<size_t>(q)]; }
 
-  // Of a tile, at most.
-  int64_t tile_queries() const { return kernel_.tile_queries; }
+  int64_t tile_queries() const { return kernel_.tile_queries; }  // of a tile, at most
+  int64_t tiles() const { return (count_ + kernel_.tile_queries - 1) / kernel_.tile_queries; }
 
   // Thresholds [blocks] of a query for the items of some blocks whose scores reach `wanted`.
   void set_thresholds(int64_t q, float wanted, int64_t first_block, int64_t blocks,
@@ -63,12 +63,13 @@ class CodedQueries {
   std::vector<CodedQuery> queries_;
 };
 
-// A thread's scans for some queries. No other scans of the thread begin or end meanwhile.
+// A thread's scans for some queries: against each block of all their tiles, one after another, or
+// of one. No other scans of the thread begin or end meanwhile.
 class CodeScans {
  public:
-  explicit CodeScans(const CodedQueries& queries) : queries_(queries), kernel_(queries.kernel_) {
+  CodeScans(const CodedQueries& queries, int64_t tiles)
+      : queries_(queries), kernel_(queries.kernel_), tiles_(tiles) {
     const int64_t lines = queries.view_.steps * kStepLines;
-    const int64_t tiles = (queries.count_ + kernel_.tile_queries - 1) / kernel_.tile_queries;
     ahead_lines_ = kernel_.shares_ahead ? (lines + tiles - 1) / tiles : lines;
     if (kernel_.begin != nullptr) kernel_.begin(queries.view_.steps, queries.tile_size(0));
   }
@@ -79,8 +80,8 @@ class CodeScans {
   }
 
   // Scans a tile of queries, those from `first` (a multiple of tile_queries()) on, against a block.
-  // `thresholds` are least products, offset included. The tiles that are scanned against a block
-  // fetch the one `ahead` together; -1: none. Returns and writes what CodeScan does.
+  // `thresholds` are least products, offset included. A block's tiles fetch the one `ahead`
+  // together; -1: none. Returns and writes what CodeScan does.
   uint32_t scan(int64_t first, int64_t block, const int32_t* thresholds, int64_t threshold_stride,
                 int64_t ahead, CodeHits& hits) const {
     const CodeView& view = queries_.view_;
@@ -90,7 +91,7 @@ class CodeScans {
                      queries_.tile_size(first),
                      thresholds,
                      threshold_stride};
-    const int64_t first_line = first / kernel_.tile_queries * ahead_lines_;
+    const int64_t first_line = first / kernel_.tile_queries % tiles_ * ahead_lines_;
     if (ahead >= 0 && first_line < view.steps * kStepLines) {
       tile.ahead = queries_.items_.block(view, ahead) + first_line * kLineBytes;
       tile.ahead_lines = std::min(ahead_lines_, view.steps * kStepLines - first_line);
@@ -101,6 +102,7 @@ class CodeScans {
  private:
   const CodedQueries& queries_;
   const CodeScanKernel& kernel_;
+  int64_t tiles_;        // against a block
   int64_t ahead_lines_;  // fetched by a tile
 };
 

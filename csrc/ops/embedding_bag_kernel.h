@@ -26,6 +26,7 @@ using EmbeddingBagKernel = bool (*)(const BagChunk& chunk);
 bool embedding_bag_portable(const BagChunk& chunk);
 bool embedding_bag_avx2(const BagChunk& chunk);
 bool embedding_bag_avx512(const BagChunk& chunk);
-bool embedding_bag_avx512_paced(const BagChunk& chunk);  // for Intel's, which all have AMX now
+// The same for cores that have more lines on their way to the second level of their caches.
+bool embedding_bag_avx512_paced(const BagChunk& chunk);
 
 }  // namespace recengine

@@ -172,8 +172,7 @@ FillColumn fill_column_for(int64_t lines) {
 int64_t lines_of(const EmbeddingTable& table) {
   const uint64_t edges =
       reinterpret_cast<uintptr_t>(table.data) | static_cast<uint64_t>(table.row_bytes) | kLineBytes;
-  const auto aligned =
-      static_cast<int64_t>(edges & (~edges + 1));  // the bytes that all rows are to
+  const auto aligned = static_cast<int64_t>(edges & (~edges + 1));  // all rows, to so many bytes
   return (table.row_bytes - aligned + 2 * kLineBytes - 1) / kLineBytes;
 }
 

@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "cpu/thread_pool.h"
-#include "ops/code_scan_kernel.h"
 #include "ops/item_rows.h"
 #include "recengine/context.h"
 
@@ -26,6 +25,7 @@ constexpr double kNegligible = 1e-9;    // of an element beside the diagonal
 // What a scan costs, in bytes read: measured on two cores each of an AMD EPYC (Zen 5) and an Intel
 // Xeon with AMX. What products cost is the kernel's (CodeScanKernel::product_cost).
 constexpr double kCompareCost = 1.5;  // of an item's product with a query's threshold
+constexpr double kChosenFor = 0.1;    // product cost: an index does not depend on where it is built
 constexpr double kScoreCost = 1500;   // finding, fetching and scoring an item
 constexpr double kAloneCost = 3000;   // more for a lone query, whose items wait for each other
 
@@ -328,8 +328,7 @@ void Rotation::choose_scans(Matrix<const float> items, int64_t rows, ThreadPool*
   const std::vector<PartialScan> tried = try_scans(items, wanted, pool);
   constexpr int64_t kQueries[kMostScans] = {1, 4, 16, 64};
   for (const int64_t queries : kQueries) {
-    const double product_cost = code_scan_for(default_isa(), queries).product_cost;
-    const PartialScan* const scan = cheapest(tried, dim_, queries, product_cost);
+    const PartialScan* const scan = cheapest(tried, dim_, queries, kChosenFor);
     const auto same = [scan](const PartialScan& other) { return other.dims == scan->dims; };
     if (scan != nullptr && std::none_of(scans_.begin(), scans_.end(), same)) {
       scans_.push_back(*scan);

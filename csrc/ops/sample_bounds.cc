@@ -132,14 +132,14 @@ std::vector<float> sample_bounds(const Context& context, const Search& search, i
   const std::unique_ptr<float[]> memory(new float[static_cast<size_t>(count * sampled)]);
   const Matrix<float> scores(memory.get(), count, sampled);
   const int64_t tile = sample.queries().tile_queries();
-  const int64_t tiles = (count + tile - 1) / tile;
+  const int64_t tiles = sample.queries().tiles();
   const int64_t parts = (sample.blocks() + kBlocksPerPart - 1) / kBlocksPerPart;
   for_each(pool, tiles * parts, [&](int64_t task) {
     const int64_t begin = task / parts * tile;
     const int64_t end = std::min(begin + tile, count);
     const int64_t first_block = task % parts * kBlocksPerPart;
     const int64_t end_block = std::min(first_block + kBlocksPerPart, sample.blocks());
-    const CodeScans scans(sample.queries());
+    const CodeScans scans(sample.queries(), 1);
     for (int64_t i = first_block; i < end_block; ++i) {
       sample.score_block(scans, begin, end, i, scores);
     }

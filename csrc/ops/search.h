@@ -17,8 +17,6 @@
 namespace recengine {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
-constexpr int64_t kQueriesPerPass = 72;  // of a scan; bounds its memory
-
 // Items that all queries of a pass score from L1, in scans of vectors.
 constexpr int64_t kScanBlockBytes = 32 << 10;
 

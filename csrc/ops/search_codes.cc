@@ -24,16 +24,16 @@
 namespace recengine {
 namespace {
 
-constexpr int64_t kCodeQueriesPerPass = 128;
-constexpr int64_t kBlocksAhead = 2;     // fetched before they are scanned
-constexpr int64_t kBlocksPerStep = 16;  // scanned with the thresholds of their beginning
-constexpr int64_t kTriedBlocks = 32;    // to see what a partial scan leaves
-constexpr int64_t kLeastGrowth = 256;   // of candidates between looking them through
+constexpr int64_t kQueriesPerPass = 128;  // bounds the memory of candidates
+constexpr int64_t kBlocksAhead = 2;       // fetched before they are scanned
+constexpr int64_t kBlocksPerStep = 16;    // scanned with the thresholds of their beginning
+constexpr int64_t kTriedBlocks = 32;      // to see what a partial scan leaves
+constexpr int64_t kLeastGrowth = 256;     // of candidates between looking them through
 
 // About the share of items that a view leaves to be scored, from a few blocks.
 double passing_share(const ItemCodes& codes, const CodedQueries& queries,
                      const std::vector<float>& guesses) {
-  const CodeScans scans(queries);
+  const CodeScans scans(queries, queries.tiles());
   const int64_t tile = queries.tile_queries();
   const int64_t blocks = std::min(kTriedBlocks, codes.blocks());
   const auto count = static_cast<int64_t>(guesses.size());
@@ -157,7 +157,7 @@ class CodeSearch {
     for (int64_t q = 0; q < count_; ++q) {
       found[q].excluded = ExcludedRows(*search_.exclusions, first_ + q, begin * kBlockItems);
     }
-    const CodeScans scans(queries_);
+    const CodeScans scans(queries_, queries_.tiles());
     const int64_t tile = queries_.tile_queries();
     static thread_local std::vector<int32_t> thresholds;  // [count, blocks of a step]
     thresholds.resize(static_cast<size_t>(count_ * kBlocksPerStep));
@@ -328,9 +328,8 @@ class CodeSearch {
 }  // namespace
 
 void search_codes(const Context& context, const Search& search) {
-  const int64_t per_pass = kCodeQueriesPerPass;
-  for (int64_t first = 0; first < search.queries.count; first += per_pass) {
-    const int64_t count = std::min(per_pass, search.queries.count - first);
+  for (int64_t first = 0; first < search.queries.count; first += kQueriesPerPass) {
+    const int64_t count = std::min(kQueriesPerPass, search.queries.count - first);
     const bool alone = search.index->threads_worth(count) == 1;
     std::vector<float> guesses =
         sample_bounds(context, search, first, count, alone ? nullptr : context.pool);

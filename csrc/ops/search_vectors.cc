@@ -56,6 +56,8 @@ class BestRows {
   ExcludedRows excluded_;
 };
 
+constexpr int64_t kQueriesPerPass = 72;  // bounds its memory
+
 // One pass of at most kQueriesPerPass queries over all items.
 class VectorSearch {
  public:

@@ -428,10 +428,12 @@ def test_the_answer_does_not_depend_on_the_threads(place, large, k):
         assert_same(found, expected)
 
 
-def test_more_queries_than_one_pass_takes(place):
+# Items that are scored by their vectors, and by codes: of the second pass many queries, and few.
+@pytest.mark.parametrize(("rows", "batch"), [(2_000, 150), (14_000, 150), (14_000, 130)])
+def test_more_queries_than_one_pass_takes(place, rows, batch):
     rng = np.random.default_rng(3)
-    vectors, queries = rng.standard_normal((4000, 40)), rng.standard_normal((150, 40))
-    exclude = [rng.integers(0, 4000, 20) for _ in queries]
+    vectors, queries = rng.standard_normal((rows, 40)), rng.standard_normal((batch, 40))
+    exclude = [rng.integers(0, rows, 20) for _ in queries]
     found = place.cosine_topk(vectors, queries, 10, exclude=exclude, threads=2)
     assert_same(found, reference(vectors, queries, 10, exclude))
 

@@ -201,6 +201,20 @@ def test_bags_longer_than_a_block_and_more_users_than_a_group(place, row_type, p
     assert_right(place, found, (tables, rows, lengths, [pooling] * 2, weights, [1000] * 2))
 
 
+@pytest.mark.parametrize("row_type", ROW_TYPES)
+def test_short_bags_of_many_users(isa, row_type):
+    rng = np.random.default_rng(3)
+    tables = [make_table(rng, row_type, 5000, dim) for dim in (64, 20, 200)]
+    lengths = rng.integers(0, 3, (1500, 3)).astype(np.int32)
+    lengths[700:1100, 1] = 0  # blocks of one column, and of several
+    rows = make_rows(rng, tables, lengths)
+    weights = rng.standard_normal(rows.size).astype(np.float32)
+    for factors in (None, weights):
+        found = ops.embedding_bag(tables, rows, lengths, pooling="sum", weights=factors, isa=isa)
+        expected = reference(tables, rows, lengths, ["sum"] * 3, factors, [0] * 3)
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_the_result_goes_to_out():
     table = ops.EmbeddingTable(np.ones((4, 4), np.float32), name="t")
     out = np.full((2, 4), 7, np.float32)

@@ -150,6 +150,7 @@ def test_what_is_cancelled_while_it_waits_is_not_computed(large, crowd):
     busy, single, _, (computed, refused) = crowd(lambda rows: rows % MAX_BATCH_SIZE, singles)
     for future in single:
         future.cancel()
+    assert not busy[-1].done(), "nothing waited any more"
     for future in busy:
         future.result()
     wait_until_finished(large, computed + refused + len(busy + single))

@@ -16,11 +16,12 @@ struct Context {
   Isa isa = Isa::kPortable;
 };
 
-// The best instruction set of this CPU, or the one that RECENGINE_ISA names
-// (portable, avx2, avx512, avx512_vnni, amx_int8). Throws DeviceError when the CPU lacks the one named.
+// The best instruction set of this CPU, or the one that RECENGINE_ISA names (portable, avx2,
+// avx512, avx512_vnni, amx_int8). Throws DeviceError when the one named cannot be used.
 Isa default_isa();
 
-// True when this CPU can run kernels of `isa`.
+// True when this CPU can run kernels of `isa` and, for amx_int8, the system lets this process use
+// AMX's tiles and the compiler that built this knew them.
 bool isa_supported(Isa isa);
 
 std::string isa_name(Isa isa);
