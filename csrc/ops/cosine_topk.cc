@@ -34,6 +34,28 @@ void expect(const char* what, int64_t expected, int64_t found) {
   fail(std::string(what) + " " + std::to_string(expected) + ", found " + std::to_string(found));
 }
 
+// Sorts rows, 0 to `end` - 1, byte by byte from the lowest on; short lists by comparisons.
+void sort_rows(int64_t* rows, int64_t count, int64_t end) {
+  constexpr int64_t kShort = 64;
+  constexpr int kBits = 8;
+  constexpr int64_t kDigits = 1 << kBits;
+  if (count < kShort) {
+    std::sort(rows, rows + count);
+    return;
+  }
+  static thread_local std::vector<int64_t> turned;
+  turned.resize(static_cast<size_t>(count));
+  for (int shift = 0; (end - 1) >> shift > 0; shift += kBits) {
+    int64_t begin[kDigits + 1] = {};  // of a digit's rows
+    for (int64_t i = 0; i < count; ++i) ++begin[(rows[i] >> shift) % kDigits + 1];
+    for (int64_t digit = 0; digit < kDigits; ++digit) begin[digit + 1] += begin[digit];
+    for (int64_t i = 0; i < count; ++i) {
+      turned[static_cast<size_t>(begin[(rows[i] >> shift) % kDigits]++)] = rows[i];
+    }
+    std::copy(turned.begin(), turned.end(), rows);
+  }
+}
+
 Exclusions sort_exclusions(ThreadPool* pool, int64_t rows, const TopKQuery& query) {
   const int64_t batch = query.queries.rows;
   const int64_t total = query.exclude_rows.size;
@@ -59,8 +81,8 @@ Exclusions sort_exclusions(ThreadPool* pool, int64_t rows, const TopKQuery& quer
   }
   expect("exclude_lengths: expected to sum to", total, position);
   for_each(total >= kWorthSharing ? pool : nullptr, batch, [&](int64_t q) {
-    const auto* begin = sorted.begin.data() + q;
-    std::sort(sorted.rows.begin() + begin[0], sorted.rows.begin() + begin[1]);
+    const int64_t* const begin = sorted.begin.data() + q;
+    sort_rows(sorted.rows.data() + begin[0], begin[1] - begin[0], rows);
   });
   return sorted;
 }
