@@ -28,8 +28,9 @@ BOUNDS: Mapping[Precision, FidelityBounds] = {
     # Three bits fewer: 2^-8. Near neighbours change places, so that a few of 1,000 users win or
     # lose the held-out item at the list's end.
     "bf16": FidelityBounds(score_error=8e-2, metric_delta=0.005),
-    # Steps of 1/127 of the largest activation and weight, in every product.
-    "int8": FidelityBounds(score_error=15e-2, metric_delta=0.005),
+    # Steps of 1/127 of the largest activation and weight, in every product. The worst score was off
+    # by a tenth to a fifth, by what was trained, at the same NDCG.
+    "int8": FidelityBounds(score_error=30e-2, metric_delta=0.005),
 }
 """How far graphs in a precision may be from eager PyTorch.
 

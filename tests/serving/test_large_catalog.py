@@ -15,9 +15,10 @@ from recengine.compile import compile_bundle
 from recengine.errors import ServerError
 from recengine.serving.server import TritonServer
 
-ITEMS = 200_000
+ITEMS = 600_000
 USERS = 60
 MAX_BATCH_SIZE = 64
+BATCHES = 60  # about what the queue holds
 PATIENT = {"timeout": 60_000_000}  # microseconds
 
 
@@ -117,10 +118,10 @@ def crowd(large, waiting):
     full = {name: np.repeat(rows, MAX_BATCH_SIZE, axis=0) for name, rows in user(0).items()}
 
     def send(wanted, follow=lambda: []):
-        # A fast machine may serve them before a busy one has looked: more of them then.
-        for count in (60, 120, 240, 480):
+        # A fast machine may serve them before a busy one has looked: once more then.
+        for _ in range(5):
             before = finished(large)
-            busy = [large.send(make_request("retrieval", full, **PATIENT)) for _ in range(count)]
+            busy = [large.send(make_request("retrieval", full, **PATIENT)) for _ in range(BATCHES)]
             behind = follow()
             while not busy[-1].done():
                 if wanted(rows := waiting()):
@@ -144,7 +145,7 @@ def test_what_waits_is_a_metric(crowd, waiting):
 
 def test_what_is_cancelled_while_it_waits_is_not_computed(large, crowd):
     def singles():
-        return [large.send(make_request("retrieval", user(i), **PATIENT)) for i in range(50)]
+        return [large.send(make_request("retrieval", user(i), **PATIENT)) for i in range(20)]
 
     # What Triton has not handed over yet it drops itself: wait until our queue has it.
     busy, single, _, (computed, refused) = crowd(lambda rows: rows % MAX_BATCH_SIZE, singles)
