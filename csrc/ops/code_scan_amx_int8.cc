@@ -40,29 +40,18 @@ static_assert(sizeof(TileShapes) == kLine);
 // How many steps the last tiles hold: as many as the others where they can.
 int64_t last_steps(int64_t steps) { return (steps - 1) % kTileSteps + 1; }
 
-RECENGINE_INLINE void add(const int8_t* queries, int64_t stride, const uint8_t* codes) {
-  _tile_loadd(4, queries, stride);
-  _tile_loadd(5, codes, kStepBytes);
-  _tile_dpbsud(0, 4, 5);
-  _tile_loadd(5, codes + kLine, kStepBytes);
-  _tile_dpbsud(1, 4, 5);
-  _tile_loadd(5, codes + 2 * kLine, kStepBytes);
-  _tile_dpbsud(2, 4, 5);
-  _tile_loadd(5, codes + 3 * kLine, kStepBytes);
-  _tile_dpbsud(3, 4, 5);
-}
-
-RECENGINE_INLINE void add_last(const int8_t* queries, int64_t stride, const uint8_t* codes) {
-  _tile_loadd(6, queries, stride);
-  _tile_loadd(7, codes, kStepBytes);
-  _tile_dpbsud(0, 6, 7);
-  _tile_loadd(7, codes + kLine, kStepBytes);
-  _tile_dpbsud(1, 6, 7);
-  _tile_loadd(7, codes + 2 * kLine, kStepBytes);
-  _tile_dpbsud(2, 6, 7);
-  _tile_loadd(7, codes + 3 * kLine, kStepBytes);
-  _tile_dpbsud(3, 6, 7);
-}
+// Adds the products of some steps. A macro, for instructions name their tiles: of `q` queries and
+// of `i` items.
+#define RECENGINE_ADD(q, i, queries, stride, codes) \
+  _tile_loadd(q, queries, stride);                  \
+  _tile_loadd(i, codes, kStepBytes);                \
+  _tile_dpbsud(0, q, i);                            \
+  _tile_loadd(i, (codes) + kLine, kStepBytes);      \
+  _tile_dpbsud(1, q, i);                            \
+  _tile_loadd(i, (codes) + 2 * kLine, kStepBytes);  \
+  _tile_dpbsud(2, q, i);                            \
+  _tile_loadd(i, (codes) + 3 * kLine, kStepBytes);  \
+  _tile_dpbsud(3, q, i)
 
 RECENGINE_INLINE __m512i threshold_of(const CodeTile& tile, int q) {
   return _mm512_set1_epi32(tile.thresholds[q * tile.threshold_stride]);
@@ -110,11 +99,11 @@ uint32_t code_scan_amx_int8(const CodeTile& tile, CodeHits& hits) {
   const int8_t* queries = tile.queries;
   const uint8_t* codes = tile.codes;
   for (int64_t left = tile.steps; left > kTileSteps; left -= kTileSteps) {
-    add(queries, stride, codes);
+    RECENGINE_ADD(4, 5, queries, stride, codes);
     queries += kTileSteps * kStepDims;
     codes += kTileSteps * kStepBytes;
   }
-  add_last(queries, stride, codes);
+  RECENGINE_ADD(6, 7, queries, stride, codes);
   for (int64_t line = 0; line < tile.ahead_lines; ++line) {
     __builtin_prefetch(tile.ahead + line * kLine);
   }

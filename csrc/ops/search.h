@@ -17,6 +17,7 @@
 namespace recengine {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
 // Items that all queries of a pass score from L1, in scans of vectors.
 constexpr int64_t kScanBlockBytes = 32 << 10;
 
