@@ -61,17 +61,28 @@ RECENGINE_INLINE __m512i group_of(const int32_t* products, int64_t group) {
   return _mm512_load_si512(products + group * kTileItems);
 }
 
-// Whether any product reaches its query's threshold. One test for all: hits are rare.
-RECENGINE_INLINE bool any_hit(const CodeTile& tile, const CodeHits& hits) {
-  unsigned any = 0;
-  for (int q = 0; q < tile.count; ++q) {
-    const int32_t* const products = hits.products[q];
-    const __m512i most =
-        _mm512_max_epi32(_mm512_max_epi32(group_of(products, 0), group_of(products, 1)),
-                         _mm512_max_epi32(group_of(products, 2), group_of(products, 3)));
-    any |= _mm512_cmpge_epi32_mask(most, threshold_of(tile, q));
+// Adds bit q in the lanes where products of query q reach its threshold.
+RECENGINE_INLINE __m512i add_hits(__m512i found, const CodeTile& tile, const CodeHits& hits,
+                                  int q) {
+  const int32_t* const products = hits.products[q];
+  const __m512i most =
+      _mm512_max_epi32(_mm512_max_epi32(group_of(products, 0), group_of(products, 1)),
+                       _mm512_max_epi32(group_of(products, 2), group_of(products, 3)));
+  const __mmask16 lanes = _mm512_cmpge_epi32_mask(most, threshold_of(tile, q));
+  return _mm512_mask_or_epi32(found, lanes, found, _mm512_set1_epi32(1 << q));
+}
+
+// Bit q: a product of query q reaches its threshold.
+RECENGINE_INLINE uint32_t queries_hit(const CodeTile& tile, const CodeHits& hits) {
+  __m512i found = _mm512_setzero_si512();
+  if (tile.count == kMostTileQueries) {
+#pragma GCC unroll 16
+    for (int q = 0; q < kMostTileQueries; ++q) found = add_hits(found, tile, hits, q);
+  } else {
+    for (int q = 0; q < tile.count; ++q) found = add_hits(found, tile, hits, q);
   }
-  return any != 0;
+  if (_mm512_test_epi32_mask(found, found) == 0) return 0;
+  return static_cast<uint32_t>(_mm512_reduce_or_epi32(found));
 }
 
 }  // namespace
@@ -111,9 +122,9 @@ uint32_t code_scan_amx_int8(const CodeTile& tile, CodeHits& hits) {
   _tile_stored(1, hits.products[0] + kTileItems, kQueryProducts);
   _tile_stored(2, hits.products[0] + 2 * kTileItems, kQueryProducts);
   _tile_stored(3, hits.products[0] + 3 * kTileItems, kQueryProducts);
-  if (__builtin_expect(!any_hit(tile, hits), 1)) return 0;
-  uint32_t any = 0;
-  for (int q = 0; q < tile.count; ++q) {
+  const uint32_t any = queries_hit(tile, hits);
+  for (uint32_t left = any; left != 0; left &= left - 1) {
+    const int q = __builtin_ctz(left);
     const __m512i threshold = threshold_of(tile, q);
     uint64_t items = 0;
     for (int64_t group = 0; group < kGroups; ++group) {
@@ -122,7 +133,6 @@ uint32_t code_scan_amx_int8(const CodeTile& tile, CodeHits& hits) {
       items |= found << (group * kTileItems);
     }
     hits.items[q] = items;
-    if (items != 0) any |= 1u << q;
   }
   return any;
 }

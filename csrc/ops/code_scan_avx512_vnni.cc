@@ -103,16 +103,30 @@ struct Sums<0, kAtOnce> {
   RECENGINE_INLINE void store(__m512i (*)[kQueriesAtOnce]) const {}
 };
 
-// Adds the hits of a group to `hits`.
-uint32_t write(const CodeTile& tile, const __m512i* sums, int64_t group, CodeHits& hits) {
-  uint32_t any = 0;
-  for (int q = 0; q < tile.count; ++q) {
-    const uint64_t found = static_cast<uint16_t>(~_mm512_movepi32_mask(sums[q]));
-    if (found == 0) continue;
-    any |= 1u << q;
-    hits.items[q] |= found << (group * kGroupItems);
-    _mm512_storeu_si512(hits.products[q] + group * kGroupItems,
-                        _mm512_add_epi32(sums[q], threshold_of(tile, q)));
+// Adds the hits of kAtOnce groups from `first` on to `hits`; `sums` are [groups][queries].
+template <int kQueries, int kAtOnce>
+uint32_t write(const CodeTile& tile, const __m512i (*sums)[kQueriesAtOnce], int64_t first,
+               CodeHits& hits) {
+  __m512i found = _mm512_setzero_si512();  // bit q in lanes where query q has a hit
+#pragma GCC unroll 12
+  for (int q = 0; q < kQueries; ++q) {
+    __m512i most = _mm512_max_epi32(sums[0][q], sums[1][q]);
+    if constexpr (kAtOnce > 2) {
+      most = _mm512_max_epi32(most, _mm512_max_epi32(sums[2][q], sums[3][q]));
+    }
+    const auto lanes = static_cast<__mmask16>(~_mm512_movepi32_mask(most));
+    found = _mm512_mask_or_epi32(found, lanes, found, _mm512_set1_epi32(1 << q));
+  }
+  const auto any = static_cast<uint32_t>(_mm512_reduce_or_epi32(found));
+  for (uint32_t left = any; left != 0; left &= left - 1) {
+    const int q = __builtin_ctz(left);
+    const __m512i threshold = threshold_of(tile, q);
+    for (int i = 0; i < kAtOnce; ++i) {
+      const uint64_t items = static_cast<uint16_t>(~_mm512_movepi32_mask(sums[i][q]));
+      hits.items[q] |= items << ((first + i) * kGroupItems);
+      _mm512_storeu_si512(hits.products[q] + (first + i) * kGroupItems,
+                          _mm512_add_epi32(sums[i][q], threshold));
+    }
   }
   return any;
 }
@@ -146,7 +160,7 @@ uint32_t scan(const CodeTile& tile, CodeHits& hits) {
     if (__builtin_expect(_mm512_movepi32_mask(sums.most()) == 0xffff, 1)) continue;
     __m512i stored[kAtOnce][kQueriesAtOnce];
     sums.store(stored);
-    for (int i = 0; i < kAtOnce; ++i) any |= write(tile, stored[i], group + i, hits);
+    any |= write<kQueries, kAtOnce>(tile, stored, group, hits);
   }
   return any;
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -34,5 +35,20 @@ inline float value_of_rank(Span<const float> values, int64_t rank) {
   }
   return low;
 }
+
+// Of the K best, one in `stride` items holds about K / stride, more or fewer by chance: the one of
+// this rank among them is very likely not among the K best.
+inline int64_t rank_in_sample(int64_t k, int64_t stride) {
+  const double expected = static_cast<double>(k) / static_cast<double>(stride);
+  return static_cast<int64_t>(expected + 3 * std::sqrt(expected) + 4);
+}
+
+// Of so many neighbours in a sample the best one stands for all: those of a high rank are rarely
+// together, and where they are they count as few.
+constexpr int64_t kGroupItems = 16;
+
+// What a guess takes from an estimate, in bounds of its error: few scores are further off, and a
+// guess must hold also where many are nearly equal.
+constexpr float kGuessMargin = 0.25f;
 
 }  // namespace recengine

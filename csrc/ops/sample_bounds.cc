@@ -1,7 +1,6 @@
 // Bounds to begin a search with, guessed from a sample of the catalog: most items are ruled out
 // from the first, and few are ever candidates. Who uses a guess checks that K items reach it.
 #include <algorithm>
-#include <cmath>
 #include <memory>
 #include <vector>
 
@@ -14,18 +13,11 @@ namespace recengine {
 namespace {
 
 constexpr int64_t kSampledBlocks = 32;  // or more
-constexpr int64_t kMostStride = 64;     // from one of them to the next
+constexpr int64_t kMostStride = 127;    // from one of them to the next
 constexpr int64_t kMostBlocks = 8192;   // in a sample; larger catalogs have a longer stride
 constexpr int64_t kBlocksPerPart = 64;  // scored by one thread
-constexpr int64_t kLeastStride = 4;     // that makes a sample worth it
+constexpr int64_t kLeastStride = 3;     // that makes a sample worth it
 
-// Of how far an estimate may be from the score: few are further, and a guess must hold also where
-// many scores are nearly equal.
-constexpr float kMargin = 0.25f;
-
-// Of so many items of a block the best one stands for all: those of a high rank are rarely
-// together.
-constexpr int64_t kGroupItems = 16;
 constexpr int64_t kGroups = kBlockItems / kGroupItems;
 
 // An item in the sample.
@@ -63,15 +55,16 @@ class Sample {
   int64_t blocks() const { return blocks_; }
   const CodedQueries& queries() const { return queries_; }
 
-  // About the best scores in a block's groups for queries [begin, end), at most a tile of them;
-  // -inf for a group of which no item is allowed. `scores` are [queries, blocks * kGroups].
-  void score_block(const CodeScans& scans, int64_t begin, int64_t end, int64_t i,
-                   Matrix<float> scores) const {
+  // About the best scores in a block's groups for a tile of queries; -inf for a group of which no
+  // item is allowed. `scores` are [queries, blocks * kGroups].
+  void score_block(const CodeScans& scans, int64_t tile, int64_t i, Matrix<float> scores) const {
     constexpr int32_t kAll = -kMostThreshold;
     const int64_t ahead = i + 1 < blocks_ ? block(i + 1) : -1;
     const uint64_t allowed = allowed_items(search_, block(i));
+    const int64_t begin = tile * queries_.tile_queries();
+    const int64_t end = std::min(begin + queries_.tile_queries(), scores.rows);
     CodeHits hits;
-    scans.scan(begin, block(i), &kAll, 0, ahead, hits);
+    scans.scan(tile, block(i), &kAll, 0, ahead, hits);
     for (int64_t q = begin; q < end; ++q) {
       int32_t* const products = hits.products[q - begin];
       for (uint64_t dropped = ~allowed; dropped != 0; dropped &= dropped - 1) {
@@ -82,7 +75,7 @@ class Sample {
                                    [](const SampledItem& a, int64_t b) { return a.block < b; });
       for (; item != excluded.end() && item->block == i; ++item) products[item->place] = kAll;
       const float unit = queries_.unit(q, block(i));
-      const float margin = kMargin * queries_.bound(q, block(i));
+      const float margin = kGuessMargin * queries_.bound(q, block(i));
       const int32_t offset = queries_[q].offset;
       for (int64_t group = 0; group < kGroups; ++group) {
         const int32_t* const first = products + group * kGroupItems;
@@ -94,17 +87,12 @@ class Sample {
   }
 
   // Of a query's scores.
-  float guess(Span<const float> scores) const { return value_of_rank(scores, rank()); }
+  float guess(Span<const float> scores) const {
+    return value_of_rank(scores, rank_in_sample(search_.k(), stride_));
+  }
 
  private:
   int64_t block(int64_t i) const { return stride_ / 2 + i * stride_; }
-
-  // Of the K best the sample holds about K / stride, more or fewer by chance: one that ranks behind
-  // these is very likely not among the K best.
-  int64_t rank() const {
-    const double expected = static_cast<double>(search_.k()) / static_cast<double>(stride_);
-    return static_cast<int64_t>(expected + 3 * std::sqrt(expected) + 4);
-  }
 
   const Search& search_;
   const ItemCodes& codes_;
@@ -121,8 +109,9 @@ std::vector<float> sample_bounds(const Context& context, const Search& search, i
                                  int64_t count, ThreadPool* pool) {
   std::vector<float> guesses(static_cast<size_t>(count), kLowest);
   const int64_t blocks = search.index->codes()->blocks();
-  const int64_t stride =
+  const int64_t wanted =
       std::max(std::min(blocks / kSampledBlocks, kMostStride), blocks / kMostBlocks);
+  const int64_t stride = (wanted - 1) | 1;  // odd: catalogs may repeat themselves by powers of two
   if (stride < kLeastStride) return guesses;
   Sample sample(context, search, first, count, stride);
   if (!search.exclusions->rows.empty()) {
@@ -131,17 +120,15 @@ std::vector<float> sample_bounds(const Context& context, const Search& search, i
   const int64_t sampled = sample.blocks() * kGroups;
   const std::unique_ptr<float[]> memory(new float[static_cast<size_t>(count * sampled)]);
   const Matrix<float> scores(memory.get(), count, sampled);
-  const int64_t tile = sample.queries().tile_queries();
   const int64_t tiles = sample.queries().tiles();
   const int64_t parts = (sample.blocks() + kBlocksPerPart - 1) / kBlocksPerPart;
   for_each(pool, tiles * parts, [&](int64_t task) {
-    const int64_t begin = task / parts * tile;
-    const int64_t end = std::min(begin + tile, count);
+    const int64_t tile = task / parts;
     const int64_t first_block = task % parts * kBlocksPerPart;
     const int64_t end_block = std::min(first_block + kBlocksPerPart, sample.blocks());
-    const CodeScans scans(sample.queries(), 1);
+    const CodeScans scans(sample.queries(), tile, 1);
     for (int64_t i = first_block; i < end_block; ++i) {
-      sample.score_block(scans, begin, end, i, scores);
+      sample.score_block(scans, tile, i, scores);
     }
   });
   for_each(pool, count, [&](int64_t q) {

@@ -24,17 +24,24 @@
 namespace recengine {
 namespace {
 
-constexpr int64_t kQueriesPerPass = 128;  // bounds the memory of candidates
-constexpr int64_t kBlocksAhead = 2;       // fetched before they are scanned
-constexpr int64_t kBlocksPerStep = 16;    // scanned with the thresholds of their beginning
-constexpr int64_t kTriedBlocks = 32;      // to see what a partial scan leaves
-constexpr int64_t kLeastGrowth = 256;     // of candidates between looking them through
+constexpr int64_t kQueriesPerPass = 128;               // bounds the memory of candidates
+constexpr int64_t kBlocksAhead = 2;                    // fetched before they are scanned
+constexpr int64_t kBlocksPerStep = BlockTerms::kMost;  // with the thresholds of their beginning
+constexpr int64_t kTriedBlocks = 32;                   // to see what a partial scan leaves
+constexpr int64_t kLeastGrowth = 256;                  // of candidates between looking them through
+
+// Every so many-th block is scanned before the others where bounds are guessed again from what was
+// found in these: for queries that wait for products, in a catalog in which that is a larger sample
+// than the first. Odd, for catalogs may repeat themselves by powers of two.
+constexpr int64_t kFirstStride = 7;
+constexpr int64_t kLeastQueries = 8;
+constexpr int64_t kLeastBlocks = 512;
 
 // About the share of items that a view leaves to be scored, from a few blocks.
 double passing_share(const ItemCodes& codes, const CodedQueries& queries,
                      const std::vector<float>& guesses) {
-  const CodeScans scans(queries, queries.tiles());
-  const int64_t tile = queries.tile_queries();
+  const CodeScans scans(queries, 0, queries.tiles());
+  const int64_t tile_queries = queries.tile_queries();
   const int64_t blocks = std::min(kTriedBlocks, codes.blocks());
   const auto count = static_cast<int64_t>(guesses.size());
   int64_t passing = 0;
@@ -42,12 +49,15 @@ double passing_share(const ItemCodes& codes, const CodedQueries& queries,
   CodeHits hits;
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t block = i * codes.blocks() / blocks;
-    for (int64_t first = 0; first < count; first += tile) {
-      for (int64_t q = first; q < std::min(first + tile, count); ++q) {
+    BlockTerms terms;
+    queries.add_block(block, terms);
+    for (int64_t tile = 0; tile < queries.tiles(); ++tile) {
+      const int64_t first = tile * tile_queries;
+      for (int64_t q = first; q < std::min(first + tile_queries, count); ++q) {
         const float wanted = guesses[static_cast<size_t>(q)];
-        queries.set_thresholds(q, wanted, block, 1, thresholds + (q - first));
+        queries.set_thresholds(q, wanted, terms, thresholds + (q - first));
       }
-      uint32_t any = scans.scan(first, block, thresholds, 1, -1, hits);
+      uint32_t any = scans.scan(tile, block, thresholds, 1, -1, hits);
       for (; any != 0; any &= any - 1) {
         passing += __builtin_popcountll(hits.items[__builtin_ctz(any)]);
       }
@@ -70,6 +80,28 @@ const CodeView& choose_view(const Context& context, const Search& search, int64_
   return codes.rotation()->pays(*view.partial, passing, count, product_cost) ? view
                                                                              : codes.full_view();
 }
+
+// Some blocks of a catalog, ascending.
+class ScanOrder {
+ public:
+  static ScanOrder all(int64_t blocks) { return {kAll, blocks}; }
+  static ScanOrder first(int64_t blocks) {
+    return {kFirst, (blocks + kFirstStride - 1) / kFirstStride};
+  }
+  static ScanOrder others(int64_t blocks) { return {kOthers, blocks - first(blocks).size_}; }
+
+  int64_t size() const { return size_; }
+  int64_t operator[](int64_t i) const {
+    if (part_ == kAll) return i;
+    return part_ == kFirst ? i * kFirstStride : i + i / (kFirstStride - 1) + 1;
+  }
+
+ private:
+  enum Part { kAll, kFirst, kOthers };
+  ScanOrder(Part part, int64_t size) : part_(part), size_(size) {}
+  Part part_;
+  int64_t size_;
+};
 
 // An item that may be among the best.
 struct Candidate {
@@ -104,10 +136,9 @@ class CodeSearch {
         k_(search.k()),
         bounds_(static_cast<size_t>(count)),
         guesses_(std::move(guesses)) {
-    const int64_t steps = (codes_.blocks() + kBlocksPerStep - 1) / kBlocksPerStep;
-    num_chunks_ = count_chunks(context.pool, index_.threads_worth(count), steps);
+    num_chunks_ =
+        count_chunks(context.pool, index_.threads_worth(count), steps_of(codes_.blocks()));
     if (num_chunks_ > 1) pool_ = context.pool;
-    chunk_blocks_ = (steps + num_chunks_ - 1) / num_chunks_ * kBlocksPerStep;
     growth_ = 2 * k_ + kLeastGrowth;
     capacity_ = k_ + 3 * growth_;
     const int64_t lists =
@@ -127,15 +158,19 @@ class CodeSearch {
   }
 
   void run() {
-    for_each(pool_, num_chunks_, [this](int64_t chunk) {
-      Candidates* const found = take();
-      scan_chunk(chunk, found);
-      give_back(found);
-    });
+    const int64_t blocks = codes_.blocks();
+    const bool twice = count_ >= kLeastQueries && blocks >= kLeastBlocks && !view_.partial;
+    if (twice) {
+      scan(ScanOrder::first(blocks));
+      for_each(pool_, count_, [this](int64_t q) { guess_again(q); });
+    }
+    scan(twice ? ScanOrder::others(blocks) : ScanOrder::all(blocks));
     for_each(pool_, count_, [this](int64_t q) { answer(q); });
   }
 
  private:
+  static int64_t steps_of(int64_t blocks) { return (blocks + kBlocksPerStep - 1) / kBlocksPerStep; }
+
   std::atomic<float>& bound(int64_t q) { return bounds_[static_cast<size_t>(q)]; }
 
   // The candidates of all queries, for one thread: there are as many as threads.
@@ -151,34 +186,79 @@ class CodeSearch {
     idle_.push_back(found);
   }
 
-  void scan_chunk(int64_t chunk, Candidates* found) {
-    const int64_t begin = chunk * chunk_blocks_;
-    const int64_t end = std::min(begin + chunk_blocks_, codes_.blocks());
-    for (int64_t q = 0; q < count_; ++q) {
-      found[q].excluded = ExcludedRows(*search_.exclusions, first_ + q, begin * kBlockItems);
+  void scan(const ScanOrder& order) {
+    const int64_t steps = steps_of(order.size());
+    const int64_t chunks = std::clamp<int64_t>(steps, 1, num_chunks_);
+    const int64_t size = (steps + chunks - 1) / chunks * kBlocksPerStep;
+    for_each(pool_, chunks, [&](int64_t chunk) {
+      const int64_t begin = chunk * size;
+      const int64_t end = std::min(begin + size, order.size());
+      if (begin >= end) return;
+      Candidates* const found = take();
+      scan_chunk(order, begin, end, found);
+      give_back(found);
+    });
+  }
+
+  // A better guess than the first, from candidates in every kFirstStride-th block: all estimates
+  // that reach the first are here.
+  void guess_again(int64_t q) {
+    static thread_local std::vector<float> best;  // of each group of items
+    best.clear();
+    for (size_t list = static_cast<size_t>(q); list < candidates_.size();
+         list += static_cast<size_t>(count_)) {
+      const Candidates& found = candidates_[list];
+      if (found.known > 0) return;  // bounds are scores already
+      int64_t last_group = -1;
+      for (const Candidate* item = found.items; item != found.items + found.size; ++item) {
+        const float error = queries_.bound(q, item->row / kBlockItems);
+        const float likely = item->upper - (1 + kGuessMargin) * error;
+        const int64_t group = item->row / kGroupItems;
+        if (group == last_group) {
+          best.back() = std::max(best.back(), likely);
+        } else {
+          best.push_back(likely);
+        }
+        last_group = group;
+      }
     }
-    const CodeScans scans(queries_, queries_.tiles());
-    const int64_t tile = queries_.tile_queries();
-    static thread_local std::vector<int32_t> thresholds;  // [count, blocks of a step]
-    thresholds.resize(static_cast<size_t>(count_ * kBlocksPerStep));
+    const float guess = value_of_rank(best, rank_in_sample(k_, kFirstStride));
+    if (guess <= guesses_[static_cast<size_t>(q)]) return;
+    guesses_[static_cast<size_t>(q)] = guess;
+    raise(bound(q), guess);
+  }
+
+  // Blocks [begin, end) of the order.
+  void scan_chunk(const ScanOrder& order, int64_t begin, int64_t end, Candidates* found) {
+    for (int64_t q = 0; q < count_; ++q) {
+      found[q].excluded = ExcludedRows(*search_.exclusions, first_ + q, order[begin] * kBlockItems);
+    }
+    const CodeScans scans(queries_, 0, queries_.tiles());
+    const int64_t tile_queries = queries_.tile_queries();
+    static thread_local std::vector<int32_t> memory;
+    memory.resize(static_cast<size_t>(count_ * kBlocksPerStep));
+    int32_t* const thresholds = memory.data();  // [count, blocks of a step]
     CodeHits hits;
     // Without a guess all are candidates at first: short steps until there are bounds.
     int64_t step = 1;
-    for (int64_t block = begin; block < end; step = std::min(2 * step, kBlocksPerStep)) {
-      const int64_t step_begin = block;
-      const int64_t step_end = std::min(block + step, end);
+    for (int64_t next = begin; next < end; step = std::min(2 * step, kBlocksPerStep)) {
+      const int64_t first = next;
+      next = std::min(next + step, end);
+      BlockTerms terms;
+      for (int64_t i = first; i < next; ++i) queries_.add_block(order[i], terms);
       for (int64_t q = 0; q < count_; ++q) {
-        queries_.set_thresholds(q, bound(q).load(std::memory_order_relaxed), block,
-                                step_end - block, thresholds.data() + q * kBlocksPerStep);
+        queries_.set_thresholds(q, bound(q).load(std::memory_order_relaxed), terms,
+                                thresholds + q * kBlocksPerStep);
       }
-      for (; block < step_end; ++block) {
+      for (int64_t i = first; i < next; ++i) {
+        const int64_t block = order[i];
         const uint64_t allowed = allowed_items(search_, block);
         if (allowed == 0) continue;
-        const int64_t ahead = block + kBlocksAhead < codes_.blocks() ? block + kBlocksAhead : -1;
-        const int32_t* of_block = thresholds.data() + (block - step_begin);
-        for (int64_t q = 0; q < count_; q += tile) {
+        const int64_t ahead = i + kBlocksAhead < order.size() ? order[i + kBlocksAhead] : -1;
+        const int32_t* const of_block = thresholds + (i - first);
+        for (int64_t tile = 0, q = 0; q < count_; ++tile, q += tile_queries) {
           uint32_t any =
-              scans.scan(q, block, of_block + q * kBlocksPerStep, kBlocksPerStep, ahead, hits);
+              scans.scan(tile, block, of_block + q * kBlocksPerStep, kBlocksPerStep, ahead, hits);
           for (; any != 0; any &= any - 1) {
             const int hit = __builtin_ctz(any);
             offer(found[q + hit], q + hit, block, hits.items[hit] & allowed, hits.products[hit]);
@@ -314,7 +394,6 @@ class CodeSearch {
   int64_t count_;
   int64_t k_;
   int64_t num_chunks_;
-  int64_t chunk_blocks_;
   int64_t growth_;                       // of Candidates between looking them through
   int64_t capacity_;                     // of each Candidates
   std::unique_ptr<Candidate[]> memory_;  // [threads, queries, capacity]

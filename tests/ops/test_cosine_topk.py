@@ -395,7 +395,7 @@ def test_bounds_guessed_from_a_sample_do_not_change_the_answer(place, kind):
     else:
         vectors = rng.standard_normal((70_000, 32), dtype=np.float32)
         queries = rng.standard_normal((4, 32), dtype=np.float32)
-    sampled = (np.arange(70_000) // 64) % 64 == 32
+    sampled = (np.arange(70_000) // 64) % 33 == 16
     # All that comes near the third query is in the sample: the guess is far too high for k.
     vectors[sampled] += 5 * queries[2]
     allow = rng.random(70_000) < 0.5
@@ -405,6 +405,23 @@ def test_bounds_guessed_from_a_sample_do_not_change_the_answer(place, kind):
         expected = reference(vectors, queries, k, allow=allow)
         for threads in place.thread_counts:
             found = place.cosine_topk(index, queries, k, allow=allow, threads=threads)
+            assert_same(found, expected)
+
+
+def test_bounds_guessed_again_do_not_change_the_answer(place):
+    """Several queries guess again from every seventh block; for the third one that is too high."""
+    rng = np.random.default_rng(9)
+    vectors = rng.standard_normal((40_000, 32), dtype=np.float32)
+    queries = rng.standard_normal((9, 32), dtype=np.float32)
+    rows = np.arange(40_000)
+    # All that comes near the third query is in those blocks, and far enough apart to be counted.
+    vectors[(rows // 64 % 7 == 0) & (rows % 16 == 0)] += 5 * queries[2]
+    exclude = [rng.integers(0, 40_000, 200) for _ in queries]
+    index = ops.ItemIndex(vectors)
+    for k in (1, 100, 300, 39_000):
+        expected = reference(vectors, queries, k, exclude)
+        for threads in place.thread_counts:
+            found = place.cosine_topk(index, queries, k, exclude=exclude, threads=threads)
             assert_same(found, expected)
 
 
