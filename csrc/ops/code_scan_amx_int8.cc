@@ -115,8 +115,9 @@ uint32_t code_scan_amx_int8(const CodeTile& tile, CodeHits& hits) {
     codes += kTileSteps * kStepBytes;
   }
   RECENGINE_ADD(6, 7, queries, stride, codes);
+  // Into the second level of caches, which has more lines on their way than the first.
   for (int64_t line = 0; line < tile.ahead_lines; ++line) {
-    __builtin_prefetch(tile.ahead + line * kLine);
+    __builtin_prefetch(tile.ahead + line * kLine, 0, 2);
   }
   _tile_stored(0, hits.products[0], kQueryProducts);
   _tile_stored(1, hits.products[0] + kTileItems, kQueryProducts);
