@@ -80,9 +80,11 @@ Exclusions sort_exclusions(ThreadPool* pool, int64_t rows, const TopKQuery& quer
     sorted.begin[static_cast<size_t>(q) + 1] = position;
   }
   expect("exclude_lengths: expected to sum to", total, position);
+  sorted.filters.resize(static_cast<size_t>(batch * Exclusions::kFilterWords));
   for_each(total >= kWorthSharing ? pool : nullptr, batch, [&](int64_t q) {
     const int64_t* const begin = sorted.begin.data() + q;
     sort_rows(sorted.rows.data() + begin[0], begin[1] - begin[0], rows);
+    sorted.fill_filter(q);
   });
   return sorted;
 }
@@ -163,12 +165,6 @@ Search CheckedCall::over(const ItemIndex& index, const uint64_t* allow_bitmap) c
           certificates_};
 }
 
-ExcludedRows::ExcludedRows(const Exclusions& exclusions, int64_t query, int64_t first_row) {
-  const int64_t* rows = exclusions.rows.data();
-  end_ = rows + exclusions.begin[static_cast<size_t>(query + 1)];
-  next_ = std::lower_bound(rows + exclusions.begin[static_cast<size_t>(query)], end_, first_row);
-}
-
 void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query, int64_t scored,
                   float bound) {
   const int64_t k = search.k();
@@ -193,11 +189,10 @@ void search_rows(const Context& context, const Search& search, const std::vector
     std::vector<float> scores(rows.size());
     score_rows(search.index->unit_vectors(), rows, search.queries.row(query), scores.data(),
                context.isa);
-    ExcludedRows excluded(*search.exclusions, query, 0);
     std::vector<uint64_t> keys;
     keys.reserve(rows.size());
     for (size_t i = 0; i < rows.size(); ++i) {
-      if (!excluded.holds(rows[i])) keys.push_back(sort_key(scores[i], rows[i]));
+      if (!search.exclusions->hold(query, rows[i])) keys.push_back(sort_key(scores[i], rows[i]));
     }
     write_answer(keys, search, query, static_cast<int64_t>(rows.size()));
   };

@@ -27,8 +27,33 @@ constexpr int64_t kCodeProductsPerChunk = 1 << 22;  // of codes
 
 // What each query must not be answered with: rows [begin[q], begin[q + 1]), ascending.
 struct Exclusions {
+  // Of a query's filter, as a bitmap of rows modulo its bits: few rows pass that are not excluded.
+  static constexpr int64_t kFilterWords = 64;
+
   std::vector<int64_t> rows;
   std::vector<int64_t> begin;
+  std::vector<uint64_t> filters;  // [queries, kFilterWords]
+
+  // Once for each query, when its rows are there and `filters` are zeros.
+  void fill_filter(int64_t query) {
+    uint64_t* const filter = filters.data() + query * kFilterWords;
+    for (const int64_t row : of(query)) {
+      filter[row / kBitmapWord % kFilterWords] |= uint64_t{1} << row % kBitmapWord;
+    }
+  }
+
+  Span<const int64_t> of(int64_t query) const {
+    const int64_t first = begin[static_cast<size_t>(query)];
+    return {rows.data() + first, begin[static_cast<size_t>(query) + 1] - first};
+  }
+
+  bool hold(int64_t query, int64_t row) const {
+    if (rows.empty()) return false;
+    const int64_t word = query * kFilterWords + row / kBitmapWord % kFilterWords;
+    if ((filters[static_cast<size_t>(word)] >> row % kBitmapWord & 1) == 0) return false;
+    const Span<const int64_t> excluded = of(query);
+    return std::binary_search(excluded.begin(), excluded.end(), row);
+  }
 };
 
 // Unit queries as the kernels read them: [count, padded_dim], zeros behind the dimensions.
@@ -71,23 +96,6 @@ class CheckedCall {
   Matrix<int64_t> out_rows_;
   Matrix<float> out_scores_;
   TopKCertificate* certificates_;
-};
-
-// The excluded rows of one query that are at or behind a row, walked in ascending order.
-class ExcludedRows {
- public:
-  ExcludedRows() = default;
-  ExcludedRows(const Exclusions& exclusions, int64_t query, int64_t first_row);
-
-  // Rows must be asked for in ascending order.
-  bool holds(int64_t row) {
-    while (next_ != end_ && *next_ < row) ++next_;
-    return next_ != end_ && *next_ == row;
-  }
-
- private:
-  const int64_t* next_ = nullptr;
-  const int64_t* end_ = nullptr;
 };
 
 // Rows of a block of a scan: whole words of a bitmap.

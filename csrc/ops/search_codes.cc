@@ -113,10 +113,10 @@ struct Candidate {
 struct Candidates {
   Candidate* items = nullptr;  // [capacity]
   int64_t size = 0;
-  int64_t known = 0;      // of the first ones the score is known
-  int64_t limit = 0;      // size at which they are looked through
-  int64_t scored = 0;     // so far, those that were dropped included
-  ExcludedRows excluded;  // of the rows that are being scanned
+  int64_t checked = 0;  // the first ones, of which none is excluded
+  int64_t known = 0;    // of the first ones the score is known
+  int64_t limit = 0;    // size at which they are looked through
+  int64_t scored = 0;   // so far, those that were dropped included
 };
 
 class CodeSearch {
@@ -207,8 +207,9 @@ class CodeSearch {
     best.clear();
     for (size_t list = static_cast<size_t>(q); list < candidates_.size();
          list += static_cast<size_t>(count_)) {
-      const Candidates& found = candidates_[list];
+      Candidates& found = candidates_[list];
       if (found.known > 0) return;  // bounds are scores already
+      drop_excluded(q, found);
       int64_t last_group = -1;
       for (const Candidate* item = found.items; item != found.items + found.size; ++item) {
         const float error = queries_.bound(q, item->row / kBlockItems);
@@ -230,9 +231,6 @@ class CodeSearch {
 
   // Blocks [begin, end) of the order.
   void scan_chunk(const ScanOrder& order, int64_t begin, int64_t end, Candidates* found) {
-    for (int64_t q = 0; q < count_; ++q) {
-      found[q].excluded = ExcludedRows(*search_.exclusions, first_ + q, order[begin] * kBlockItems);
-    }
     const CodeScans scans(queries_, 0, queries_.tiles());
     const int64_t tile_queries = queries_.tile_queries();
     static thread_local std::vector<int32_t> memory;
@@ -278,7 +276,6 @@ class CodeSearch {
       const float upper = static_cast<float>(products[item] - offset) * unit + slack;
       if (upper < wanted) continue;
       const int64_t row = block * kBlockItems + item;
-      if (found.excluded.holds(row)) continue;
       if (found.size == found.limit) {
         tighten(q, found);
         wanted = bound(q).load(std::memory_order_relaxed);
@@ -287,8 +284,21 @@ class CodeSearch {
     }
   }
 
-  // Drops what the scores of the best rule out and, if that is too little, all but the K best.
+  // When candidates are looked through: one by one, in the scan, each would wait for memory.
+  void drop_excluded(int64_t q, Candidates& found) const {
+    const auto excluded = [&](const Candidate& c) {
+      return search_.exclusions->hold(first_ + q, c.row);
+    };
+    Candidate* const end = found.items + found.size;
+    found.size = std::remove_if(found.items + found.checked, end, excluded) - found.items;
+    found.checked = found.size;
+  }
+
+  // Drops what is excluded, what the scores of the best rule out and, if that is too little, all
+  // but the K best.
   void tighten(int64_t q, Candidates& found) {
+    drop_excluded(q, found);
+    if (found.size < found.limit) return;
     raise(bound(q), score_best(q, found));
     drop(q, found);
     if (found.size > capacity_ - growth_) {
@@ -297,7 +307,7 @@ class CodeSearch {
         return sort_key(a.upper, a.row) > sort_key(b.upper, b.row);
       };
       std::nth_element(found.items, found.items + k_ - 1, found.items + found.size, better);
-      found.size = found.known = k_;
+      found.size = found.checked = found.known = k_;
       raise(bound(q), found.items[k_ - 1].upper);
     }
     found.limit = found.size + growth_;
@@ -328,6 +338,7 @@ class CodeSearch {
     Candidate* const known = found.items + found.known;
     found.known -= std::count_if(found.items, known, ruled_out);
     found.size = std::remove_if(found.items, found.items + found.size, ruled_out) - found.items;
+    found.checked = found.size;
   }
 
   // Replaces the bounds of the candidates up to `end` by their scores.
@@ -351,7 +362,8 @@ class CodeSearch {
     std::vector<uint64_t> keys;
     for (size_t list = static_cast<size_t>(q); list < candidates_.size();
          list += static_cast<size_t>(count_)) {
-      const Candidates& part = candidates_[list];
+      Candidates& part = candidates_[list];
+      drop_excluded(q, part);
       all.insert(all.begin() + found.known, part.items, part.items + part.known);
       all.insert(all.end(), part.items + part.known, part.items + part.size);
       found.known += part.known;

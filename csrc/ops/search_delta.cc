@@ -79,13 +79,6 @@ class DeltaSearch {
     return first == end;
   }
 
-  bool is_excluded(int64_t query, int64_t row) const {
-    const Exclusions& all = *search_.exclusions;
-    const auto begin = all.rows.begin();
-    return std::binary_search(begin + all.begin[static_cast<size_t>(query)],
-                              begin + all.begin[static_cast<size_t>(query) + 1], row);
-  }
-
   void scan_block(int64_t first, int64_t end, int64_t query, BestKeys& best) const {
     int32_t positions[kMaxBlockItems];
     float scores[kMaxBlockItems];
@@ -95,7 +88,7 @@ class DeltaSearch {
     for (int64_t i = 0; i < hits; ++i) {
       const int64_t position = first + positions[i];
       const int64_t row = delta_.row(position);
-      if (!is_wanted(position) || is_excluded(query, row)) continue;
+      if (!is_wanted(position) || search_.exclusions->hold(query, row)) continue;
       best.offer(sort_key(scores[i], static_cast<uint32_t>(row)), search_.k());
     }
   }

@@ -18,13 +18,12 @@ namespace {
 // order, so one that ties with the worst of K kept ones cannot replace it.
 class BestRows {
  public:
-  void reset(uint64_t* keys, int64_t capacity, int64_t k, ExcludedRows excluded) {
+  void reset(uint64_t* keys, int64_t capacity, int64_t k) {
     keys_ = keys;
     capacity_ = capacity;
     k_ = k;
     size_ = 0;
     threshold_ = kLowest;
-    excluded_ = excluded;
   }
 
   const uint64_t* begin() const { return keys_; }
@@ -35,7 +34,6 @@ class BestRows {
 
   // Rows must be offered in ascending order.
   void offer(int64_t row, float score) {
-    if (excluded_.holds(row)) return;
     if (size_ == capacity_) keep_best();
     if (score > threshold_) keys_[size_++] = sort_key(score, static_cast<uint32_t>(row));
   }
@@ -53,7 +51,6 @@ class BestRows {
   int64_t size_ = 0;
   int64_t k_ = 0;
   float threshold_ = kLowest;
-  ExcludedRows excluded_;
 };
 
 constexpr int64_t kQueriesPerPass = 72;  // bounds its memory
@@ -79,33 +76,29 @@ class VectorSearch {
   void run(const Search& search, int64_t first, int64_t count) {
     for (std::atomic<float>& bound : bounds_) bound.store(kLowest, std::memory_order_relaxed);
     for_each(pool_, num_chunks_, [&](int64_t chunk) {
-      open(chunk, first, count, *search.exclusions);
-      scan_chunk(chunk, search.queries.row(first), search.queries.padded_dim, count,
-                 search.allow_bitmap);
+      open(chunk, count);
+      scan_chunk(chunk, search, first, count);
     });
     for_each(pool_, count, [&](int64_t q) { collect(q, count, search, first + q); });
   }
 
  private:
-  void open(int64_t chunk, int64_t first, int64_t count, const Exclusions& exclusions) {
+  void open(int64_t chunk, int64_t count) {
     for (int64_t q = 0; q < count; ++q) {
       const int64_t slot = chunk * count + q;
-      best_[static_cast<size_t>(slot)].reset(
-          keys_.get() + slot * capacity_, capacity_, k_,
-          ExcludedRows(exclusions, first + q, chunk * chunk_rows_));
+      best_[static_cast<size_t>(slot)].reset(keys_.get() + slot * capacity_, capacity_, k_);
     }
   }
 
-  void scan_chunk(int64_t chunk, const float* units, int64_t padded_dim, int64_t count,
-                  const uint64_t* allow_bitmap) {
+  void scan_chunk(int64_t chunk, const Search& search, int64_t first, int64_t count) {
     const int64_t end = std::min((chunk + 1) * chunk_rows_, index_.rows());
     for (int64_t row = chunk * chunk_rows_; row < end; row += block_rows_) {
       const int64_t rows = std::min(block_rows_, end - row);
-      if (allow_bitmap != nullptr && none_allowed(allow_bitmap, row, rows)) continue;
+      if (none_allowed(search.allow_bitmap, row, rows)) continue;
       prefetch(row + rows, std::min(block_rows_, end - row - rows));
       const Matrix<const float> items = load_rows(index_.unit_vectors(), row, rows, isa_);
       for (int64_t q = 0; q < count; ++q) {
-        scan_block(row, {items.data, rows, items.cols}, units + q * padded_dim, allow_bitmap,
+        scan_block(search, first + q, row, {items.data, rows, items.cols},
                    bounds_[static_cast<size_t>(q)], best_[static_cast<size_t>(chunk * count + q)]);
       }
     }
@@ -124,6 +117,7 @@ class VectorSearch {
   }
 
   static bool none_allowed(const uint64_t* bitmap, int64_t row, int64_t rows) {
+    if (bitmap == nullptr) return false;
     uint64_t any = 0;
     for (int64_t word = row / kBitmapWord; word * kBitmapWord < row + rows; ++word) {
       any |= bitmap[word];
@@ -131,16 +125,17 @@ class VectorSearch {
     return any == 0;
   }
 
-  void scan_block(int64_t first_row, const ItemBlock& block, const float* unit,
-                  const uint64_t* allow_bitmap, std::atomic<float>& bound, BestRows& best) const {
+  void scan_block(const Search& search, int64_t query, int64_t first_row, const ItemBlock& block,
+                  std::atomic<float>& bound, BestRows& best) const {
     int32_t positions[kMaxBlockItems];
     float scores[kMaxBlockItems];
     const float before = best.threshold();
     const float threshold = std::max(before, bound.load(std::memory_order_relaxed));
-    const int64_t hits = scan_(block, unit, threshold, positions, scores);
+    const int64_t hits = scan_(block, search.queries.row(query), threshold, positions, scores);
     for (int64_t i = 0; i < hits; ++i) {
       const int64_t row = first_row + positions[i];
-      if (is_set(allow_bitmap, row)) best.offer(row, scores[i]);
+      if (!is_set(search.allow_bitmap, row) || search.exclusions->hold(query, row)) continue;
+      best.offer(row, scores[i]);
     }
     // Another chunk's item that ties may have the lower row: the shared bound stays just below.
     if (best.threshold() > before) raise(bound, std::nextafter(best.threshold(), kLowest));
