@@ -80,6 +80,7 @@ Exclusions sort_exclusions(ThreadPool* pool, int64_t rows, const TopKQuery& quer
     sorted.begin[static_cast<size_t>(q) + 1] = position;
   }
   expect("exclude_lengths: expected to sum to", total, position);
+  if (total == 0) return sorted;
   sorted.filters.resize(static_cast<size_t>(batch * Exclusions::kFilterWords));
   for_each(total >= kWorthSharing ? pool : nullptr, batch, [&](int64_t q) {
     const int64_t* const begin = sorted.begin.data() + q;

@@ -117,6 +117,7 @@ Exclusions KeptRows::to_positions(const Exclusions& rows) const {
     }
     positions.begin.push_back(static_cast<int64_t>(positions.rows.size()));
   }
+  if (positions.rows.empty()) return positions;
   positions.filters.resize(rows.filters.size());
   for (int64_t query = 0; query + 1 < static_cast<int64_t>(rows.begin.size()); ++query) {
     positions.fill_filter(query);

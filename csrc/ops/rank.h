@@ -36,8 +36,8 @@ inline float value_of_rank(Span<const float> values, int64_t rank) {
   return low;
 }
 
-// Of the K best, one in `stride` items holds about K / stride, more or fewer by chance: the one of
-// this rank among them is very likely not among the K best.
+// A sample of one item in `stride` holds about K / stride of the K best, more or fewer by chance.
+// Its item of this rank is very likely none of them.
 inline int64_t rank_in_sample(int64_t k, int64_t stride) {
   const double expected = static_cast<double>(k) / static_cast<double>(stride);
   return static_cast<int64_t>(expected + 3 * std::sqrt(expected) + 4);
@@ -45,10 +45,10 @@ inline int64_t rank_in_sample(int64_t k, int64_t stride) {
 
 // Of so many neighbours in a sample the best one stands for all: those of a high rank are rarely
 // together, and where they are they count as few.
-constexpr int64_t kGroupItems = 16;
+constexpr int64_t kSampleGroupItems = 16;
 
 // What a guess takes from an estimate, in bounds of its error: few scores are further off, and a
 // guess must hold also where many are nearly equal.
-constexpr float kGuessMargin = 0.25f;
+constexpr float kGuessMargin = 0.5f;
 
 }  // namespace recengine

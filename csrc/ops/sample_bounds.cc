@@ -18,7 +18,7 @@ constexpr int64_t kMostBlocks = 8192;   // in a sample; larger catalogs have a l
 constexpr int64_t kBlocksPerPart = 64;  // scored by one thread
 constexpr int64_t kLeastStride = 3;     // that makes a sample worth it
 
-constexpr int64_t kGroups = kBlockItems / kGroupItems;
+constexpr int64_t kGroups = kBlockItems / kSampleGroupItems;
 
 // An item in the sample.
 struct SampledItem {
@@ -78,8 +78,8 @@ class Sample {
       const float margin = kGuessMargin * queries_.bound(q, block(i));
       const int32_t offset = queries_[q].offset;
       for (int64_t group = 0; group < kGroups; ++group) {
-        const int32_t* const first = products + group * kGroupItems;
-        const int32_t best = *std::max_element(first, first + kGroupItems);
+        const int32_t* const first = products + group * kSampleGroupItems;
+        const int32_t best = *std::max_element(first, first + kSampleGroupItems);
         scores.row(q)[i * kGroups + group] =
             best == kAll ? kLowest : static_cast<float>(best - offset) * unit - margin;
       }

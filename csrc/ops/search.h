@@ -27,7 +27,8 @@ constexpr int64_t kCodeProductsPerChunk = 1 << 22;  // of codes
 
 // What each query must not be answered with: rows [begin[q], begin[q + 1]), ascending.
 struct Exclusions {
-  // Of a query's filter, as a bitmap of rows modulo its bits: few rows pass that are not excluded.
+  // Of a query's filter, a bitmap of its rows modulo the bits. Of a usual list, some hundred rows,
+  // it lets few others pass.
   static constexpr int64_t kFilterWords = 64;
 
   std::vector<int64_t> rows;

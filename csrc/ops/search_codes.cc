@@ -36,6 +36,7 @@ constexpr int64_t kLeastGrowth = 256;                  // of candidates between 
 constexpr int64_t kFirstStride = 7;
 constexpr int64_t kLeastQueries = 8;
 constexpr int64_t kLeastBlocks = 512;
+constexpr int64_t kLeastSteps = 2;  // for each thread
 
 // About the share of items that a view leaves to be scored, from a few blocks.
 double passing_share(const ItemCodes& codes, const CodedQueries& queries,
@@ -159,16 +160,24 @@ class CodeSearch {
 
   void run() {
     const int64_t blocks = codes_.blocks();
-    const bool twice = count_ >= kLeastQueries && blocks >= kLeastBlocks && !view_.partial;
-    if (twice) {
+    if (guesses_twice()) {
       scan(ScanOrder::first(blocks));
       for_each(pool_, count_, [this](int64_t q) { guess_again(q); });
+      scan(ScanOrder::others(blocks));
+    } else {
+      scan(ScanOrder::all(blocks));
     }
-    scan(twice ? ScanOrder::others(blocks) : ScanOrder::all(blocks));
     for_each(pool_, count_, [this](int64_t q) { answer(q); });
   }
 
  private:
+  bool guesses_twice() const {
+    const int64_t steps = steps_of(ScanOrder::first(codes_.blocks()).size());
+    const auto threads = static_cast<int64_t>(idle_.size());
+    return count_ >= kLeastQueries && codes_.blocks() >= kLeastBlocks &&
+           steps >= kLeastSteps * threads && view_.partial == nullptr;
+  }
+
   static int64_t steps_of(int64_t blocks) { return (blocks + kBlocksPerStep - 1) / kBlocksPerStep; }
 
   std::atomic<float>& bound(int64_t q) { return bounds_[static_cast<size_t>(q)]; }
@@ -214,7 +223,7 @@ class CodeSearch {
       for (const Candidate* item = found.items; item != found.items + found.size; ++item) {
         const float error = queries_.bound(q, item->row / kBlockItems);
         const float likely = item->upper - (1 + kGuessMargin) * error;
-        const int64_t group = item->row / kGroupItems;
+        const int64_t group = item->row / kSampleGroupItems;
         if (group == last_group) {
           best.back() = std::max(best.back(), likely);
         } else {
@@ -413,7 +422,7 @@ class CodeSearch {
   std::mutex mutex_;
   std::vector<Candidates*> idle_;           // [queries] each; guarded by mutex_
   std::vector<std::atomic<float>> bounds_;  // what an item must reach to be wanted
-  std::vector<float> guesses_;              // those that the bounds began with
+  std::vector<float> guesses_;              // the last that were not scores
 };
 
 }  // namespace

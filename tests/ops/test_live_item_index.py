@@ -236,6 +236,30 @@ def test_a_base_that_is_searched_by_codes_answers_as_one_built_anew():
             assert_answers_as_model(live, model, rng)
 
 
+def test_a_base_of_which_bounds_are_guessed_twice_answers_as_one_built_anew():
+    rng = np.random.default_rng(16)
+    vectors = rng.standard_normal((34_000, 20), dtype=np.float32)
+    live, model = ops.LiveItemIndex(vectors), Model(vectors)
+    removed = rng.choice(34_000, 600, replace=False)
+    live.remove(removed)
+    model.remove(removed)
+    live.merge()
+    more = rng.standard_normal((50, 20), dtype=np.float32)
+    live.append(more)
+    model.append(more)
+    queries = np.concatenate([more[:5], rng.standard_normal((6, 20), dtype=np.float32)])
+    near = [model.search(queries[i : i + 1], 300)[0][0] for i in range(len(queries))]
+    # What is near, what waits behind the base, and rows that are no more.
+    exclude = [
+        np.concatenate([rows[:60], [34_000 + i], removed[:9]]) for i, rows in enumerate(near)
+    ]
+    allow = rng.random(model.rows) < 0.6
+    for limits in ({}, {"exclude": exclude}, {"exclude": exclude, "allow": allow}):
+        assert_same(
+            ops.cosine_topk(live, queries, 100, **limits), model.search(queries, 100, **limits)
+        )
+
+
 def test_a_large_delta_is_searched_by_several_threads(isa):
     rng = np.random.default_rng(2)
     live = ops.LiveItemIndex(np.empty((0, 100)))
