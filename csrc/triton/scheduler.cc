@@ -14,6 +14,11 @@ namespace {
 
 constexpr double kSmoothing = 1.0 / 8;
 
+// A batch that took longer than so many times what was expected counts as if it had taken that: it
+// was held up by something else, and what waits must not be refused for it. Work that did grow is
+// known after some batches.
+constexpr double kMostGrowth = 2;
+
 // Share of the time that a request has left which it may be expected to spend here. The rest is for
 // what cannot be seen from here: the network, and the server's threads before and after. A later
 // stage is told the whole timeout again, and to refuse there is to have worked for nothing.
@@ -26,7 +31,8 @@ constexpr int64_t kEnoughRows = 32;
 constexpr size_t kNumStages = static_cast<size_t>(Stage::kRanking) + 1;
 
 void smooth(double& value, double sample) {
-  value = value == 0 ? sample : value + kSmoothing * (sample - value);
+  if (value == 0) value = sample;
+  value += kSmoothing * (std::min(sample, kMostGrowth * value) - value);
 }
 
 double elapsed_ns(uint64_t from, uint64_t to) { return to > from ? double(to - from) : 0; }

@@ -1,12 +1,14 @@
 """A catalog of which one search keeps two threads busy: what comes waits for the next batch."""
 
+import os
 import re
+import signal
 import time
 
 import grpc
 import numpy as np
 import pytest
-from raw_client import RawClient, make_request, read_response
+from raw_client import RawClient, Traffic, make_request, read_response
 
 from bench.serving import synthetic
 from recengine import Engine
@@ -83,6 +85,21 @@ def test_searches_that_wait_run_together_and_answer_as_alone(large, repository):
 def test_requests_one_after_another_all_find_a_thread(large):
     for i in range(300):
         assert (large.infer("retrieval", user(i))["item_ids"] >= 0).all()
+
+
+def test_a_server_that_was_held_up_does_not_refuse_what_it_can_do(large):
+    request = make_request("retrieval", user(0), timeout=2_000_000)
+    with Traffic(large, request):  # one of these is being computed, or most likely
+        for _ in range(4):
+            time.sleep(0.1)
+            os.kill(large.server.pid, signal.SIGSTOP)
+            try:
+                futures = [large.send(request) for _ in range(60)]
+                time.sleep(0.4)
+            finally:
+                os.kill(large.server.pid, signal.SIGCONT)
+            for future in futures:
+                assert (read_response(future.result())["item_ids"] >= 0).all()
 
 
 def test_a_batch_that_is_refused_lets_the_next_begin(large):
