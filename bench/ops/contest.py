@@ -25,6 +25,7 @@ Contender = Callable[[int], object]
 """Does the i-th piece of work of a pool; every contender's i-th piece is the same."""
 
 OURS = "recengine"
+SECONDS_OF_ONE_TURN = 5.0
 
 
 class Times(NamedTuple):
@@ -57,19 +58,23 @@ def race(
 ) -> dict[str, Times]:
     """Times calls over a pool of work, `seconds` each and round, in random order.
 
-    The first call of each turn is not counted.
+    The first call of each turn is not counted, unless it takes all of it; who takes longer than
+    SECONDS_OF_ONE_TURN has only one.
     """
     order = random.Random(0)
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name in order.sample(list(contenders), len(contenders)):
             run, times = contenders[name], taken[name]
+            if times and times[0] > SECONDS_OF_ONE_TURN:
+                continue
             end, call = time.perf_counter() + seconds, 0
-            while call < 2 or time.perf_counter() < end:
+            while call == 0 or not times or time.perf_counter() < end:
                 start = time.perf_counter()
                 run(call % pool)
-                if call > 0:
-                    times.append(time.perf_counter() - start)
+                took = time.perf_counter() - start
+                if call > 0 or took > seconds:
+                    times.append(took)
                 call += 1
     return {name: quartiles(times) for name, times in taken.items()}
 
