@@ -69,7 +69,7 @@ def race(
             if times and times[0] > SECONDS_OF_ONE_TURN:
                 continue
             end, call = time.perf_counter() + seconds, 0
-            while call == 0 or not times or time.perf_counter() < end:
+            while not times or time.perf_counter() < end:
                 start = time.perf_counter()
                 run(call % pool)
                 took = time.perf_counter() - start

@@ -42,10 +42,7 @@ class Sample {
   // For every query that has any, before its scores are taken. Rows may lie behind the index: of
   // items that were appended to it.
   void find_excluded(int64_t q) {
-    const Exclusions& exclusions = *search_.exclusions;
-    const auto place = static_cast<size_t>(first_ + q);
-    for (int64_t i = exclusions.begin[place]; i < exclusions.begin[place + 1]; ++i) {
-      const int64_t row = exclusions.rows[static_cast<size_t>(i)];
+    for (const int64_t row : search_.exclusions->of(first_ + q)) {
       const int64_t behind = row / kBlockItems - block(0);
       if (behind < 0 || behind % stride_ != 0) continue;
       excluded_[static_cast<size_t>(q)].push_back({behind / stride_, row % kBlockItems});
