@@ -85,6 +85,7 @@ struct Expected {
   const char* name;
   const char* data_type;
   std::vector<int64_t> dims;  // kAnyDim where a request decides
+  bool optional = false;
 };
 
 std::string dims_text(const std::vector<int64_t>& dims) {
@@ -99,6 +100,7 @@ void check_tensors(const ModelConfig& config, const char* side,
   for (const Expected& want : expected) {
     const std::string what = std::string(side) + " " + want.name;
     const ModelConfig::Tensor* have = find(found, want.name);
+    if (have == nullptr && want.optional) continue;
     if (have == nullptr) refuse(config, what + " is missing");
     if (have->data_type != want.data_type) {
       refuse(config, what + ": expected " + want.data_type + ", found " + have->data_type);
@@ -122,6 +124,8 @@ void check_tensors(const ModelConfig& config, const char* side,
   }
 }
 
+Expected deadline() { return {kDeadline, "TYPE_INT64", {1}, /*optional=*/true}; }
+
 std::vector<Expected> expected_inputs(Stage stage, const Engine& engine) {
   const Schema& schema = engine.schema();
   const StageRequest& request = request_of(stage);
@@ -139,19 +143,23 @@ std::vector<Expected> expected_inputs(Stage stage, const Engine& engine) {
     const int64_t width = stage == Stage::kTopK ? engine.widths().user : kAnyDim;
     inputs.push_back({request.graph_output, "TYPE_FP32", {width}});
   }
+  if (stage != Stage::kRetrievalLookup && stage != Stage::kRetrieval) inputs.push_back(deadline());
   return inputs;
 }
 
 std::vector<Expected> expected_outputs(Stage stage, const GraphWidths& widths) {
+  std::vector<Expected> outputs = {{"item_ids", "TYPE_INT64", {kAnyDim}},
+                                   {"scores", "TYPE_FP32", {kAnyDim}}};
   if (stage == Stage::kRetrievalLookup) {
-    return {{"sparse", "TYPE_FP32", {widths.retrieval_sparse}}};
+    outputs = {{"sparse", "TYPE_FP32", {widths.retrieval_sparse}}};
   }
   if (stage == Stage::kRankingLookup) {
-    return {{"sparse", "TYPE_FP32", {widths.ranking_sparse}},
-            {"items", "TYPE_FP32", {kAnyDim, widths.item}},
-            {"item_scores", "TYPE_FP32", {kAnyDim}}};
+    outputs = {{"sparse", "TYPE_FP32", {widths.ranking_sparse}},
+               {"items", "TYPE_FP32", {kAnyDim, widths.item}},
+               {"item_scores", "TYPE_FP32", {kAnyDim}}};
   }
-  return {{"item_ids", "TYPE_INT64", {kAnyDim}}, {"scores", "TYPE_FP32", {kAnyDim}}};
+  if (stage != Stage::kOrder && stage != Stage::kRanking) outputs.push_back(deadline());
+  return outputs;
 }
 
 json parse(const std::string& text, const char* what) {
@@ -180,6 +188,7 @@ ModelConfig parse_config(const std::string& text) {
   read_parameter(config, parameters, "recengine.default_timeout_us", config.default_timeout_us);
   read_schema(config, parameters, config.max_candidates);
   config.num_warmups = count_warmups(document);
+  config.reads_deadline = find(config.inputs, kDeadline) != nullptr;
   return config;
 }
 

@@ -18,6 +18,11 @@ struct StageRequest {
 
 const StageRequest& request_of(Stage stage);
 
+// The tensor in which a step of an ensemble tells those after it when the request is to be
+// answered, INT64 [batch, 1], ns of the server's steady clock: Triton gives each step the whole
+// timeout again.
+constexpr const char* kDeadline = "deadline";
+
 // What a model's config.pbtxt says.
 struct ModelConfig {
   struct Tensor {
@@ -31,8 +36,9 @@ struct ModelConfig {
   int64_t max_batch_rows = 0;
   int64_t max_queue_rows = 4096;           // parameter recengine.max_queue_rows
   int64_t default_timeout_us = 1'000'000;  // parameter recengine.default_timeout_us
-  int64_t max_candidates = 0;  // of parameter recengine.schema, what clients are told; 0: not said
-  int64_t num_warmups = 0;     // requests that the server sends itself to each new instance
+  int64_t max_candidates = 0;   // of parameter recengine.schema, what clients are told; 0: not said
+  int64_t num_warmups = 0;      // requests that the server sends itself to each new instance
+  bool reads_deadline = false;  // has the optional input kDeadline
   Stage stage = Stage::kRetrieval;  // see served_stage()
 };
 

@@ -122,7 +122,8 @@ void Model::shed(Request& request, ShedReason reason) const noexcept {
     message += "queue full (" + std::to_string(config_.max_queue_rows) + " rows)";
   } else {
     shed_deadline_->increment();
-    const uint64_t timeout_us = (request.deadline_ns() - request.arrival_ns()) / 1000;
+    const uint64_t deadline_ns = std::max(request.deadline_ns(), request.arrival_ns());
+    const uint64_t timeout_us = (deadline_ns - request.arrival_ns()) / 1000;
     message += "deadline of " + std::to_string(timeout_us) + " us cannot be met";
   }
   request.fail(TRITONSERVER_ERROR_UNAVAILABLE, message, {});

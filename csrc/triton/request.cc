@@ -172,10 +172,11 @@ TRITONSERVER_MemoryType wanted_memory(int device, bool last) {
 }
 
 // Writes `rows` rows from `first_row` on, of each the first values that dims [rows, ...] ask for.
+// `type` is where they should lie.
 template <typename T>
 void put_output(TRITONBACKEND_Response* response, const char* name, const Matrix<T>& batch,
                 int64_t first_row, std::initializer_list<int64_t> dims, CallMemory& memory,
-                bool last) {
+                TRITONSERVER_MemoryType type) {
   const auto rank = static_cast<uint32_t>(dims.size());
   TRITONBACKEND_Output* output = nullptr;
   require(TRITONBACKEND_ResponseOutput(response, &output, name, kTypeOf<T>, dims.begin(), rank));
@@ -184,7 +185,6 @@ void put_output(TRITONBACKEND_Response* response, const char* name, const Matrix
   for (const int64_t* dim = dims.begin() + 1; dim != dims.end(); ++dim) width *= *dim;
   const int64_t row_bytes = width * int64_t{sizeof(T)};
   void* buffer = nullptr;
-  TRITONSERVER_MemoryType type = wanted_memory(memory.device(), last);
   int64_t memory_id = type == TRITONSERVER_MEMORY_GPU ? memory.device() : 0;
   require(TRITONBACKEND_OutputBuffer(output, &buffer, static_cast<uint64_t>(rows * row_bytes),
                                      &type, &memory_id));
@@ -202,6 +202,17 @@ uint64_t timeout_ns(TRITONBACKEND_Request* request, const ModelConfig& config) n
   return std::min(timeout_us, kLongestTimeoutUs) * kNsPerUs;
 }
 
+// When the step before said that the request is to be answered; kNever where none did.
+uint64_t told_deadline_ns(TRITONBACKEND_Request* request, const ModelConfig& config) {
+  TRITONBACKEND_Input* input = nullptr;
+  const ErrorPtr none(TRITONBACKEND_RequestInput(request, kDeadline, &input));
+  if (none != nullptr) return kNever;
+  const InputTensor<int64_t> rows = read_input<int64_t>(request, config.name, kDeadline);
+  const int64_t* const end = rows.view.data + rows.view.rows * rows.view.cols;
+  const int64_t* const earliest = std::min_element(rows.view.data, end);
+  return earliest == end ? kNever : static_cast<uint64_t>(std::max<int64_t>(*earliest, 0));
+}
+
 }  // namespace
 
 Request::Request(Instance& instance, TRITONBACKEND_Request* handle,
@@ -213,6 +224,9 @@ Request::Request(Instance& instance, TRITONBACKEND_Request* handle,
   deadline_ns_ = is_warmup_ ? kNever : arrival_ns_ + timeout_ns(handle, config);
   try {
     rows_ = std::clamp<int64_t>(claimed_rows(handle), 1, config.max_batch_rows);
+    if (config.reads_deadline && !is_warmup_) {
+      deadline_ns_ = std::min(deadline_ns_, told_deadline_ns(handle, config));
+    }
   } catch (...) {
     rows_ = 1;  // read() will say what is wrong
   }
@@ -247,6 +261,7 @@ void Request::read(const ModelConfig& config, const Schema& schema, const GraphW
   if (wanted.graph_output != nullptr) {
     graph_output_ = read_input<float>(handle_, config.name, wanted.graph_output, device);
   }
+  if (config.reads_deadline) told_deadline_ns(handle_, config);  // its checks
   check(config, schema, widths);
 }
 
@@ -305,7 +320,8 @@ void Request::copy_outputs(const Answer& batch, int64_t first_row, CallMemory& m
     const char* name = nullptr;
     require(TRITONBACKEND_RequestOutputName(handle_, i, &name));
     const auto put = [&](const auto& rows, std::initializer_list<int64_t> dims) {
-      put_output(response, name, rows, first_row, dims, memory, batch.last);
+      const auto type = wanted_memory(memory.device(), batch.last);
+      put_output(response, name, rows, first_row, dims, memory, type);
     };
     if (std::strcmp(name, "item_ids") == 0) {
       put(batch.top.item_ids, {rows_, k_});
@@ -318,6 +334,13 @@ void Request::copy_outputs(const Answer& batch, int64_t first_row, CallMemory& m
       const Matrix<float> items(batch.inputs.items.data, batch.inputs.item_scores.rows,
                                 slots * dim);
       put(items, {rows_, slots, dim});
+    } else if (std::strcmp(name, kDeadline) == 0) {
+      constexpr uint64_t kLatest = std::numeric_limits<int64_t>::max();
+      deadlines_.assign(static_cast<size_t>(rows_),
+                        static_cast<int64_t>(std::min(deadline_ns_, kLatest)));
+      // Read where requests are queued, before anything runs on a GPU.
+      put_output<int64_t>(response, name, {deadlines_.data(), rows_, 1}, 0, {rows_, 1}, memory,
+                          TRITONSERVER_MEMORY_CPU);
     } else {
       put(batch.inputs.item_scores, {rows_, slots});
     }

@@ -113,6 +113,7 @@ class Request {
   InputTensor<int64_t> candidates_;
   InputTensor<float> candidate_scores_;
   InputTensor<float> graph_output_;
+  std::vector<int64_t> deadlines_;  // of each row, where the answer says them
   ResponsePtr response_;
   ErrorPtr error_;  // instead of a response
 };

@@ -6,7 +6,7 @@ The text depends on the manifest alone, never on the machine, so that it can be 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ _TYPES = {
     "lengths": pb.TYPE_INT32,
     "candidates": pb.TYPE_INT64,
     "item_ids": pb.TYPE_INT64,
+    "deadline": pb.TYPE_INT64,
 }
 
 Array = np.ndarray[Any, Any]
@@ -41,6 +42,9 @@ Tensors = Mapping[str, Sequence[int]]
 
 CANDIDATES: Tensors = {"candidates": [-1], "candidate_scores": [-1]}
 ANSWER: Tensors = {"item_ids": [-1], "scores": [-1]}
+DEADLINE: Tensors = {"deadline": [1]}
+"""When a request is to be answered, ns of the server's steady clock: Triton tells each step of an
+ensemble the whole timeout again, so the first step tells the others. Optional where it is read."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -203,18 +207,15 @@ def fused_configs(manifest: Manifest, requests: Requests) -> dict[str, pb.ModelC
     """The Triton configuration of each model of the target cpu, by name."""
     users = user_tensors(requests)
     recommend = ensemble("recommend", users, requests)
-    as_is = {name: name for name in users}
     found = dict(zip(ANSWER, CANDIDATES, strict=True))
-    add_step(recommend, "retrieval", as_is, found)
-    add_step(
-        recommend,
-        "ranking",
-        as_is | {name: name for name in CANDIDATES},
-        {name: name for name in ANSWER},
-    )
+    told = as_is(DEADLINE)
+    add_step(recommend, "retrieval", as_is(users), found | told)
+    add_step(recommend, "ranking", as_is((*users, *CANDIDATES)) | told, as_is(ANSWER))
+    retrieval = {**ANSWER, **DEADLINE}
+    ranking = {**users, **CANDIDATES, **DEADLINE}
     result = {
-        "retrieval": composing("retrieval", users, ANSWER, requests),
-        "ranking": composing("ranking", {**users, **CANDIDATES}, ANSWER, requests),
+        "retrieval": composing("retrieval", users, retrieval, requests),
+        "ranking": composing("ranking", ranking, ANSWER, requests),
         "recommend": recommend,
     }
     for config in result.values():
@@ -260,6 +261,11 @@ def add_step(
     step.output_map.update(outputs)
 
 
+def as_is(names: Iterable[str]) -> dict[str, str]:
+    """A map of a step, whose tensors have the same names in the ensemble."""
+    return {name: name for name in names}
+
+
 def add_schema(config: pb.ModelConfig, manifest: Manifest) -> None:
     """Tells clients, and our backend, what a request may be."""
     config.parameters[SCHEMA_PARAMETER].string_value = schema(manifest).to_json()
@@ -268,11 +274,14 @@ def add_schema(config: pb.ModelConfig, manifest: Manifest) -> None:
 def add_warmup(config: pb.ModelConfig, given: Mapping[str, Array], requests: Requests) -> None:
     """Runs a lone request and a full batch before the model is ready.
 
-    Inputs are those `given`; the others are zeros, for the usual number of candidates.
+    Inputs are those `given`; the others are zeros, for the usual number of candidates, and optional
+    ones are left out.
     """
     for batch in requests.warmup_batches:
         warmup = config.model_warmup.add(name=f"batch_{batch}", batch_size=batch)
         for tensor in config.input:
+            if tensor.optional:
+                continue
             sample = warmup.inputs[tensor.name]
             sample.data_type = tensor.data_type
             if tensor.name in given:
@@ -290,6 +299,8 @@ def model(name: str, inputs: Tensors, outputs: Tensors, requests: Requests) -> p
     for tensors, entries in ((inputs, config.input), (outputs, config.output)):
         for tensor, dims in tensors.items():
             entries.add(name=tensor, data_type=_TYPES.get(tensor, pb.TYPE_FP32), dims=dims)
+    for tensor in config.input:
+        tensor.optional = tensor.name in DEADLINE
     return config
 
 

@@ -14,11 +14,13 @@ from recengine.compile.graph_signature import dims
 from recengine.compile.repository import (
     ANSWER,
     CANDIDATES,
+    DEADLINE,
     Requests,
     Tensors,
     add_schema,
     add_step,
     add_warmup,
+    as_is,
     composing,
     ensemble,
     model,
@@ -31,6 +33,10 @@ from recengine.compile.repository import (
 _ONNX_RUNTIME_INSTANCES = 2
 
 _KEYS = ("ids", "lengths")
+
+# In an ensemble a tensor has one step that gives it; the other one's deadline is never later.
+_RETRIEVAL_DEADLINE = {"deadline": "retrieval_deadline"}
+_RANKING_DEADLINE = {"deadline": "ranking_deadline"}
 
 
 def configs(
@@ -75,10 +81,10 @@ def _stages(
         "item_scores": ranker_reads["candidate_scores"],
     }
     tensors: dict[str, tuple[Tensors, Tensors]] = {
-        "retrieval_lookup": (users, {"sparse": tower_reads["sparse"]}),
-        "retrieval_topk": ({**keys, **dims(tower.outputs)}, ANSWER),
-        "ranking_lookup": ({**users, **CANDIDATES}, items),
-        "ranking_order": ({**keys, **CANDIDATES, "graph_scores": [-1]}, ANSWER),
+        "retrieval_lookup": (users, {"sparse": tower_reads["sparse"], **DEADLINE}),
+        "retrieval_topk": ({**keys, **dims(tower.outputs), **DEADLINE}, ANSWER),
+        "ranking_lookup": ({**users, **CANDIDATES, **DEADLINE}, {**items, **DEADLINE}),
+        "ranking_order": ({**keys, **CANDIDATES, "graph_scores": [-1], **DEADLINE}, ANSWER),
     }
     group = pb.ModelInstanceGroup
     kind = group.KIND_GPU if target == "gpu" else group.KIND_CPU
@@ -132,13 +138,13 @@ def _ensembles(manifest: Manifest, requests: Requests, version: int) -> dict[str
     """Each of the three has its steps itself: an ensemble in an ensemble is one more hop."""
     users = user_tensors(requests)
     retrieval = ensemble("retrieval", users, requests)
-    _add_retrieval(retrieval, manifest, users, version, _as_is(ANSWER))
+    _add_retrieval(retrieval, manifest, users, version, as_is(ANSWER))
     ranking = ensemble("ranking", {**users, **CANDIDATES}, requests)
-    _add_ranking(ranking, manifest, users, version)
+    _add_ranking(ranking, manifest, users, version, {})
     recommend = ensemble("recommend", users, requests)
     found = dict(zip(ANSWER, CANDIDATES, strict=True))
     _add_retrieval(recommend, manifest, users, version, found)
-    _add_ranking(recommend, manifest, users, version)
+    _add_ranking(recommend, manifest, users, version, _RETRIEVAL_DEADLINE)
     return {"ranking": ranking, "retrieval": retrieval, "recommend": recommend}
 
 
@@ -153,28 +159,30 @@ def _add_retrieval(
     tower = manifest.graphs[graph.graph]
     (user,) = (tensor.name for tensor in tower.outputs)
     read = {"sparse": "retrieval_sparse"}
-    add_step(config, "retrieval_lookup", _as_is(users), read, version)
+    asked = as_is((*_KEYS, "user")) | _RETRIEVAL_DEADLINE
+    add_step(config, "retrieval_lookup", as_is(users), read | _RETRIEVAL_DEADLINE, version)
     add_step(config, graph.graph, _inputs(tower) | read, {user: "user"}, version)
-    add_step(config, "retrieval_topk", _as_is((*_KEYS, "user")), found, version)
+    add_step(config, "retrieval_topk", asked, found, version)
 
 
 def _add_ranking(
-    config: pb.ModelConfig, manifest: Manifest, users: Iterable[str], version: int
+    config: pb.ModelConfig,
+    manifest: Manifest,
+    users: Iterable[str],
+    version: int,
+    told: dict[str, str],
 ) -> None:
     _, graph = stages(manifest)
     ranker = manifest.graphs[graph.graph]
     (scores,) = (tensor.name for tensor in ranker.outputs)
     read = {"sparse": "ranking_sparse", "items": "items", "item_scores": "item_scores"}
     filled = {"sparse": "ranking_sparse", "candidate_scores": "item_scores"}
-    answered = _as_is((*_KEYS, *CANDIDATES, "graph_scores"))
-    add_step(config, "ranking_lookup", _as_is((*users, *CANDIDATES)), read, version)
+    asked = as_is((*users, *CANDIDATES)) | told
+    answered = as_is((*_KEYS, *CANDIDATES, "graph_scores")) | _RANKING_DEADLINE
+    add_step(config, "ranking_lookup", asked, read | _RANKING_DEADLINE, version)
     add_step(config, graph.graph, _inputs(ranker) | filled, {scores: "graph_scores"}, version)
-    add_step(config, "ranking_order", answered, _as_is(ANSWER), version)
+    add_step(config, "ranking_order", answered, as_is(ANSWER), version)
 
 
 def _inputs(graph: Graph) -> dict[str, str]:
-    return _as_is(tensor.name for tensor in graph.inputs)
-
-
-def _as_is(names: Iterable[str]) -> dict[str, str]:
-    return {name: name for name in names}
+    return as_is(tensor.name for tensor in graph.inputs)

@@ -41,6 +41,11 @@ def read_response(response):
     }
 
 
+def read_answer(response):
+    """The same without the deadline, which is another for each request."""
+    return {name: rows for name, rows in read_response(response).items() if name != "deadline"}
+
+
 class RawClient:
     """The inference service without tritonclient's checks in front of it."""
 

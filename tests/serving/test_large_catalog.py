@@ -102,6 +102,28 @@ def test_a_server_that_was_held_up_does_not_refuse_what_it_can_do(large):
                 assert (read_response(future.result())["item_ids"] >= 0).all()
 
 
+def test_what_is_late_when_it_was_retrieved_is_not_ranked(large, read_metric):
+    """Triton tells the ranking step the whole timeout again; the retrieval step, what is left."""
+    full = {name: np.repeat(rows, MAX_BATCH_SIZE, axis=0) for name, rows in user(0).items()}
+    request = make_request("recommend", full, timeout=300_000)
+    shed = 0
+    for _ in range(5):  # until one is held up while its items are searched for
+        futures = [large.send(request) for _ in range(30)]
+        time.sleep(0.02)
+        os.kill(large.server.pid, signal.SIGSTOP)
+        try:
+            time.sleep(0.4)
+        finally:
+            os.kill(large.server.pid, signal.SIGCONT)
+        errors = {future.exception() and future.code() for future in futures}
+        assert errors <= {None, grpc.StatusCode.UNAVAILABLE}
+        shed = read_metric(large.server, "recengine_shed_total", 'model="ranking"')
+        if shed > 0:
+            break
+    assert shed > 0
+    assert (large.infer("recommend", user(1))["item_ids"] >= 0).all()
+
+
 def test_a_batch_that_is_refused_lets_the_next_begin(large):
     bad = user(0) | {"lengths": np.array([[1, 3, 99]], np.int32)}
     for _ in range(3):

@@ -213,7 +213,8 @@ def test_a_bad_request_is_refused_as_by_the_fused_models(
     expected = client.refusal(make_request(model, named))
     code, message = split.refusal(make_request(model, named))
     assert code == expected[0]
-    if expected[1].startswith("["):  # otherwise it is the server's own
+    # Otherwise it is the server's own; about a missing one it counts optional inputs, too.
+    if expected[1].startswith("[") and spoil is not no_dense:
         assert reason(message) == reason(expected[1])
 
 

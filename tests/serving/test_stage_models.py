@@ -2,7 +2,9 @@
 
 import re
 import shutil
+import time
 
+import grpc
 import numpy as np
 import pytest
 from malformed import (
@@ -15,7 +17,7 @@ from malformed import (
     assert_wrong_ranks_are_refused,
 )
 from places import StagesOnGpu
-from raw_client import RawClient, make_request, read_response
+from raw_client import RawClient, make_request, read_answer, read_response
 from split_server import compile_stages, place_on_gpu
 
 from recengine.bundle import load_tensor, read_manifest
@@ -24,15 +26,16 @@ from recengine.engine import Engine
 from recengine.errors import ServerError
 from recengine.serving.server import TritonServer
 
+UNAVAILABLE = grpc.StatusCode.UNAVAILABLE
 ITEM_DIMS = "  dims: -1\n  dims: 12\n"
 BATCH, NUM_CANDIDATES, DIM = 2, 5, 8
 USERS = ("ids", "lengths")
 CANDIDATES = ("candidates", "candidate_scores")
 INPUTS = {
     "retrieval_lookup": (*USERS, "dense"),
-    "retrieval_topk": (*USERS, "user"),
-    "ranking_lookup": (*USERS, "dense", *CANDIDATES),
-    "ranking_order": (*USERS, *CANDIDATES, "graph_scores"),
+    "retrieval_topk": (*USERS, "user", "deadline"),
+    "ranking_lookup": (*USERS, "dense", *CANDIDATES, "deadline"),
+    "ranking_order": (*USERS, *CANDIDATES, "graph_scores", "deadline"),
 }
 EACH_TENSOR = [(model, name) for model, names in INPUTS.items() for name in names]
 
@@ -71,6 +74,7 @@ def valid(users, tensors):
         named = tensors(users.batch(rng, batch)) | users.candidates(rng, batch, NUM_CANDIDATES)
         named["user"] = rng.normal(size=(batch, DIM)).astype(np.float32)
         named["graph_scores"] = rng.normal(size=(batch, NUM_CANDIDATES)).astype(np.float32)
+        named["deadline"] = np.full((batch, 1), 2**62)
         return {name: named[name] for name in INPUTS[model]}
 
     return make
@@ -105,7 +109,7 @@ def test_requests_of_any_shape_sent_at_once_are_answered_as_each_alone(
         asked.append(make_request(model, named, k=1 + seed % 9, num_candidates=1 + seed % 9))
     futures = [stages.send(request) for request in asked]
     for request, future in zip(asked, futures, strict=True):
-        together, alone = (read_response(one.result()) for one in (future, stages.send(request)))
+        together, alone = (read_answer(one.result()) for one in (future, stages.send(request)))
         assert together.keys() == alone.keys()
         for name, found in together.items():
             np.testing.assert_array_equal(found, alone[name])
@@ -123,14 +127,53 @@ def test_a_wrong_rank_is_refused(stages, valid, model, name):
 
 @pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
 def test_extreme_shapes_are_refused_with_and_without_bytes(stages, valid, model, name):
-    assert_extreme_shapes_are_refused(stages, model, valid(model, batch=1), name)
+    # Of an optional tensor the server looks at the bytes, and not at the batch size.
+    any_batch = name == "deadline"
+    assert_extreme_shapes_are_refused(stages, model, valid(model, batch=1), name, any_batch)
 
 
 @pytest.mark.parametrize(("model", "name"), EACH_TENSOR)
 def test_a_missing_tensor_is_refused(stages, valid, model, name):
     tensors = valid(model)
     del tensors[name]
-    assert stages.refusal(make_request(model, tensors))[0] == INVALID
+    if name == "deadline":
+        assert stages.send(make_request(model, tensors)).exception() is None
+    else:
+        assert stages.refusal(make_request(model, tensors))[0] == INVALID
+
+
+@pytest.mark.parametrize("model", ["retrieval_lookup", "ranking_lookup"])
+def test_a_lookup_says_when_the_request_is_to_be_answered(stages, valid, model):
+    timeout_s, tensors = 5, valid(model)
+    before = time.monotonic_ns()
+    request = make_request(model, tensors, timeout=timeout_s * 1_000_000)
+    told = read_response(stages.send(request).result())["deadline"]
+    after = time.monotonic_ns()
+    assert told.shape == (BATCH, 1)
+    assert before <= told[0, 0] - timeout_s * 10**9 <= after
+    assert told[0, 0] == told[1, 0]
+
+
+def test_a_deadline_that_was_told_goes_on_unless_the_own_one_is_earlier(stages, valid):
+    tensors = valid("ranking_lookup")
+    soon = time.monotonic_ns() + 3 * 10**9
+    tensors["deadline"][1] = soon  # the earliest of the rows
+    request = make_request("ranking_lookup", tensors, timeout=60_000_000)
+    assert read_response(stages.send(request).result())["deadline"].tolist() == [[soon]] * BATCH
+    request = make_request("ranking_lookup", tensors, timeout=1_000_000)
+    assert (read_response(stages.send(request).result())["deadline"] < soon).all()
+
+
+@pytest.mark.parametrize("model", [model for model, names in INPUTS.items() if "deadline" in names])
+@pytest.mark.parametrize("late", [lambda: time.monotonic_ns() - 1, lambda: 0, lambda: -(2**63)])
+def test_a_request_whose_deadline_has_passed_is_shed_by_an_idle_stage_too(
+    stages, valid, model, late
+):
+    tensors = valid(model)
+    tensors["deadline"][1] = late()
+    code, message = stages.refusal(make_request(model, tensors))
+    assert code == UNAVAILABLE
+    assert message == "recengine: shed: deadline of 0 us cannot be met"
 
 
 @pytest.mark.parametrize("model", INPUTS)
@@ -206,7 +249,9 @@ def test_values_that_are_not_finite_are_an_error_of_that_request_alone(
             assert future.code() == INVALID
             assert message in future.details()
         else:
-            assert future.result().raw_output_contents == expected.raw_output_contents
+            found = read_answer(future.result())
+            for output, rows in read_answer(expected).items():
+                np.testing.assert_array_equal(found[output], rows)
 
 
 def test_what_a_graph_made_of_a_user_with_nothing_known_is_not_read(stages, valid, golden):
@@ -263,6 +308,7 @@ def test_a_full_queue_of_a_stage_sheds(split_repository, tmp_path, valid):
         ("ranking_lookup", 'name: "item_scores"', 'name: "x"', "output item_scores is missing"),
         ("ranking_order", 'name: "graph_scores"', 'name: "x"', "input graph_scores is missing"),
         ("ranking_order", 'name: "item_ids"', 'name: "x"', "output item_ids is missing"),
+        ("ranking_order", "  dims: 1\n", "  dims: 2\n", "input deadline: expected dims 1, found 2"),
     ],
 )
 def test_a_config_that_does_not_fit_the_stage_is_refused_naming_the_tensor(
@@ -281,10 +327,27 @@ def test_a_config_that_does_not_fit_the_stage_is_refused_naming_the_tensor(
         TritonServer(repository, log=tmp_path / "log").start()
 
 
+def test_configs_of_before_deadlines_were_told_are_served(split_repository, tmp_path, valid):
+    repository = shutil.copytree(split_repository, tmp_path / "repository")
+    for model in INPUTS:
+        path = repository / model / "config.pbtxt"
+        text, count = re.subn(r"\w+ \{\n  name: \"deadline\"\n(.*\n)*?\}\n", "", path.read_text())
+        assert count == (model != "retrieval_lookup") + ("lookup" in model)
+        path.write_text(text)
+    with (
+        TritonServer(repository, log=tmp_path / "log") as server,
+        RawClient(server.endpoints.grpc) as client,
+    ):
+        for model in INPUTS:
+            tensors = valid(model)
+            tensors.pop("deadline", None)
+            assert "deadline" not in client.infer(model, tensors)
+
+
 def test_twenty_thousand_malformed_requests_leave_the_stages_healthy(stages, valid):
     good = [make_request(model, valid(model, seed=seed)) for model in INPUTS for seed in range(8)]
     mutator = Mutator(0, good)
-    expected = [read_response(stages.send(request).result()) for request in good]
+    expected = [read_answer(stages.send(request).result()) for request in good]
     flood = Flood(stages, in_flight=64)
     for _ in range(20_000):
         flood.send(mutator.request())
@@ -293,6 +356,6 @@ def test_twenty_thousand_malformed_requests_leave_the_stages_healthy(stages, val
     assert flood.codes[INVALID] > 10_000
     assert flood.messages["empty"] == 0
     for request, before in zip(good, expected, strict=True):
-        after = read_response(stages.send(request).result())
+        after = read_answer(stages.send(request).result())
         for name, found in after.items():
             np.testing.assert_array_equal(found, before[name])
