@@ -12,13 +12,6 @@
 namespace recengine::triton {
 namespace {
 
-constexpr double kSmoothing = 1.0 / 8;
-
-// A batch that took longer than so many times what was expected counts as if it had taken that: it
-// was held up by something else, and what waits must not be refused for it. Work that did grow is
-// known after some batches.
-constexpr double kMostGrowth = 2;
-
 // Share of the time that a request has left which it may be expected to spend here. The rest is for
 // what cannot be seen from here: the network, and the server's threads before and after. A later
 // stage is told the whole timeout again, and to refuse there is to have worked for nothing.
@@ -29,11 +22,6 @@ constexpr double kLastShareOfDeadline = 0.8;
 constexpr int64_t kEnoughRows = 32;
 
 constexpr size_t kNumStages = static_cast<size_t>(Stage::kRanking) + 1;
-
-void smooth(double& value, double sample) {
-  if (value == 0) value = sample;
-  value += kSmoothing * (std::min(sample, kMostGrowth * value) - value);
-}
 
 double elapsed_ns(uint64_t from, uint64_t to) { return to > from ? double(to - from) : 0; }
 
@@ -118,8 +106,9 @@ std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& 
   if (queue.waiting_rows + request.rows() > queue.model->config().max_queue_rows) {
     return ShedReason::kQueueFull;
   }
-  const double expected_ns =
-      backlog_ns(queue) / pool_.num_workers() + batch_ns(queue, request.rows());
+  const int64_t rows = request.rows();
+  const double expected_ns = backlog_ns(queue, rows) / pool_.num_workers() +
+                             batch_ns(queue, rows, queue.waiting_rows + rows);
   const double left_ns = elapsed_ns(now_ns(), request.deadline_ns());
   const double share = share_of_deadline(queue.model->config().stage);
   if (expected_ns > share * left_ns) return ShedReason::kDeadline;
@@ -128,42 +117,49 @@ std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& 
 
 // One thread's work before something new in the queue is begun: the rest of what runs, and what
 // waits for this stage or a later one, with all stages after it. What waits in an earlier stage
-// goes after it.
-double Scheduler::backlog_ns(const Queue& own) const {
+// goes after it. The new one's rows make the batches of what waits larger.
+double Scheduler::backlog_ns(const Queue& own, int64_t new_rows) const {
   const uint64_t now = now_ns();
   double total_ns = 0;
   for (const std::unique_ptr<Queue>& queue : queues_) {
     const bool earlier = queue->model->config().stage < own.model->config().stage;
     int64_t rows_to_the_end = earlier ? 0 : queue->waiting_rows;
-    double work_ns = double(rows_to_the_end) * queue->row_ns;
+    const int64_t together = rows_to_the_end + (queue.get() == &own ? new_rows : 0);
+    double work_ns = double(rows_to_the_end) * row_ns(*queue, together);
     for (const Batch* batch : queue->running) {
       const double done_ns = elapsed_ns(batch->start_ns, now) * batch->used;
-      work_ns += std::max(0.0, double(batch->rows) * queue->row_ns - done_ns);
+      work_ns += std::max(0.0, double(batch->rows) * row_ns(*queue, batch->rows) - done_ns);
       if (!earlier) rows_to_the_end += batch->rows;
     }
-    total_ns += work_ns + double(rows_to_the_end) * later_row_ns(*queue);
+    total_ns += work_ns + double(rows_to_the_end) * later_row_ns(*queue, rows_to_the_end);
   }
   return total_ns;
 }
 
-// How long a batch takes to its answers, with the stages after this one, over whose batches and
-// threads its rows spread.
-double Scheduler::batch_ns(const Queue& queue, int64_t rows) const {
+// How long rows take to their answers in a batch of so many together, with the stages after this
+// one, over whose batches and threads they spread.
+double Scheduler::batch_ns(const Queue& queue, int64_t rows, int64_t together) const {
   const double later_rows = std::max(1.0, double(rows) / pool_.num_workers());
-  return double(rows) * queue.row_ns / double(threads_of(queue, rows)) +
-         later_rows * later_row_ns(queue);
+  return double(rows) * row_ns(queue, together) / double(threads_of(queue, rows)) +
+         later_rows * later_row_ns(queue, static_cast<int64_t>(later_rows));
 }
 
-// One thread's work on a row in the stages after this one. Of several models of a stage the least
-// that is known: a model that refuses for another's sake would never learn better, the later stage
-// can still refuse. What dense graphs take in other backends is not seen from here.
-double Scheduler::later_row_ns(const Queue& queue) const {
+// One thread's work on a row where so many run together, or as many of them as a batch holds.
+double Scheduler::row_ns(const Queue& queue, int64_t rows) {
+  return queue.cost.row_ns(std::clamp<int64_t>(rows, 1, queue.model->config().max_batch_rows));
+}
+
+// One thread's work on a row, of so many, in the stages after this one. Of several models of a
+// stage the least that is known: a model that refuses for another's sake would never learn better,
+// the later stage can still refuse. What dense graphs take in other backends is not seen from here.
+double Scheduler::later_row_ns(const Queue& queue, int64_t rows) const {
   std::array<double, kNumStages> stages_ns{};
   for (const std::unique_ptr<Queue>& later : queues_) {
     const Stage stage = later->model->config().stage;
-    if (stage <= queue.model->config().stage || later->row_ns == 0) continue;
+    if (stage <= queue.model->config().stage) continue;
+    const double known_ns = row_ns(*later, rows);
     double& least_ns = stages_ns[static_cast<size_t>(stage)];
-    least_ns = least_ns == 0 ? later->row_ns : std::min(least_ns, later->row_ns);
+    if (known_ns > 0) least_ns = least_ns == 0 ? known_ns : std::min(least_ns, known_ns);
   }
   return std::accumulate(stages_ns.begin(), stages_ns.end(), 0.0);
 }
@@ -219,7 +215,7 @@ Scheduler::Batch Scheduler::take(Queue& queue) {
   while (!queue.waiting.empty()) {
     const Request& next = *queue.waiting.front();
     const int64_t rows = batch.rows + next.rows();
-    const double expected_ns = batch_ns(queue, rows);
+    const double expected_ns = batch_ns(queue, rows, rows);
     const double left_ns = std::min(first_left_ns, elapsed_ns(now, next.deadline_ns()));
     if (batch.requests.empty() && expected_ns > left_ns) {
       batch.late.push_back(pop(queue));
@@ -284,7 +280,7 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
     const double work_ns =
         elapsed_ns(begun_ns, computed_ns) * batch.used + elapsed_ns(computed_ns, now_ns());
     lock.lock();
-    if (!is_warmup) smooth(queue.row_ns, work_ns / double(batch.rows));
+    queue.cost.learn(batch.rows, work_ns, is_warmup);
   } else {
     lock.lock();
   }

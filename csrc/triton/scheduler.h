@@ -11,6 +11,7 @@
 #include "cpu/thread_pool.h"
 #include "triton/model.h"
 #include "triton/request.h"
+#include "triton/row_cost.h"
 
 namespace recengine::triton {
 
@@ -53,14 +54,15 @@ class Scheduler {
     int64_t shown_rows = 0;  // of them, as the metric says
     std::vector<const Batch*> running;
     int64_t busy_threads = 0;  // that those which still compute keep busy
-    double row_ns = 0;  // one thread's work on a row, as recent batches say; smoothed, 0: not known
+    RowCost cost;
   };
 
   // These need the lock.
   std::optional<ShedReason> refusal(const Queue& queue, const Request& request) const;
-  double backlog_ns(const Queue& own) const;
-  double batch_ns(const Queue& queue, int64_t rows) const;
-  double later_row_ns(const Queue& queue) const;
+  double backlog_ns(const Queue& own, int64_t rows) const;
+  double batch_ns(const Queue& queue, int64_t rows, int64_t together) const;
+  double later_row_ns(const Queue& queue, int64_t rows) const;
+  static double row_ns(const Queue& queue, int64_t rows);
   int64_t threads_of(const Queue& queue, int64_t rows) const;
   bool can_start(const Queue& queue) const;
   Queue& queue_of(const Model& model);
