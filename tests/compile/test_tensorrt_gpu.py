@@ -1,9 +1,8 @@
 """Plans on a real GPU beside ONNX Runtime on the CPU. Run where TensorRT is: pytest -m tensorrt."""
 
-import importlib.util
-
 import numpy as np
 import pytest
+from tensorrt_host import no_tensorrt
 
 from recengine.bundle import FidelityBounds, read_manifest
 from recengine.compile import compile_bundle
@@ -12,27 +11,15 @@ from recengine.compile.lowering import BOUNDS, lower_graphs
 from recengine.compile.repository import expected_requests
 from recengine.compile.tensorrt import PlanOptions, TensorRT
 from recengine.compile.timing_cache import timing_cache_path, write_timing_cache
-from recengine.errors import DeviceError
 from recengine.gpu import current_gpu
 from recengine.plans import Plan, check_plan
 
 LOOSE = FidelityBounds(score_error=1.0, identical_top_k=0.5, metric_delta=0.5)
 
 
-def absent():
-    """Why these tests cannot run here."""
-    if importlib.util.find_spec("tensorrt") is None:
-        return "TensorRT is not installed"
-    try:
-        current_gpu()
-    except DeviceError as error:
-        return str(error)
-    return ""
-
-
 pytestmark = [
     pytest.mark.tensorrt,
-    pytest.mark.skipif(bool(absent()), reason=absent() or "there is a GPU"),
+    pytest.mark.skipif(bool(no_tensorrt()), reason=no_tensorrt() or "there is a GPU"),
 ]
 
 
