@@ -62,11 +62,12 @@ def order(device: Device, candidate_ids: Any, scores: Any, k: int, check: bool) 
     if k < 1:
         raise InputError(f"[order] k: expected at least 1, found {k}")
     ids = device.read("[order] candidate_ids", candidate_ids)
+    values = device.read("[order] scores", scores)
     shape = (ids.shape[0] if ids.shape else 0, k)
     best_ids, best_scores = device.empty(shape, np.int64), device.empty(shape, np.float32)
     _ops.order_cuda(
         ids,
-        device.read("[order] scores", scores),
+        values,
         device.read("[order] best_ids", best_ids),
         device.read("[order] best_scores", best_scores),
         device.index,

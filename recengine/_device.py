@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from typing import Any, Protocol
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ from recengine.errors import InputError
 
 _DLPACK_CUDA = (2, 13)  # of a device, and managed by the driver
 _LEGACY_STREAM = 1
+_NO_STREAM = -1  # the producer need not do anything
+_FRAMEWORKS = ("torch", "cupy")  # that have a current stream
 
 
 class CudaArray(Protocol):
@@ -51,22 +54,33 @@ class Device:
 
     def read(self, name: str, value: Any) -> DeviceArray:
         """A view of an array on this device, whose data are ready on this stream."""
-        if isinstance(value, DeviceArray):
-            _order_after(self, value.stream)
-            return value.for_stream(self.stream) if _differ(self.stream, value.stream) else value
         try:
+            if isinstance(value, DeviceArray):
+                _order_after(self, value.stream)
+                differ = _differ(self.stream, value.stream)
+                return value.for_stream(self.stream) if differ else value
             if hasattr(value, "__dlpack__"):
-                return DeviceArray.from_dlpack(value.__dlpack__(stream=self.stream or 1))
+                with _current_device(_framework(value), self.index):
+                    return DeviceArray.from_dlpack(value.__dlpack__(stream=self._consumer(value)))
             interface = value.__cuda_array_interface__
             _order_after(self, interface.get("stream"))
             return _from_interface(interface, value)
         except (BufferError, InputError, RuntimeError, TypeError) as error:
             raise InputError(f"{name}: {error}") from None
 
+    def _consumer(self, value: Any) -> int:
+        """The stream that a producer must have an array ready on, as DLPack names it.
+
+        The framework whose current stream this is has its arrays ready there.
+        """
+        if self.framework in _FRAMEWORKS and _framework(value) == self.framework:
+            return _NO_STREAM
+        return self.stream or _LEGACY_STREAM
+
     def upload(self, values: npt.NDArray[Any]) -> Any:
         """A copy of an array of the host, in the framework of the arguments."""
         array = DeviceArray.from_numpy(values, self.index, self.stream)
-        if self.framework in ("torch", "cupy"):
+        if self.framework in _FRAMEWORKS:
             return sys.modules[self.framework].from_dlpack(array)
         return array
 
@@ -78,7 +92,7 @@ class Device:
             return torch.empty(shape, dtype=getattr(torch, name), device=f"cuda:{self.index}")
         if self.framework == "cupy":
             cupy = sys.modules["cupy"]
-            with cupy.cuda.Device(self.index):
+            with _current_device("cupy", self.index):
                 return cupy.empty(shape, name)
         return DeviceArray.empty(list(shape), np.dtype(dtype).str, self.index, self.stream)
 
@@ -103,8 +117,22 @@ def call_device(op: str, **arrays: Any) -> Device | None:
                 f"{op} {name}: expected an array on cuda:{index}, found one on {where}"
             )
     first = given[on_gpu[0]]
-    framework = type(first).__module__.partition(".")[0]
+    framework = _framework(first)
     return Device(index, _current_stream(framework, first, index), framework)
+
+
+def _framework(value: Any) -> str:
+    """Whose array it is."""
+    return type(value).__module__.partition(".")[0]
+
+
+def _current_device(framework: str, index: int) -> AbstractContextManager[Any]:
+    """Makes a GPU the framework's current one: torch exports arrays of that one alone."""
+    if framework == "torch":
+        return cast("AbstractContextManager[Any]", sys.modules["torch"].cuda.device(index))
+    if framework == "cupy":
+        return cast("AbstractContextManager[Any]", sys.modules["cupy"].cuda.Device(index))
+    return nullcontext()
 
 
 def _index_of(name: str, value: Any) -> int | None:
@@ -127,7 +155,7 @@ def _current_stream(framework: str, value: Any, index: int) -> int:
         return int(sys.modules["torch"].cuda.current_stream(index).cuda_stream)
     if framework == "cupy":
         cupy = sys.modules["cupy"]
-        with cupy.cuda.Device(index):
+        with _current_device("cupy", index):
             return int(cupy.cuda.get_current_stream().ptr)
     if isinstance(value, DeviceArray):
         return value.stream

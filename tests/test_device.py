@@ -1,5 +1,6 @@
 """Arrays on a GPU on their way in and out."""
 
+import contextlib
 import sys
 import types
 
@@ -90,11 +91,18 @@ def test_an_array_lives_as_long_as_what_was_made_of_it():
 
 def test_a_framework_makes_the_results_on_its_stream(monkeypatch):
     """The calls that torch gets, with a stand-in where it has no GPU."""
-    streams = []
+    streams, current = [], []
+
+    @contextlib.contextmanager
+    def current_device(index):
+        current.append(index)
+        yield
+        current.pop()
 
     class Tensor(Dlpack):
         def __dlpack__(self, *, stream=None):
             streams.append(stream)
+            assert current == [0]  # torch refuses to export from another device
             return super().__dlpack__(stream=stream)
 
     Tensor.__module__ = "torch"
@@ -103,7 +111,8 @@ def test_a_framework_makes_the_results_on_its_stream(monkeypatch):
         float32=np.float32,
         empty=lambda shape, dtype, device: Tensor(ops.to_device(np.empty(shape, dtype))),
         cuda=types.SimpleNamespace(
-            current_stream=lambda index: types.SimpleNamespace(cuda_stream=0)
+            current_stream=lambda index: types.SimpleNamespace(cuda_stream=0),
+            device=current_device,
         ),
     )
     monkeypatch.setitem(sys.modules, "torch", torch)
@@ -111,7 +120,9 @@ def test_a_framework_makes_the_results_on_its_stream(monkeypatch):
     found = ops.order(Tensor(ops.to_device(ids)), Tensor(ops.to_device(scores)), 1)
     assert [type(array) for array in found] == [Tensor, Tensor]
     assert found[0].array.numpy().tolist() == [[8]]
-    assert streams == [1, 1, 1, 1]  # the legacy default stream, as DLPack counts
+    assert streams == [-1, -1, -1, -1]  # on its current stream torch's arrays are ready
+    mixed = ops.order(Tensor(ops.to_device(ids)), Dlpack(ops.to_device(scores)), 1)
+    assert [type(array) for array in mixed] == [Tensor, Tensor]
 
 
 def test_torch_tensors_give_torch_tensors():

@@ -1,6 +1,7 @@
 """The operations on torch's streams and in its CUDA graphs; needs a GPU and a torch that has it."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -38,23 +39,32 @@ class Bags:
 
 
 class TopK:
-    """A catalog that is scanned as codes, with excluded items."""
+    """A catalog that is scanned as codes, with excluded and allowed items."""
 
-    def __init__(self, rng):
+    def __init__(self, rng, batch):
+        self.batch = batch
         self.index = ops.ItemIndex(rng.normal(size=(50_000, 64)).astype(np.float32))
         self.device_index = ops.DeviceItemIndex(self.index)
 
     def inputs(self, rng):
-        queries = rng.normal(size=(BATCH, 64)).astype(np.float32)
-        excluded = rng.integers(0, 50_000, 5 * BATCH)
-        return queries, excluded, np.full(BATCH, 5, np.int32)
+        queries = rng.normal(size=(self.batch, 64)).astype(np.float32)
+        excluded = rng.integers(0, 50_000, 5 * self.batch)
+        allowed = rng.random(50_000) < 0.9
+        return queries, excluded, np.full(self.batch, 5, np.int32), allowed
 
-    def on_cpu(self, queries, excluded, lengths):
-        return ops.cosine_topk(self.index, queries, 100, exclude=(excluded, lengths))
-
-    def on_gpu(self, queries, excluded, lengths, check):
+    def on_cpu(self, queries, excluded, lengths, allowed):
         exclude = (excluded, lengths)
-        return ops.cosine_topk(self.device_index, queries, 100, exclude=exclude, check=check)
+        return ops.cosine_topk(self.index, queries, 100, exclude=exclude, allow=allowed)
+
+    def on_gpu(self, queries, excluded, lengths, allowed, check):
+        return ops.cosine_topk(
+            self.device_index,
+            queries,
+            100,
+            exclude=(excluded, lengths),
+            allow=allowed,
+            check=check,
+        )
 
 
 class Order:
@@ -87,7 +97,11 @@ class Lookup:
         return (self.device_vocabulary.lookup(ids),)
 
 
-@pytest.fixture(params=[Bags, TopK, Order, Lookup])
+# One pass of a search, one of warpgroups' instructions where the GPU has them, and several passes.
+SEARCHES = [partial(TopK, batch=batch) for batch in (32, 130, 600)]
+
+
+@pytest.fixture(params=[Bags, *SEARCHES, Order, Lookup])
 def operation(request):
     return request.param(np.random.default_rng(0))
 

@@ -28,7 +28,8 @@ export RECENGINE_BACKEND_DIRECTORY=$package/recengine/backends RECENGINE_VENV=$v
 (cd "$package" && "$python" -c 'from recengine import ops; print(*ops.cuda_devices())') | grep emulated
 run() {
   "$python" "$venv/bin/pytest" -p no:cacheprovider "$@" \
-    tests/ops tests/engine tests/serving tests/test_cuda.py tests/test_device.py tests/test_gpu_bench.py
+    tests/ops tests/engine tests/serving tests/test_cuda.py tests/test_device.py \
+    tests/test_capture.py tests/test_gpu_bench.py
 }
 run -m "cuda and not alone" -n 2 --dist loadfile "${@:2}"
 run -m "cuda and alone" "${@:2}"

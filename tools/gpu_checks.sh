@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a GPU host: builds the CUDA parts for its GPU, runs the tests marked `cuda` on it, those marked
-# `tensorrt` where that is installed, some under compute-sanitizer, and profiles calls with ncu. Needs
-# nvcc, and no network.
+# `tensorrt` where that is installed, some under compute-sanitizer, and profiles calls with ncu; says
+# why tests were skipped. Needs nvcc, and no network.
 # usage: gpu_checks.sh VENV [FOLDER FOR gpu-checks-<GPU>.txt]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -34,10 +34,10 @@ check() {
   echo "== $1"
   "${@:2}" || { echo "gpu_checks: $1 failed"; failed=1; }
 }
-check "tests" "$python" -m pytest tests -m cuda
+check "tests" "$python" -m pytest tests -m cuda -rs
 
 if "$python" -c 'import tensorrt' 2>/dev/null; then
-  check "plans" "$python" -m pytest tests -m tensorrt
+  check "plans" "$python" -m pytest tests -m tensorrt -rs  # a server of plans: in the container alone
 else
   echo "gpu_checks: no tensorrt in the environment; its tests did not run"
 fi

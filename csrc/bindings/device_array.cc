@@ -121,7 +121,7 @@ DeviceArray for_stream(const DeviceArray& self, uintptr_t stream) {
                         stream](void*) mutable {
     try {
       order_after(device, as_stream(own), as_stream(stream));
-    } catch (const DeviceError&) {  // the driver is gone, or the stream
+    } catch (const RecengineError&) {  // the driver is gone, or the stream, or one is captured
     }
     held.reset();
   };

@@ -8,6 +8,7 @@
 #include "cuda/relaxed_capture.h"
 #include "cuda/stream.h"
 #include "recengine/cuda.h"
+#include "recengine/error.h"
 
 namespace recengine {
 namespace cuda {
@@ -54,10 +55,22 @@ void* allocate(int64_t bytes, cudaStream_t stream) {
 using cuda::as_stream;
 using cuda::owned;
 
+namespace {
+
+bool is_captured(cudaStream_t stream) {
+  cudaStreamCaptureStatus status;
+  RECENGINE_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+  return status != cudaStreamCaptureStatusNone;
+}
+
+}  // namespace
+
 std::shared_ptr<void> allocate_on_device(int64_t bytes, int device, CudaStream stream) {
   const cuda::DeviceGuard guard(device);
-  return owned(cuda::allocate(bytes, as_stream(stream)), device,
-               [=](void* data) { cudaFreeAsync(data, as_stream(stream)); });
+  return owned(cuda::allocate(bytes, as_stream(stream)), device, [=](void* data) {
+    // The caller's stream may be gone; what it had got is done then, or this waits.
+    if (cudaFreeAsync(data, as_stream(stream)) != cudaSuccess) cudaFree(data);
+  });
 }
 
 std::shared_ptr<void> allocate_resident(int64_t bytes, int device) {
@@ -77,8 +90,9 @@ std::shared_ptr<void> allocate_mapped(int64_t bytes, int device) {
                                        cudaHostAllocMapped | cudaHostAllocPortable));
   }
   return owned(data, device, [](void* memory) {
-    cudaDeviceSynchronize();
-    cudaFreeHost(memory);
+    // Kernels may still read it. While a stream of the device is captured nobody can wait for all
+    // of them: then it is kept for ever.
+    if (cudaDeviceSynchronize() == cudaSuccess) cudaFreeHost(memory);
   });
 }
 
@@ -140,6 +154,11 @@ int device_of(const void* pointer) {
 
 void order_after(int device, CudaStream stream, CudaStream other) {
   const cuda::DeviceGuard guard(device);
+  if (is_captured(as_stream(stream)) != is_captured(as_stream(other))) {
+    throw InputError(
+        "expected arrays of the stream that is captured, or of one that joined it, found one of "
+        "another stream");
+  }
   cudaEvent_t event;
   RECENGINE_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   const cudaError_t recorded = cudaEventRecord(event, as_stream(other));

@@ -6,16 +6,19 @@
 
 namespace recengine::cuda {
 
-// What the last owner gives back with free(resource), on its device. At the end of the process the
-// driver may be gone, and the resource with it.
+// What the last owner gives back with free(resource), on its device, also while some thread
+// captures a graph. At the end of the process the driver may be gone, and the resource with it.
 template <typename Free>
 std::shared_ptr<void> owned(void* resource, int device, Free free) {
   return {resource, [=](void* held) {
             int before = 0;
             if (held == nullptr || cudaGetDevice(&before) != cudaSuccess) return;
+            auto mode = cudaStreamCaptureModeRelaxed;
+            cudaThreadExchangeStreamCaptureMode(&mode);
             cudaSetDevice(device);
             free(held);
             cudaSetDevice(before);
+            cudaThreadExchangeStreamCaptureMode(&mode);
           }};
 }
 

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "cuda/launch.h"
+#include "cuda/relaxed_capture.h"
 #include "recengine/cuda.h"
 
 namespace recengine::cuda {
@@ -14,6 +15,7 @@ class Stream {
  public:
   explicit Stream(int device) {
     const DeviceGuard guard(device);
+    const RelaxedCapture relaxed;
     RECENGINE_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   }
   ~Stream() { cudaStreamDestroy(stream_); }

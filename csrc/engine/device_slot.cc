@@ -10,7 +10,7 @@ namespace {
 
 constexpr size_t kMostGraphs = 256;
 constexpr size_t kMostSeen = 1024;
-constexpr int kMostRefused = 8;  // captures, also those that other threads' calls disturb
+constexpr int kMostRefused = 8;  // captures in a row, also those that other threads' calls disturb
 
 }  // namespace
 
@@ -48,6 +48,7 @@ const DeviceGraph* DeviceSlot::find_graph(const Key& key, const std::function<vo
   const DeviceGraph* graph = nullptr;
   try {
     graph = &graphs_.emplace(key, Graph{{device_, stream(), work}, num_runs_}).first->second.graph;
+    refused_captures_ = 0;
   } catch (const DeviceError&) {
     ++refused_captures_;  // it runs as before, or says itself what is wrong with the device
   }
@@ -89,6 +90,28 @@ void DeviceSlots::give_back(std::unique_ptr<DeviceSlot> slot) noexcept {
     free_.push_back(std::move(slot));
   } catch (...) {
     // Out of memory: the next call makes a new one.
+  }
+}
+
+void DeviceSlots::reserve(int64_t count) {
+  std::vector<std::unique_ptr<DeviceSlot>> slots;
+  while (static_cast<int64_t>(slots.size()) < count) slots.push_back(take());
+  // The one that was used last has graphs, and goes back last.
+  for (; !slots.empty(); slots.pop_back()) {
+    std::unique_ptr<DeviceSlot>& slot = slots.back();
+    int64_t bytes = 0;
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      bytes = most_bytes_;
+    }
+    if (slot->scratch().bytes() < bytes) {
+      try {
+        slot = std::make_unique<DeviceSlot>(device_, bytes);
+      } catch (const DeviceMemoryError&) {
+        // It grows if it must.
+      }
+    }
+    give_back(std::move(slot));
   }
 }
 

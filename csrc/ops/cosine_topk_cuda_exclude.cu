@@ -34,9 +34,8 @@ __global__ void __launch_bounds__(kThreads) insert_rows(TopKPass pass, int64_t b
 }  // namespace
 
 void make_exclusion_tables(const TopKPass& pass, int64_t batch, cudaStream_t stream) {
-  RECENGINE_CUDA_CHECK(
-      cudaMemsetAsync(pass.exclude_slots, 0xff,
-                      static_cast<size_t>(2 * pass.exclude_rows.size) * sizeof(uint32_t), stream));
+  const auto bytes = static_cast<size_t>(2 * pass.exclude_rows.size) * sizeof(uint32_t);
+  if (bytes > 0) RECENGINE_CUDA_CHECK(cudaMemsetAsync(pass.exclude_slots, 0xff, bytes, stream));
   launch(insert_rows, static_cast<unsigned>(batch), kThreads, 0, stream, pass, batch);
 }
 

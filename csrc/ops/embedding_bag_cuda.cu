@@ -139,26 +139,36 @@ int choose_log_warps(const std::vector<Column>& columns, int64_t batch, int64_t 
 }
 
 // `caches` are those of the columns.
-void launch_part(const CudaContext& context, BagCall call, const Columns& columns,
-                 const std::vector<RowCacheState*>& caches, int64_t blocks) {
+void launch_part(const CudaContext& context, BagCall call, const uint32_t* first_block,
+                 const Column* columns, const std::vector<RowCacheState*>& caches, int64_t blocks) {
   std::optional<CacheReaders> readers;
   const bool cached = std::any_of(caches.begin(), caches.end(),
                                   [](const RowCacheState* cache) { return cache != nullptr; });
   if (cached) readers.emplace(context, caches);
   call.caches = readers ? readers->views() : nullptr;
-  launch_embedding_bag(call, columns, blocks, static_cast<cudaStream_t>(context.stream));
+  const auto stream = static_cast<cudaStream_t>(context.stream);
+  launch_embedding_bag(call, first_block, columns, blocks, stream);
 }
 
-// Launches the kernel over up to kMaxColumns columns at a time.
+// Of one launch.
+size_t most_columns() {
+  static const size_t most = [] {
+    int version = 0;
+    RECENGINE_CUDA_CHECK(cudaDriverGetVersion(&version));
+    return static_cast<size_t>(version >= kManyColumnsVersion ? kMaxColumns : kFewColumns);
+  }();
+  return most;
+}
+
+// Launches the kernel over as many columns at a time as it takes.
 void launch_columns(const CudaContext& context, BagCall call, const std::vector<Column>& columns,
                     const std::vector<RowCacheState*>& caches) {
-  for (size_t begin = 0; begin < columns.size(); begin += kMaxColumns) {
-    const size_t end = std::min(columns.size(), begin + kMaxColumns);
-    Columns part{};
+  for (size_t begin = 0; begin < columns.size(); begin += most_columns()) {
+    const size_t end = std::min(columns.size(), begin + most_columns());
+    std::vector<uint32_t> first_block;
     int64_t blocks = 0;
     for (size_t c = begin; c < end; ++c) {
-      part.first_block[c - begin] = static_cast<uint32_t>(blocks);
-      part.column[c - begin] = columns[c];
+      first_block.push_back(static_cast<uint32_t>(blocks));
       blocks += num_blocks(columns[c], call.batch, call.log_warps);
     }
     if (blocks > INT32_MAX) {
@@ -167,7 +177,8 @@ void launch_columns(const CudaContext& context, BagCall call, const std::vector<
     }
     call.num_columns = static_cast<int32_t>(end - begin);
     const auto first = caches.begin() + static_cast<std::ptrdiff_t>(begin);
-    launch_part(context, call, part, {first, first + call.num_columns}, blocks);
+    launch_part(context, call, first_block.data(), &columns[begin],
+                {first, first + call.num_columns}, blocks);
   }
 }
 

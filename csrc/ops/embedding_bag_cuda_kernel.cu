@@ -3,6 +3,7 @@
 // say where they are come a round earlier. All columns go in one launch; a block has bags of one
 // column, so that its warps agree on the row type.
 
+#include <algorithm>
 #include <cstdint>
 
 #include "cuda/launch.h"
@@ -249,8 +250,18 @@ __device__ __forceinline__ void run_type(const BagCall& call, const Column& colu
   }
 }
 
+// Of a launch.
+template <int kMost>
+struct Columns {
+  uint32_t first_block[kMost];
+  Column column[kMost];
+};
+static_assert(sizeof(BagCall) + sizeof(Columns<kFewColumns>) <= 4096);
+static_assert(sizeof(BagCall) + sizeof(Columns<kMaxColumns>) <= 32764);
+
 // The column that a block belongs to: the last one that begins at it or before.
-__device__ __forceinline__ int find_column(const BagCall& call, const Columns& columns) {
+template <int kMost>
+__device__ __forceinline__ int find_column(const BagCall& call, const Columns<kMost>& columns) {
   int column = 0;
   for (int end = call.num_columns; end - column > 1;) {
     const int middle = (column + end) / 2;
@@ -264,9 +275,9 @@ __device__ __forceinline__ int find_column(const BagCall& call, const Columns& c
 }
 
 // Columns without a cache get a kernel of their own, so that they pay nothing for one.
-template <bool kCached>
+template <bool kCached, int kMost>
 __global__ void __launch_bounds__(kThreads)
-    embedding_bag_kernel(const BagCall call, const __grid_constant__ Columns columns) {
+    embedding_bag_kernel(const BagCall call, const __grid_constant__ Columns<kMost> columns) {
   const int c = find_column(call, columns);
   const Column& column = columns.column[c];
   const Source<kCached> source(call, c);
@@ -293,15 +304,28 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <int kMost>
+void launch(const BagCall& call, const uint32_t* first_block, const Column* columns, int64_t blocks,
+            cudaStream_t stream) {
+  Columns<kMost> given{};
+  std::copy_n(first_block, call.num_columns, given.first_block);
+  std::copy_n(columns, call.num_columns, given.column);
+  const size_t shared = call.log_warps == 0 ? 0 : sizeof(float) * kThreads * kMaxSums;
+  const auto kernel = call.caches == nullptr ? embedding_bag_kernel<false, kMost>
+                                             : embedding_bag_kernel<true, kMost>;
+  cuda::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, stream, call,
+               given);
+}
+
 }  // namespace
 
-void launch_embedding_bag(const BagCall& call, const Columns& columns, int64_t blocks,
-                          cudaStream_t stream) {
-  const size_t shared = call.log_warps == 0 ? 0 : sizeof(float) * kThreads * kMaxSums;
-  const auto kernel =
-      call.caches == nullptr ? embedding_bag_kernel<false> : embedding_bag_kernel<true>;
-  cuda::launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, stream, call,
-               columns);
+void launch_embedding_bag(const BagCall& call, const uint32_t* first_block, const Column* columns,
+                          int64_t blocks, cudaStream_t stream) {
+  if (call.num_columns <= kFewColumns) {
+    launch<kFewColumns>(call, first_block, columns, blocks, stream);
+  } else {
+    launch<kMaxColumns>(call, first_block, columns, blocks, stream);
+  }
 }
 
 }  // namespace recengine

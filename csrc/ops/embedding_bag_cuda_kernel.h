@@ -10,9 +10,18 @@
 
 namespace recengine {
 
-constexpr int kBagWarps = 8;     // of a block
-constexpr int kRowsAtOnce = 4;   // rows that a sub-warp has on their way
-constexpr int kMaxColumns = 47;  // of one launch; kernel parameters hold them, at most 4 KiB
+constexpr int kBagWarps = 8;    // of a block
+constexpr int kRowsAtOnce = 4;  // rows that a sub-warp has on their way
+
+// Of one launch: kernel parameters hold them. Those of 4 KiB cost every launch less than those of
+// nearly 32, which CUDA and its driver have from 12.1 on.
+constexpr int kFewColumns = 47;
+constexpr int kManyColumnsVersion = 12010;
+#if CUDART_VERSION >= 12010 || defined(RECENGINE_CUDA_EMULATED)
+constexpr int kMaxColumns = 380;
+#else
+constexpr int kMaxColumns = kFewColumns;
+#endif
 
 // A bag with pooling "none" counts as max_length bags of at most one row; a row of more than 32
 // parts counts as several slices. A unit is a slice of a bag.
@@ -58,13 +67,8 @@ struct BagCall {
   int32_t log_warps;           // warps of a block that share a bag
 };
 
-struct Columns {
-  uint32_t first_block[kMaxColumns];
-  Column column[kMaxColumns];
-};
-static_assert(sizeof(BagCall) + sizeof(Columns) <= 4096, "older drivers take no more");
-
-void launch_embedding_bag(const BagCall& call, const Columns& columns, int64_t blocks,
-                          cudaStream_t stream);
+// The columns of a launch, and the first block of each; call.num_columns of both.
+void launch_embedding_bag(const BagCall& call, const uint32_t* first_block, const Column* columns,
+                          int64_t blocks, cudaStream_t stream);
 
 }  // namespace recengine

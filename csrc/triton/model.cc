@@ -108,10 +108,13 @@ int64_t Model::threads_worth(int64_t rows, int64_t threads) const {
 }
 
 void Model::run(Requests requests, const std::function<void()>& computed) const noexcept {
+  const bool sizes_slots = slots_ != nullptr && requests.front()->is_warmup();
   try {
     run_batch({config_, schema_, *engine_, slots_.get(), *replays_}, std::move(requests), computed);
+    // Another batch begins while those of all instances run.
+    if (sizes_slots) slots_->reserve(instances_.load() + 1);
   } catch (...) {
-    // Out of memory: the requests' destructors have answered.
+    // Out of memory, of the device's, too: the requests' destructors have answered.
   }
 }
 

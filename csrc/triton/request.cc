@@ -228,7 +228,8 @@ Request::Request(Instance& instance, TRITONBACKEND_Request* handle,
       deadline_ns_ = std::min(deadline_ns_, told_deadline_ns(handle, config));
     }
   } catch (...) {
-    rows_ = 1;  // read() will say what is wrong
+    rows_ = 1;
+    is_malformed_ = true;  // read() will say in what
   }
 }
 
@@ -261,7 +262,7 @@ void Request::read(const ModelConfig& config, const Schema& schema, const GraphW
   if (wanted.graph_output != nullptr) {
     graph_output_ = read_input<float>(handle_, config.name, wanted.graph_output, device);
   }
-  if (config.reads_deadline) told_deadline_ns(handle_, config);  // its checks
+  if (is_malformed_ && config.reads_deadline) told_deadline_ns(handle_, config);
   check(config, schema, widths);
 }
 

@@ -105,6 +105,7 @@ class Request {
   uint64_t arrival_ns_;
   uint64_t deadline_ns_ = 0;
   bool is_warmup_ = false;
+  bool is_malformed_ = false;
   int64_t rows_ = 1;
   int64_t k_ = 0;
   InputTensor<int64_t> ids_;

@@ -14,7 +14,7 @@ namespace {
 
 // Share of the time that a request has left which it may be expected to spend here. The rest is for
 // what cannot be seen from here: the network, and the server's threads before and after. A later
-// stage is told the whole timeout again, and to refuse there is to have worked for nothing.
+// stage has more of it, for to refuse there is to have worked for nothing.
 constexpr double kShareOfDeadline = 0.6;
 constexpr double kLastShareOfDeadline = 0.8;
 

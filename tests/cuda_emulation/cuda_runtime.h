@@ -179,9 +179,12 @@ To cuda_emulated_bits(From from) {
 inline float __uint_as_float(unsigned x) { return cuda_emulated_bits<float>(x); }
 
 template <typename T>
-cudaError_t cudaMemcpyFromSymbol(void* to, const T& symbol, size_t bytes) {
-  std::memcpy(to, &symbol, bytes);
-  return cudaSuccess;
+cudaError_t cudaMemcpyFromSymbolAsync(void* to, const T& symbol, size_t bytes, size_t offset,
+                                      cudaMemcpyKind, cudaStream_t stream) {
+  return cuda_emulation::put(stream, [to, from = &symbol, bytes, offset] {
+    std::memcpy(to, reinterpret_cast<const char*>(from) + offset, bytes);
+    return cudaSuccess;
+  });
 }
 
 // ---- launches -----------------------------------------------------------------------------------

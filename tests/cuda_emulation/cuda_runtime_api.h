@@ -3,7 +3,8 @@
 // The part of the CUDA runtime API that our sources use, on a CPU and for tests alone: "device"
 // memory is host memory that only kernels and copies may touch (device_memory.h), a stream runs
 // what it is given at once, or records it while it is captured: then it takes and waits for
-// nothing, and copies within the device alone, which is stricter than CUDA. See cuda_runtime.h. The
+// nothing, and copies within the device alone, which is stricter than CUDA. What a capture forbids
+// to other streams and threads is refused, and spoils it, as in CUDA. See cuda_runtime.h. The
 // compute capability is 9.0, or what the environment says: CUDA_EMULATED_CAPABILITY=80.
 
 #include <cstddef>
@@ -21,6 +22,7 @@ enum cudaError_t {
   cudaErrorLaunchFailure = 719,
   cudaErrorStreamCaptureUnsupported = 900,
   cudaErrorStreamCaptureInvalidated = 901,
+  cudaErrorStreamCaptureImplicit = 906,
 };
 enum cudaMemcpyKind {
   cudaMemcpyHostToDevice = 1,
@@ -43,7 +45,11 @@ enum cudaMemoryType {
   cudaMemoryTypeManaged,
 };
 enum cudaStreamCaptureStatus { cudaStreamCaptureStatusNone, cudaStreamCaptureStatusActive };
-enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeRelaxed = 2 };
+enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed,
+};
 
 enum cudaMemAllocationType { cudaMemAllocationTypePinned = 1 };
 enum cudaMemLocationType { cudaMemLocationTypeDevice = 1 };
@@ -74,6 +80,7 @@ using cudaMemPool_t = struct CudaEmulatedMemPool*;
 using cudaGraph_t = struct CudaEmulatedGraph*;
 using cudaGraphExec_t = struct CudaEmulatedGraph*;
 constexpr unsigned cudaEventDisableTiming = 2;
+constexpr unsigned cudaStreamDefault = 0;
 constexpr unsigned cudaStreamNonBlocking = 1;
 constexpr unsigned cudaHostAllocPortable = 1;
 constexpr unsigned cudaHostAllocMapped = 2;
@@ -83,6 +90,7 @@ extern "C" {
 const char* cudaGetErrorString(cudaError_t error);
 
 cudaError_t cudaGetLastError();
+cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);

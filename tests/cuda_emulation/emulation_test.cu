@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <cstring>
 #include <functional>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "cuda/wgmma.h"
@@ -234,6 +236,45 @@ void expect_graphs(int* sum) {
   expect(cudaStreamDestroy(stream) == cudaSuccess, "cudaStreamDestroy");
 }
 
+// What one thread captures forbids to another.
+void expect_disturbed_captures(int* sum) {
+  int host = 0;
+  void* taken = nullptr;
+  const auto copy = [&] { return cudaMemcpy(&host, sum, 4, cudaMemcpyDeviceToHost); };
+  const auto take = [&] { return cudaMalloc(&taken, 4); };
+  const auto wait = [] { return cudaDeviceSynchronize(); };
+  const auto expect_call = [&](unsigned flags, cudaStreamCaptureMode mode,
+                               cudaStreamCaptureMode own, auto call, cudaError_t status,
+                               const char* what) {
+    cudaStream_t stream = nullptr;
+    cudaGraph_t graph = nullptr;
+    cudaStreamCreateWithFlags(&stream, flags);
+    cudaStreamBeginCapture(stream, mode);
+    std::thread([&] {
+      cudaThreadExchangeStreamCaptureMode(&own);
+      expect(call() == status, what);
+    }).join();
+    const bool spoilt = cudaStreamEndCapture(stream, &graph) != cudaSuccess;
+    expect(spoilt == (status != cudaSuccess), what);
+    cudaGraphDestroy(graph);
+    cudaStreamDestroy(stream);
+    cudaFree(std::exchange(taken, nullptr));
+  };
+  constexpr auto kGlobal = cudaStreamCaptureModeGlobal;
+  constexpr auto kOwn = cudaStreamCaptureModeThreadLocal;
+  constexpr auto kRelaxed = cudaStreamCaptureModeRelaxed;
+  constexpr auto kImplicit = cudaErrorStreamCaptureImplicit;
+  constexpr auto kUnsupported = cudaErrorStreamCaptureUnsupported;
+  expect_call(cudaStreamDefault, kOwn, kRelaxed, copy, kImplicit, "the legacy stream");
+  expect_call(cudaStreamNonBlocking, kOwn, kGlobal, copy, cudaSuccess, "a stream that waits not");
+  expect_call(cudaStreamNonBlocking, kGlobal, kGlobal, take, kUnsupported, "cudaMalloc");
+  expect_call(cudaStreamNonBlocking, kGlobal, kRelaxed, take, cudaSuccess, "a relaxed cudaMalloc");
+  expect_call(cudaStreamNonBlocking, kOwn, kGlobal, take, cudaSuccess,
+              "a capture of its own thread");
+  expect_call(cudaStreamNonBlocking, kRelaxed, kGlobal, take, cudaSuccess, "a relaxed capture");
+  expect_call(cudaStreamNonBlocking, kRelaxed, kRelaxed, wait, kUnsupported, "a wait for all");
+}
+
 // ---- device memory ------------------------------------------------------------------------------
 
 // Whether a process that does so ends with a segmentation fault.
@@ -275,6 +316,7 @@ int main() {
 
   expect_products();
   expect_graphs(static_cast<int*>(sum));
+  expect_disturbed_captures(static_cast<int*>(sum));
   expect_protection(static_cast<int*>(sum));
 
   expect(cudaMemcpy(&found, &found, 4, cudaMemcpyHostToDevice) != cudaSuccess, "host for device");

@@ -1,10 +1,12 @@
 // Device memory, streams and events of one emulated GPU; see cuda_runtime_api.h.
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -15,7 +17,9 @@
 struct CudaEmulatedGraph {
   std::vector<std::function<cudaError_t()>> steps;
 };
-struct CudaEmulatedStream {};
+struct CudaEmulatedStream {
+  bool blocking;  // waits for the legacy default stream, and that for it
+};
 
 namespace {
 
@@ -36,11 +40,15 @@ bool sides_fit(const void* to, const void* from, size_t bytes, cudaMemcpyKind ki
 }
 
 struct Capture {
+  cudaStreamCaptureMode mode;
+  bool blocking;
+  std::thread::id thread = std::this_thread::get_id();
   std::unique_ptr<CudaEmulatedGraph> graph = std::make_unique<CudaEmulatedGraph>();
   bool invalidated = false;
 };
 std::mutex capture_mutex;
 std::map<cudaStream_t, Capture> captures;  // streams of callers may be any number
+thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
 
 // The capture of the stream, or null; a stream is captured by one thread.
 Capture* capture_of(cudaStream_t stream) {
@@ -49,17 +57,75 @@ Capture* capture_of(cudaStream_t stream) {
   return found == captures.end() ? nullptr : &found->second;
 }
 
+// Spoils the captures that forbid what is done, and says so; cudaSuccess where none does.
+template <typename Forbids>
+cudaError_t refuse(Forbids forbids, cudaError_t error) {
+  const std::lock_guard<std::mutex> lock(capture_mutex);
+  cudaError_t status = cudaSuccess;
+  for (auto& [stream, capture] : captures) {
+    if (!forbids(capture)) continue;
+    capture.invalidated = true;
+    status = error;
+  }
+  return status;
+}
+
+// Of a call that could wait for what is captured, whatever the stream.
+cudaError_t refuse_unsafe() {
+  const auto forbids = [](const Capture& capture) {
+    if (thread_mode == cudaStreamCaptureModeRelaxed) return false;
+    if (capture.thread == std::this_thread::get_id()) {
+      return capture.mode != cudaStreamCaptureModeRelaxed;
+    }
+    return thread_mode == cudaStreamCaptureModeGlobal &&
+           capture.mode == cudaStreamCaptureModeGlobal;
+  };
+  return refuse(forbids, cudaErrorStreamCaptureUnsupported);
+}
+
+bool is_legacy(cudaStream_t stream) { return reinterpret_cast<uintptr_t>(stream) <= 1; }
+
+// Of work for a stream: the legacy default stream would have to wait for what is captured.
+cudaError_t refuse_implicit(cudaStream_t stream) {
+  if (!is_legacy(stream)) return cudaSuccess;
+  return refuse([](const Capture& capture) { return capture.blocking; },
+                cudaErrorStreamCaptureImplicit);
+}
+
 // Of a step that must not be part of a graph.
 cudaError_t refuse_captured(cudaStream_t stream) {
+  const cudaError_t refused = refuse_implicit(stream);
+  if (refused != cudaSuccess) return refused;
   Capture* const capture = capture_of(stream);
   if (capture == nullptr) return cudaSuccess;
   capture->invalidated = true;
   return cudaErrorStreamCaptureUnsupported;
 }
 
+cudaError_t take(void** pointer, size_t bytes) {
+  *pointer = nullptr;
+  if (bytes == 0) return cudaSuccess;
+  *pointer = cuda_emulation::take_device_memory(bytes);
+  return *pointer == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+
+cudaError_t give_back(void* pointer) {
+  if (pointer == nullptr) return cudaSuccess;
+  return cuda_emulation::give_back_device_memory(pointer) ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+cudaError_t copy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
+  if (!sides_fit(to, from, bytes, kind)) return cudaErrorInvalidValue;
+  const DeviceAccess access;
+  if (bytes > 0) std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+
 }  // namespace
 
 cudaError_t cuda_emulation::put(cudaStream_t stream, std::function<cudaError_t()> step) {
+  const cudaError_t refused = refuse_implicit(stream);
+  if (refused != cudaSuccess) return refused;
   Capture* const capture = capture_of(stream);
   if (capture == nullptr) return step();
   capture->graph->steps.push_back(std::move(step));
@@ -82,12 +148,18 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "operation not permitted when stream is capturing";
     case cudaErrorStreamCaptureInvalidated:
       return "operation failed due to a previous error during capture";
+    case cudaErrorStreamCaptureImplicit:
+      return "operation would make the legacy stream depend on a capturing blocking stream";
     default:
       return "invalid argument";
   }
 }
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int* version) {
+  *version = 13000;
+  return cudaSuccess;
+}
 cudaError_t cudaGetDeviceCount(int* count) {
   *count = 1;
   return cudaSuccess;
@@ -117,39 +189,44 @@ cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() {
+  return refuse([](const Capture&) { return true; }, cudaErrorStreamCaptureUnsupported);
+}
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 
 cudaError_t cudaMalloc(void** pointer, size_t bytes) {
   *pointer = nullptr;
-  if (bytes == 0) return cudaSuccess;
-  *pointer = cuda_emulation::take_device_memory(bytes);
-  return *pointer == nullptr ? cudaErrorMemoryAllocation : cudaSuccess;
+  const cudaError_t refused = refuse_unsafe();
+  return refused != cudaSuccess ? refused : take(pointer, bytes);
 }
 cudaError_t cudaFree(void* pointer) {
-  if (pointer == nullptr) return cudaSuccess;
-  return cuda_emulation::give_back_device_memory(pointer) ? cudaSuccess : cudaErrorInvalidValue;
+  const cudaError_t refused = refuse_unsafe();
+  return refused != cudaSuccess ? refused : give_back(pointer);
 }
 cudaError_t cudaHostAlloc(void** pointer, size_t bytes, unsigned) {
+  const cudaError_t refused = refuse_unsafe();
+  if (refused != cudaSuccess) return refused;
   return posix_memalign(pointer, 4096, bytes) == 0 ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 cudaError_t cudaFreeHost(void* pointer) {
+  const cudaError_t refused = refuse_unsafe();
+  if (refused != cudaSuccess) return refused;
   std::free(pointer);
   return cudaSuccess;
 }
 cudaError_t cudaMallocFromPoolAsync(void** pointer, size_t bytes, cudaMemPool_t,
                                     cudaStream_t stream) {
   const cudaError_t refused = refuse_captured(stream);
-  return refused != cudaSuccess ? refused : cudaMalloc(pointer, bytes);
+  return refused != cudaSuccess ? refused : take(pointer, bytes);
 }
 cudaError_t cudaMemPoolCreate(cudaMemPool_t* pool, const cudaMemPoolProps*) {
   *pool = nullptr;
-  return cudaSuccess;
+  return refuse_unsafe();
 }
 cudaError_t cudaMemPoolSetAttribute(cudaMemPool_t, cudaMemPoolAttr, void*) { return cudaSuccess; }
 cudaError_t cudaFreeAsync(void* pointer, cudaStream_t stream) {
   const cudaError_t refused = refuse_captured(stream);
-  return refused != cudaSuccess ? refused : cudaFree(pointer);
+  return refused != cudaSuccess ? refused : give_back(pointer);
 }
 cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* pointer) {
   const bool device = on_device(pointer, 1);
@@ -157,10 +234,10 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
   return cudaSuccess;
 }
 cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
-  if (!sides_fit(to, from, bytes, kind)) return cudaErrorInvalidValue;
-  const DeviceAccess access;
-  if (bytes > 0) std::memcpy(to, from, bytes);
-  return cudaSuccess;
+  const cudaError_t unsafe = refuse_unsafe();
+  const cudaError_t implicit = refuse_implicit(nullptr);
+  if (unsafe != cudaSuccess || implicit != cudaSuccess) return std::max(unsafe, implicit);
+  return copy(to, from, bytes, kind);
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream) {
@@ -168,16 +245,15 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
     const cudaError_t refused = refuse_captured(stream);
     if (refused != cudaSuccess) return refused;
   }
-  return cuda_emulation::put(stream, [=] { return cudaMemcpy(to, from, bytes, kind); });
+  return cuda_emulation::put(stream, [=] { return copy(to, from, bytes, kind); });
 }
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
                               size_t width, size_t rows, cudaMemcpyKind kind, cudaStream_t stream) {
   const cudaError_t refused = refuse_captured(stream);
   if (refused != cudaSuccess) return refused;
   for (size_t row = 0; row < rows; ++row) {
-    const cudaError_t status =
-        cudaMemcpy(static_cast<char*>(to) + row * to_pitch,
-                   static_cast<const char*>(from) + row * from_pitch, width, kind);
+    const cudaError_t status = copy(static_cast<char*>(to) + row * to_pitch,
+                                    static_cast<const char*>(from) + row * from_pitch, width, kind);
     if (status != cudaSuccess) return status;
   }
   return cudaSuccess;
@@ -190,8 +266,8 @@ cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stre
     return cudaSuccess;
   });
 }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
-  *stream = new CudaEmulatedStream;
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
+  *stream = new CudaEmulatedStream{flags != cudaStreamNonBlocking};
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
@@ -199,10 +275,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return refuse_captured(stream); }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t, unsigned) {
+  return refuse_implicit(stream);
+}
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
   const std::lock_guard<std::mutex> lock(capture_mutex);
-  const bool is_new = stream != nullptr && captures.try_emplace(stream).second;
+  const bool is_new =
+      !is_legacy(stream) && captures.try_emplace(stream, Capture{mode, stream->blocking}).second;
   return is_new ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
@@ -237,18 +316,24 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t executable) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* status) {
+  *status = cudaStreamCaptureStatusNone;
+  if (is_legacy(stream)) {
+    const std::lock_guard<std::mutex> lock(capture_mutex);
+    const bool blocked = std::any_of(captures.begin(), captures.end(),
+                                     [](const auto& entry) { return entry.second.blocking; });
+    return blocked ? cudaErrorStreamCaptureImplicit : cudaSuccess;
+  }
   const bool captured = capture_of(stream) != nullptr;
   *status = captured ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
-  static thread_local cudaStreamCaptureMode current = cudaStreamCaptureModeGlobal;
-  std::swap(current, *mode);
+  std::swap(thread_mode, *mode);
   return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = nullptr;
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t stream) { return refuse_implicit(stream); }
 cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }

@@ -11,7 +11,7 @@ from recengine.errors import InputError
 pytestmark = pytest.mark.cuda
 
 
-@pytest.mark.parametrize("columns", [1, 48, 49, 100])
+@pytest.mark.parametrize("columns", [1, 47, 48, 100, 380, 381])
 def test_any_number_of_columns(columns):
     rng = np.random.default_rng(columns)
     types = [*ROW_TYPES, *FUSED]

@@ -98,18 +98,19 @@ def test_whatever_happens_rows_are_right_and_those_held_are_found(history):
     assert spilled.stats().held == held
 
 
-def test_columns_with_and_without_a_cache_in_several_launches():
+@pytest.mark.parametrize("columns", [100, 400])
+def test_columns_with_and_without_a_cache_in_any_number_of_launches(columns):
     rng = np.random.default_rng(0)
     tables = [
         make_table(rng, [*ROW_TYPES, *FUSED][c % 9], 20, int(rng.integers(1, 80)))
-        for c in range(100)
+        for c in range(columns)
     ]
     on_gpu = [ops.DeviceTable(table) for table in tables]
     mixed = [
-        spill(table, c % 5) if c % 3 and c < 90 else whole
+        spill(table, c % 5) if c % 3 and c < columns - 10 else whole
         for c, (table, whole) in enumerate(zip(tables, on_gpu, strict=True))
     ]
-    lengths = rng.integers(0, 4, (5, 100)).astype(np.int32)
+    lengths = rng.integers(0, 4, (5, columns)).astype(np.int32)
     rows = make_rows(rng, tables, lengths)
     expected = pool_on_gpu(on_gpu, rows, lengths, pooling="mean")
     for _ in range(2):

@@ -60,12 +60,15 @@ class DeviceSlots {
   int device() const { return device_; }
 
   // The one that was used last of those that are free, or a new one with as much memory as any
-  // call has taken, where the device has that: a server that has warmed up with its largest batch
-  // has sized them all.
+  // call has taken, where the device has that.
   std::unique_ptr<DeviceSlot> take();
 
   // When all that its stream has got is done.
   void give_back(std::unique_ptr<DeviceSlot> slot) noexcept;
+
+  // Has so many free with as much memory as any call has taken, where the device has that: then as
+  // many calls at a time take none from it. Throws DeviceError.
+  void reserve(int64_t count);
 
  private:
   int device_;

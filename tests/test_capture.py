@@ -1,0 +1,104 @@
+"""What a GPU's arrays and tables do while somebody captures a CUDA graph."""
+
+import contextlib
+import ctypes
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from recengine import ops
+from recengine.errors import InputError
+
+pytestmark = pytest.mark.cuda
+
+BLOCKING, NON_BLOCKING = 0, 1
+GLOBAL, THREAD_LOCAL, RELAXED = 0, 1, 2
+
+
+@pytest.fixture(scope="module")
+def runtime():
+    """CUDA's runtime in this process; whose copy makes a stream does not matter."""
+    for name in (None, "libcudart.so", "libcudart.so.13", "libcudart.so.12"):
+        with contextlib.suppress(OSError):
+            library = ctypes.CDLL(name)
+            if hasattr(library, "cudaStreamBeginCapture"):
+                return library
+    pytest.skip("there is no shared library of CUDA's runtime")
+
+
+@pytest.fixture
+def begin(runtime):
+    def begin(flags, mode):
+        stream = ctypes.c_void_p()
+        assert runtime.cudaStreamCreateWithFlags(ctypes.byref(stream), flags) == 0
+        assert runtime.cudaStreamBeginCapture(stream, mode) == 0
+        return stream
+
+    return begin
+
+
+@pytest.fixture
+def end(runtime):
+    """Ends a capture; says whether it was spoilt."""
+
+    def end(stream):
+        graph = ctypes.c_void_p()
+        status = runtime.cudaStreamEndCapture(stream, ctypes.byref(graph))
+        if graph:
+            runtime.cudaGraphDestroy(graph)
+        runtime.cudaStreamDestroy(stream)
+        return status != 0
+
+    return end
+
+
+def load_index():
+    vectors = np.random.default_rng(0).normal(size=(5000, 64))
+    ops.DeviceItemIndex(ops.ItemIndex(vectors.astype(np.float32)))
+
+
+def load_table():
+    ops.DeviceTable(ops.EmbeddingTable(np.ones((1000, 64), np.float32)))
+
+
+def load_vocabulary():
+    ops.DeviceVocabulary(ops.Vocabulary.from_keys(np.arange(0, 1000, 3)))
+
+
+@pytest.mark.parametrize("load", [load_index, load_table, load_vocabulary])
+@pytest.mark.parametrize(
+    ("flags", "mode"), [(BLOCKING, THREAD_LOCAL), (NON_BLOCKING, GLOBAL)], ids=["tensorrt", "torch"]
+)
+def test_loading_and_freeing_works_and_spoils_no_capture(begin, end, load, flags, mode):
+    """As TensorRT and torch capture them; what is loaded is freed at once."""
+    with ThreadPoolExecutor(1) as other:
+        stream = other.submit(begin, flags, mode).result()
+        try:
+            load()
+        finally:
+            spoilt = other.submit(end, stream).result()
+    assert not spoilt
+
+
+class OnStream:
+    """An array of a framework whose current stream is the one given."""
+
+    def __init__(self, array, stream):
+        self.array = array
+        self.__cuda_array_interface__ = {
+            **array.__cuda_array_interface__,
+            "stream": stream.value,
+        }
+
+
+def test_arrays_of_another_stream_are_refused_by_name_while_one_is_captured(begin, end):
+    ids = ops.to_device(np.array([[7, 8, 9]]))
+    scores = ops.to_device(np.array([[1, 3, 2]], np.float32))
+    stream = begin(NON_BLOCKING, RELAXED)
+    try:
+        with pytest.raises(InputError, match="scores: expected arrays of the stream that is capt"):
+            ops.order(OnStream(ids, stream), scores, 2, check=False)
+    finally:
+        spoilt = end(stream)
+    assert not spoilt
