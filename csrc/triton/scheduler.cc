@@ -13,10 +13,8 @@ namespace recengine::triton {
 namespace {
 
 // Share of the time that a request has left which it may be expected to spend here. The rest is for
-// what cannot be seen from here: the network, and the server's threads before and after. A later
-// stage has more of it, for to refuse there is to have worked for nothing.
-constexpr double kShareOfDeadline = 0.6;
-constexpr double kLastShareOfDeadline = 0.8;
+// what cannot be seen from here: the network, and the server's threads before and after.
+constexpr double kShareOfDeadline = 0.7;
 
 // A batch of so many rows takes hardly less for each than a larger one.
 constexpr int64_t kEnoughRows = 32;
@@ -24,11 +22,6 @@ constexpr int64_t kEnoughRows = 32;
 constexpr size_t kNumStages = static_cast<size_t>(Stage::kRanking) + 1;
 
 double elapsed_ns(uint64_t from, uint64_t to) { return to > from ? double(to - from) : 0; }
-
-double share_of_deadline(Stage stage) {
-  return stage == Stage::kRanking || stage == Stage::kOrder ? kLastShareOfDeadline
-                                                            : kShareOfDeadline;
-}
 
 }  // namespace
 
@@ -110,8 +103,7 @@ std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& 
   const double expected_ns = backlog_ns(queue, rows) / pool_.num_workers() +
                              batch_ns(queue, rows, queue.waiting_rows + rows);
   const double left_ns = elapsed_ns(now_ns(), request.deadline_ns());
-  const double share = share_of_deadline(queue.model->config().stage);
-  if (expected_ns > share * left_ns) return ShedReason::kDeadline;
+  if (expected_ns > kShareOfDeadline * left_ns) return ShedReason::kDeadline;
   return std::nullopt;
 }
 
@@ -209,7 +201,6 @@ void Scheduler::show(Queue& queue) noexcept {
 Scheduler::Batch Scheduler::take(Queue& queue) {
   const int64_t max_rows = queue.model->config().max_batch_rows;
   const uint64_t now = now_ns();
-  const double share = share_of_deadline(queue.model->config().stage);
   double first_left_ns = std::numeric_limits<double>::infinity();
   Batch batch;
   while (!queue.waiting.empty()) {
@@ -222,7 +213,7 @@ Scheduler::Batch Scheduler::take(Queue& queue) {
       continue;
     }
     // The answers of a batch come all at its end, so each request in it delays the others.
-    const bool fits = rows <= max_rows && expected_ns <= share * left_ns;
+    const bool fits = rows <= max_rows && expected_ns <= kShareOfDeadline * left_ns;
     if (!batch.requests.empty() && !fits) break;
     first_left_ns = left_ns;
     batch.rows = rows;
