@@ -59,8 +59,23 @@ namespace {
 
 bool is_captured(cudaStream_t stream) {
   cudaStreamCaptureStatus status;
-  RECENGINE_CUDA_CHECK(cudaStreamIsCapturing(stream, &status));
+  const cudaError_t error = cudaStreamIsCapturing(stream, &status);
+  if (error == cudaErrorStreamCaptureImplicit) {
+    throw InputError(
+        "expected arrays of other streams than the legacy default stream while a blocking stream "
+        "is "
+        "captured");
+  }
+  cuda::check(error, "cudaStreamIsCapturing");
   return status != cudaStreamCaptureStatusNone;
+}
+
+// Whether nothing on the device can still use memory of a stream that does not take it back.
+bool is_idle_after_wait(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t error = cudaStreamIsCapturing(stream, &status);
+  if (error == cudaSuccess && status != cudaStreamCaptureStatusNone) return false;
+  return cudaDeviceSynchronize() == cudaSuccess;
 }
 
 }  // namespace
@@ -68,8 +83,9 @@ bool is_captured(cudaStream_t stream) {
 std::shared_ptr<void> allocate_on_device(int64_t bytes, int device, CudaStream stream) {
   const cuda::DeviceGuard guard(device);
   return owned(cuda::allocate(bytes, as_stream(stream)), device, [=](void* data) {
-    // The caller's stream may be gone; what it had got is done then, or this waits.
-    if (cudaFreeAsync(data, as_stream(stream)) != cudaSuccess) cudaFree(data);
+    if (cudaFreeAsync(data, as_stream(stream)) == cudaSuccess) return;
+    // The stream is gone, or captured: then what it was captured for may still read it.
+    if (is_idle_after_wait(as_stream(stream))) cudaFree(data);
   });
 }
 
@@ -91,7 +107,7 @@ std::shared_ptr<void> allocate_mapped(int64_t bytes, int device) {
   }
   return owned(data, device, [](void* memory) {
     // Kernels may still read it. While a stream of the device is captured nobody can wait for all
-    // of them: then it is kept for ever.
+    // of them: to try spoils that capture, and the memory is kept for ever.
     if (cudaDeviceSynchronize() == cudaSuccess) cudaFreeHost(memory);
   });
 }

@@ -6,8 +6,9 @@
 
 namespace recengine::cuda {
 
-// What the last owner gives back with free(resource), on its device, also while some thread
-// captures a graph. At the end of the process the driver may be gone, and the resource with it.
+// What the last owner gives back with free(resource), on its device; while some thread captures a
+// graph, too, if that waits for nothing. At the end of the process the driver may be gone, and the
+// resource with it.
 template <typename Free>
 std::shared_ptr<void> owned(void* resource, int device, Free free) {
   return {resource, [=](void* held) {

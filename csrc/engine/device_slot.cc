@@ -75,11 +75,10 @@ std::unique_ptr<DeviceSlot> DeviceSlots::take() {
     }
     bytes = most_bytes_;
   }
-  try {
-    return std::make_unique<DeviceSlot>(device_, bytes);
-  } catch (const DeviceMemoryError&) {
-    return std::make_unique<DeviceSlot>(device_, 0);  // a small call may still find what it needs
-  }
+  std::unique_ptr<DeviceSlot> slot = make(bytes);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  ++count_;
+  return slot;
 }
 
 void DeviceSlots::give_back(std::unique_ptr<DeviceSlot> slot) noexcept {
@@ -89,29 +88,25 @@ void DeviceSlots::give_back(std::unique_ptr<DeviceSlot> slot) noexcept {
   try {
     free_.push_back(std::move(slot));
   } catch (...) {
-    // Out of memory: the next call makes a new one.
+    --count_;  // out of memory: the next call makes a new one
   }
 }
 
 void DeviceSlots::reserve(int64_t count) {
-  std::vector<std::unique_ptr<DeviceSlot>> slots;
-  while (static_cast<int64_t>(slots.size()) < count) slots.push_back(take());
-  // The one that was used last has graphs, and goes back last.
-  for (; !slots.empty(); slots.pop_back()) {
-    std::unique_ptr<DeviceSlot>& slot = slots.back();
-    int64_t bytes = 0;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      bytes = most_bytes_;
-    }
-    if (slot->scratch().bytes() < bytes) {
-      try {
-        slot = std::make_unique<DeviceSlot>(device_, bytes);
-      } catch (const DeviceMemoryError&) {
-        // It grows if it must.
-      }
-    }
-    give_back(std::move(slot));
+  const std::lock_guard<std::mutex> lock(mutex_);
+  for (std::unique_ptr<DeviceSlot>& slot : free_) {
+    if (slot->scratch().bytes() < most_bytes_) slot->scratch().hold(most_bytes_);
+  }
+  // They are used last: the others may have graphs.
+  for (; count_ < count; ++count_) free_.insert(free_.begin(), make(most_bytes_));
+}
+
+// With so much memory, where the device has that: a small call may still find what it needs.
+std::unique_ptr<DeviceSlot> DeviceSlots::make(int64_t bytes) const {
+  try {
+    return std::make_unique<DeviceSlot>(device_, bytes);
+  } catch (const DeviceMemoryError&) {
+    return std::make_unique<DeviceSlot>(device_, 0);
   }
 }
 

@@ -25,6 +25,8 @@ class Call {
     rows_ = static_cast<int64_t>(ids_.size());
   }
 
+  int64_t rows() const { return rows_; }
+
   // Lies in the memory.
   Answer run() {
     const DeviceWork work = memory_.work();
@@ -156,8 +158,9 @@ Answer run_counted(Call& call, const DeviceWork& work, const Metric& replays) {
   return answer;
 }
 
-void run_call(const BatchRunner& runner, Span<Request* const> requests, Times times,
-              const std::function<void()>& computed) {
+// Returns how many rows were computed.
+int64_t run_call(const BatchRunner& runner, Span<Request* const> requests, Times times,
+                 const std::function<void()>& computed) {
   times.compute_start_ns = now_ns();
   try {
     CallMemory memory(runner.slots);
@@ -166,17 +169,18 @@ void run_call(const BatchRunner& runner, Span<Request* const> requests, Times ti
     times.compute_end_ns = now_ns();  // on a GPU some of the work is still under way
     computed();
     respond(requests, answer, memory, times);
-    return;
+    return call.rows();
   } catch (...) {
     if (requests.size == 1) {
       requests[0]->fail(current_error(TRITONSERVER_ERROR_INTERNAL), times);
-      return;
+      return 0;
     }
   }
   // One of them spoils the call: each alone finds out which.
   for (int64_t i = 0; i < requests.size; ++i) {
     run_call(runner, {&requests[i], 1}, times, nothing);
   }
+  return 0;
 }
 
 // The requests that are still wanted and pass their checks; the others are answered.
@@ -205,14 +209,15 @@ int64_t candidate_width(const Request* request) { return request->candidates().v
 
 }  // namespace
 
-void run_batch(const BatchRunner& runner, Requests requests,
-               const std::function<void()>& computed) {
+int64_t run_batch(const BatchRunner& runner, Requests requests,
+                  const std::function<void()>& computed) {
   Times times;
   times.start_ns = now_ns();
   std::vector<Request*> valid = read_all(runner, requests, times);
   std::stable_sort(valid.begin(), valid.end(), [](const Request* a, const Request* b) {
     return candidate_width(a) < candidate_width(b);
   });
+  int64_t rows = 0;
   for (size_t begin = 0; begin < valid.size();) {
     size_t end = begin + 1;
     while (end < valid.size() && candidate_width(valid[end]) == candidate_width(valid[begin])) {
@@ -220,9 +225,10 @@ void run_batch(const BatchRunner& runner, Requests requests,
     }
     const Span<Request* const> call(&valid[begin], static_cast<int64_t>(end - begin));
     const bool last = end == valid.size();
-    run_call(runner, call, times, last ? computed : nothing);
+    rows += run_call(runner, call, times, last ? computed : nothing);
     begin = end;
   }
+  return rows;
 }
 
 }  // namespace recengine::triton

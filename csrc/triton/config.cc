@@ -188,6 +188,10 @@ ModelConfig parse_config(const std::string& text) {
   read_parameter(config, parameters, "recengine.default_timeout_us", config.default_timeout_us);
   read_schema(config, parameters, config.max_candidates);
   config.num_warmups = count_warmups(document);
+  const bool is_cached = document.value("response_cache", json::object()).value("enable", false);
+  if (is_cached && find(config.outputs, kDeadline) != nullptr) {
+    refuse(config, "response_cache: expected none, for the output deadline is each request's own");
+  }
   config.reads_deadline = find(config.inputs, kDeadline) != nullptr;
   return config;
 }

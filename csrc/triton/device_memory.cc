@@ -15,7 +15,7 @@ namespace {
 using Stream = void*;
 using StreamCreate = int (*)(Stream*, unsigned);
 using MemcpyAsync = int (*)(void*, const void*, size_t, int, Stream);
-using StreamSynchronize = int (*)(Stream);
+using StreamCall = int (*)(Stream);
 constexpr unsigned kNonBlocking = 1;
 constexpr int kDeviceToHost = 2;
 
@@ -35,17 +35,47 @@ Function find(const char* name) {
   return found;
 }
 
-// The thread's, for as long as the process lives. Not the legacy default stream: while another
-// model captures a graph, that one may not be used, and the graph would be spoilt.
-Stream thread_stream() {
-  static thread_local Stream stream = [] {
-    static const auto create = find<StreamCreate>("cudaStreamCreateWithFlags");
-    Stream made = nullptr;
-    require_cuda(create(&made, kNonBlocking), "cudaStreamCreateWithFlags");
-    return made;
-  }();
-  return stream;
-}
+// While another thread captures a graph, what could disturb that is refused to this one, and spoils
+// the graph, unless the thread says that it does not disturb.
+class RelaxedCapture {
+ public:
+  RelaxedCapture() : exchange_(find<Exchange>("cudaThreadExchangeStreamCaptureMode")) {
+    exchange_(&mode_);
+  }
+  ~RelaxedCapture() { exchange_(&mode_); }
+  RelaxedCapture(const RelaxedCapture&) = delete;
+  RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+ private:
+  using Exchange = int (*)(int*);
+
+  Exchange exchange_;
+  int mode_ = 2;  // cudaStreamCaptureModeRelaxed
+};
+
+// A thread's own. Not the legacy default stream: while a blocking stream captures, that one may not
+// be used.
+class OwnStream {
+ public:
+  OwnStream() {
+    require_cuda(find<StreamCreate>("cudaStreamCreateWithFlags")(&stream_, kNonBlocking),
+                 "cudaStreamCreateWithFlags");
+  }
+  ~OwnStream() { destroy_(stream_); }
+  OwnStream(const OwnStream&) = delete;
+  OwnStream& operator=(const OwnStream&) = delete;
+
+  void copy(void* to, const void* from, uint64_t bytes) {
+    static const auto copy = find<MemcpyAsync>("cudaMemcpyAsync");
+    static const auto wait = find<StreamCall>("cudaStreamSynchronize");
+    require_cuda(copy(to, from, bytes, kDeviceToHost, stream_), "cudaMemcpyAsync from the GPU");
+    require_cuda(wait(stream_), "cudaStreamSynchronize");
+  }
+
+ private:
+  StreamCall destroy_ = find<StreamCall>("cudaStreamDestroy");
+  Stream stream_ = nullptr;
+};
 
 }  // namespace
 
@@ -55,11 +85,9 @@ void copy_to_host(void* to, const void* from, uint64_t bytes, bool is_gpu) {
     std::memcpy(to, from, bytes);
     return;
   }
-  static const auto copy = find<MemcpyAsync>("cudaMemcpyAsync");
-  static const auto wait = find<StreamSynchronize>("cudaStreamSynchronize");
-  const Stream stream = thread_stream();
-  require_cuda(copy(to, from, bytes, kDeviceToHost, stream), "cudaMemcpyAsync from the GPU");
-  require_cuda(wait(stream), "cudaStreamSynchronize");
+  const RelaxedCapture relaxed;
+  static thread_local OwnStream stream;
+  stream.copy(to, from, bytes);
 }
 
 }  // namespace recengine::triton

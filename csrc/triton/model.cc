@@ -1,6 +1,7 @@
 #include "triton/model.h"
 
 #include <algorithm>
+#include <exception>
 #include <string>
 #include <utility>
 
@@ -107,14 +108,21 @@ int64_t Model::threads_worth(int64_t rows, int64_t threads) const {
   return (threads + instances - 1) / instances;
 }
 
-void Model::run(Requests requests, const std::function<void()>& computed) const noexcept {
-  const bool sizes_slots = slots_ != nullptr && requests.front()->is_warmup();
+int64_t Model::run(Requests requests, const std::function<void()>& computed) const noexcept {
   try {
-    run_batch({config_, schema_, *engine_, slots_.get(), *replays_}, std::move(requests), computed);
-    // Another batch begins while those of all instances run.
-    if (sizes_slots) slots_->reserve(instances_.load() + 1);
+    return run_batch({config_, schema_, *engine_, slots_.get(), *replays_}, std::move(requests),
+                     computed);
   } catch (...) {
-    // Out of memory, of the device's, too: the requests' destructors have answered.
+    return 0;  // out of memory: the requests' destructors have answered
+  }
+}
+
+void Model::reserve_memory() const noexcept {
+  if (slots_ == nullptr) return;
+  try {
+    slots_->reserve(instances_.load() + 1);  // another batch begins while those of all run
+  } catch (const std::exception& error) {
+    log_info("recengine: " + config_.name + ": memory for calls to come: " + error.what());
   }
 }
 

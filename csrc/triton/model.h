@@ -31,8 +31,12 @@ class Model {
   int64_t add_instance() { return ++instances_; }
   int64_t remove_instance() { return --instances_; }
 
-  // Answers every one of the requests. `computed` may be called when only that is left to do.
-  void run(Requests requests, const std::function<void()>& computed) const noexcept;
+  // Answers every one of the requests; returns how many rows were computed. `computed` may be
+  // called when only answers are left to do.
+  int64_t run(Requests requests, const std::function<void()>& computed) const noexcept;
+
+  // After a warm-up: has as much memory as that took, for each batch that may run at a time.
+  void reserve_memory() const noexcept;
 
   // Refuses a request that the server has no time or room for, and counts it.
   void shed(Request& request, ShedReason reason) const noexcept;

@@ -16,6 +16,11 @@ namespace {
 // what cannot be seen from here: the network, and the server's threads before and after.
 constexpr double kShareOfDeadline = 0.7;
 
+// Where the next batch may begin: so many of those that wait are looked at, and one after the
+// oldest is taken when its batch does so many times more rows at a time.
+constexpr size_t kMostStarts = 32;
+constexpr double kLeastGain = 1.25;
+
 // A batch of so many rows takes hardly less for each than a larger one.
 constexpr int64_t kEnoughRows = 32;
 
@@ -103,7 +108,7 @@ std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& 
   const double expected_ns = backlog_ns(queue, rows) / pool_.num_workers() +
                              batch_ns(queue, rows, queue.waiting_rows + rows);
   const double left_ns = elapsed_ns(now_ns(), request.deadline_ns());
-  if (expected_ns > kShareOfDeadline * left_ns) return ShedReason::kDeadline;
+  if (left_ns == 0 || expected_ns > kShareOfDeadline * left_ns) return ShedReason::kDeadline;
   return std::nullopt;
 }
 
@@ -120,7 +125,7 @@ double Scheduler::backlog_ns(const Queue& own, int64_t new_rows) const {
     double work_ns = double(rows_to_the_end) * row_ns(*queue, together);
     for (const Batch* batch : queue->running) {
       const double done_ns = elapsed_ns(batch->start_ns, now) * batch->used;
-      work_ns += std::max(0.0, double(batch->rows) * row_ns(*queue, batch->rows) - done_ns);
+      work_ns += std::max(0.0, queue->cost.work_ns(batch->rows) - done_ns);
       if (!earlier) rows_to_the_end += batch->rows;
     }
     total_ns += work_ns + double(rows_to_the_end) * later_row_ns(*queue, rows_to_the_end);
@@ -138,7 +143,8 @@ double Scheduler::batch_ns(const Queue& queue, int64_t rows, int64_t together) c
 
 // One thread's work on a row where so many run together, or as many of them as a batch holds.
 double Scheduler::row_ns(const Queue& queue, int64_t rows) {
-  return queue.cost.row_ns(std::clamp<int64_t>(rows, 1, queue.model->config().max_batch_rows));
+  const int64_t together = std::clamp<int64_t>(rows, 1, queue.model->config().max_batch_rows);
+  return queue.cost.work_ns(together) / double(together);
 }
 
 // One thread's work on a row, of so many, in the stages after this one. Of several models of a
@@ -191,6 +197,11 @@ std::unique_ptr<Request> Scheduler::pop(Queue& queue) {
   return request;
 }
 
+void Scheduler::push_front(Queue& queue, std::unique_ptr<Request> request) {
+  queue.waiting_rows += request->rows();
+  queue.waiting.push_front(std::move(request));
+}
+
 // What a free thread takes at once never shows: it would cost every request.
 void Scheduler::show(Queue& queue) noexcept {
   if (queue.shown_rows == queue.waiting_rows) return;
@@ -198,32 +209,93 @@ void Scheduler::show(Queue& queue) noexcept {
   queue.model->show_waiting(queue.waiting_rows);
 }
 
+// Which of those that wait the next batch begins with: the oldest, unless it has so little time
+// left that the batch would be small, and a later one so much more that the batch does more at a
+// time. Otherwise, where a batch takes hardly longer for more rows, a crowd would be answered one
+// by one: each waits for those before it until it has as little time left as they had.
+size_t Scheduler::first_of_batch(const Queue& queue, uint64_t now) const {
+  const auto& waiting = queue.waiting;
+  const int64_t max_rows = queue.model->config().max_batch_rows;
+  std::vector<int64_t> rows_before = {0};
+  for (const std::unique_ptr<Request>& request : waiting) {
+    rows_before.push_back(rows_before.back() + request->rows());
+  }
+  // How many requests from this one on fit in a batch, and its rows in a nanosecond.
+  const auto batch_from = [&](size_t first) {
+    const double left_ns = elapsed_ns(now, waiting[first]->deadline_ns());
+    const auto rows_to = [&](size_t end) { return rows_before[end] - rows_before[first]; };
+    size_t end = first + 1;
+    for (size_t most = waiting.size(); end < most;) {
+      const size_t middle = (end + most + 1) / 2;
+      const int64_t rows = rows_to(middle);
+      const bool fits =
+          rows <= max_rows && batch_ns(queue, rows, rows) <= kShareOfDeadline * left_ns;
+      (fits ? end : most) = fits ? middle : middle - 1;
+    }
+    const double expected_ns = batch_ns(queue, rows_to(end), rows_to(end));
+    return std::pair(end - first, expected_ns > 0 ? double(rows_to(end)) / expected_ns : 0);
+  };
+  const auto [count, speed] = batch_from(0);
+  if (count == waiting.size() || rows_before[count + 1] > max_rows) return 0;
+  const size_t step = (waiting.size() + kMostStarts - 1) / kMostStarts;
+  double most_speed = speed;
+  for (size_t first = step; first < waiting.size(); first += step) {
+    most_speed = std::max(most_speed, batch_from(first).second);
+  }
+  size_t first = 0;
+  while (batch_from(first).second * kLeastGain < most_speed) first += step;
+  return first;
+}
+
 Scheduler::Batch Scheduler::take(Queue& queue) {
   const int64_t max_rows = queue.model->config().max_batch_rows;
   const uint64_t now = now_ns();
-  double first_left_ns = std::numeric_limits<double>::infinity();
   Batch batch;
+  const auto left_of = [now](const Request& request) {
+    return elapsed_ns(now, request.deadline_ns());
+  };
+  const auto alone_ns = [&](const Request& request) {
+    return batch_ns(queue, request.rows(), request.rows());
+  };
+  const auto is_late = [&](const Request& request, double before_ns) {
+    const double left_ns = left_of(request);
+    return left_ns == 0 || before_ns + alone_ns(request) > left_ns;
+  };
+  while (!queue.waiting.empty() && is_late(*queue.waiting.front(), 0)) {
+    batch.late.push_back(pop(queue));
+  }
+  // When all look late, the latest to come is tried: the estimate may be what is wrong.
+  if (queue.waiting.empty()) {
+    if (batch.late.back()->deadline_ns() > now_ns()) {
+      batch.rows = batch.late.back()->rows();
+      batch.requests.push_back(std::move(batch.late.back()));
+      batch.late.pop_back();
+    }
+    return batch;
+  }
+  Requests skipped;
+  for (size_t first = first_of_batch(queue, now); first > 0; --first) skipped.push_back(pop(queue));
+  double first_left_ns = std::numeric_limits<double>::infinity();
+  double expected_ns = 0;
   while (!queue.waiting.empty()) {
     const Request& next = *queue.waiting.front();
     const int64_t rows = batch.rows + next.rows();
-    const double expected_ns = batch_ns(queue, rows, rows);
-    const double left_ns = std::min(first_left_ns, elapsed_ns(now, next.deadline_ns()));
-    if (batch.requests.empty() && expected_ns > left_ns) {
-      batch.late.push_back(pop(queue));
-      continue;
-    }
+    const double with_it_ns = batch_ns(queue, rows, rows);
     // The answers of a batch come all at its end, so each request in it delays the others.
-    const bool fits = rows <= max_rows && expected_ns <= kShareOfDeadline * left_ns;
+    const double left_ns = std::min(first_left_ns, left_of(next));
+    const bool fits = rows <= max_rows && with_it_ns <= kShareOfDeadline * left_ns;
     if (!batch.requests.empty() && !fits) break;
     first_left_ns = left_ns;
+    expected_ns = with_it_ns;
     batch.rows = rows;
     batch.requests.push_back(pop(queue));
   }
-  // When all look late, the latest to come is tried: the estimate may be what is wrong.
-  if (batch.requests.empty() && batch.late.back()->deadline_ns() > now_ns()) {
-    batch.rows = batch.late.back()->rows();
-    batch.requests.push_back(std::move(batch.late.back()));
-    batch.late.pop_back();
+  for (; !skipped.empty(); skipped.pop_back()) {
+    if (is_late(*skipped.back(), expected_ns)) {
+      batch.late.push_back(std::move(skipped.back()));
+    } else {
+      push_front(queue, std::move(skipped.back()));
+    }
   }
   return batch;
 }
@@ -266,12 +338,13 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
       computed_ns = now_ns();
       end_turn(queue, batch.threads);
     };
-    queue.model->run(std::move(batch.requests), std::ref(computed));
+    const int64_t rows = queue.model->run(std::move(batch.requests), std::ref(computed));
     if (computed_ns == 0) computed();
     const double work_ns =
         elapsed_ns(begun_ns, computed_ns) * batch.used + elapsed_ns(computed_ns, now_ns());
+    if (is_warmup) queue.model->reserve_memory();
     lock.lock();
-    queue.cost.learn(batch.rows, work_ns, is_warmup);
+    if (rows > 0) queue.cost.learn(rows, work_ns, is_warmup);
   } else {
     lock.lock();
   }

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "cpu/thread_pool.h"
+#include "triton/batch_cost.h"
 #include "triton/model.h"
 #include "triton/request.h"
-#include "triton/row_cost.h"
 
 namespace recengine::triton {
 
@@ -54,12 +54,12 @@ class Scheduler {
     int64_t shown_rows = 0;  // of them, as the metric says
     std::vector<const Batch*> running;
     int64_t busy_threads = 0;  // that those which still compute keep busy
-    RowCost cost;
+    BatchCost cost;
   };
 
   // These need the lock.
   std::optional<ShedReason> refusal(const Queue& queue, const Request& request) const;
-  double backlog_ns(const Queue& own, int64_t rows) const;
+  double backlog_ns(const Queue& own, int64_t new_rows) const;
   double batch_ns(const Queue& queue, int64_t rows, int64_t together) const;
   double later_row_ns(const Queue& queue, int64_t rows) const;
   static double row_ns(const Queue& queue, int64_t rows);
@@ -68,8 +68,10 @@ class Scheduler {
   Queue& queue_of(const Model& model);
   Queue* next_queue();
   static std::unique_ptr<Request> pop(Queue& queue);
+  static void push_front(Queue& queue, std::unique_ptr<Request> request);
   static void show(Queue& queue) noexcept;
   Batch take(Queue& queue);
+  size_t first_of_batch(const Queue& queue, uint64_t now) const;
 
   // Has one more thread serve, unless all do; may release the lock. False, with the lock, when
   // there is no memory for that: then the caller must serve, at the latest when its batch is

@@ -55,6 +55,15 @@ class DeviceScratch {
 
   int64_t bytes() const { return total_; }
 
+  // Has at least so much, where the device has that. Call it while nothing is taken.
+  void hold(int64_t bytes) {
+    try {
+      if (bytes > total_) add_chunk(bytes - total_);
+    } catch (const DeviceMemoryError&) {
+      // It grows when it must.
+    }
+  }
+
  private:
   struct Chunk {
     std::shared_ptr<void> memory;

@@ -66,14 +66,18 @@ class DeviceSlots {
   // When all that its stream has got is done.
   void give_back(std::unique_ptr<DeviceSlot> slot) noexcept;
 
-  // Has so many free with as much memory as any call has taken, where the device has that: then as
-  // many calls at a time take none from it. Throws DeviceError.
+  // Makes slots until there are so many, and those that are free have as much memory as any call
+  // has taken, where the device has that: then as many calls at a time take none from it. Throws
+  // DeviceError.
   void reserve(int64_t count);
 
  private:
+  std::unique_ptr<DeviceSlot> make(int64_t bytes) const;
+
   int device_;
   std::mutex mutex_;
   std::vector<std::unique_ptr<DeviceSlot>> free_;
+  int64_t count_ = 0;  // with those in use
   int64_t most_bytes_ = 0;
 };
 

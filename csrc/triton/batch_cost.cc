@@ -1,0 +1,81 @@
+#include "triton/batch_cost.h"
+
+#include <algorithm>
+#include <limits>
+
+namespace recengine::triton {
+namespace {
+
+constexpr double kSmoothing = 1.0 / 8;
+
+// A batch that took longer than so many times what was expected counts as if it had taken that: it
+// was held up by something else, and what waits must not be refused for it. Work that did grow is
+// known after some batches.
+constexpr double kMostGrowth = 2;
+
+constexpr double kUnknown = std::numeric_limits<double>::infinity();
+
+}  // namespace
+
+size_t BatchCost::size_of(int64_t rows) {
+  size_t size = 0;
+  while (size + 1 < kSizes && int64_t{1} << size < rows) ++size;
+  return size;
+}
+
+// What each size takes, where one that ran long ago took more than others say now: no more than a
+// larger batch takes, and no more a row than in a smaller one. So every batch that runs corrects
+// what would keep those of other sizes from being tried.
+std::array<double, BatchCost::kSizes> BatchCost::consistent() const {
+  std::array<double, kSizes> work{};
+  double most_ns = kUnknown;
+  for (size_t i = kSizes; i-- > 0;) {
+    if (sizes_[i].work_ns > 0) most_ns = std::min(most_ns, sizes_[i].work_ns);
+    work[i] = most_ns;
+  }
+  double most_row_ns = kUnknown;
+  for (size_t i = 0; i < kSizes; ++i) {
+    if (sizes_[i].work_ns == 0) continue;
+    most_row_ns = std::min(most_row_ns, work[i] / sizes_[i].rows);
+    work[i] = most_row_ns * sizes_[i].rows;
+  }
+  return work;
+}
+
+double BatchCost::work_ns(int64_t rows) const {
+  const std::array<double, kSizes> work = consistent();
+  const auto wanted = double(rows);
+  size_t below = kSizes;
+  size_t above = kSizes;
+  for (size_t i = 0; i < kSizes && above == kSizes; ++i) {
+    if (sizes_[i].work_ns == 0) continue;
+    (sizes_[i].rows <= wanted ? below : above) = i;
+  }
+  if (below == kSizes && above == kSizes) return 0;
+  if (below == kSizes || above == kSizes) {
+    const size_t nearest = std::min(below, above);
+    return work[nearest] * wanted / sizes_[nearest].rows;
+  }
+  const double share = (wanted - sizes_[below].rows) / (sizes_[above].rows - sizes_[below].rows);
+  return work[below] + share * (work[above] - work[below]);
+}
+
+void BatchCost::learn(int64_t rows, double work_ns, bool is_warmup) {
+  const size_t own = size_of(rows);
+  Size& size = sizes_[own];
+  if (is_warmup) {
+    if (size.measured) return;
+    size = {double(rows), work_ns, false};
+    for (size_t i = 0; i < own; ++i) {
+      if (!sizes_[i].measured) sizes_[i] = {};
+    }
+  } else if (!size.measured) {
+    size = {double(rows), work_ns, true};
+  } else {
+    const double expected_ns = size.work_ns * double(rows) / size.rows;
+    size.rows += kSmoothing * (double(rows) - size.rows);
+    size.work_ns += kSmoothing * (std::min(work_ns, kMostGrowth * expected_ns) - size.work_ns);
+  }
+}
+
+}  // namespace recengine::triton
