@@ -151,6 +151,7 @@ def run_overload(
     out: Path,
     tritonserver: Path | None = None,
     about: str = "",
+    name: str = "overload",
 ) -> None:
     """Serves `repository` on half of the cores, overloads `model` from the other half.
 
@@ -159,9 +160,10 @@ def run_overload(
         model: the model to ask.
         requests: taken in a circle.
         plan: what to offer.
-        out: folder for overload-<machine>.{json,md,png}.
+        out: folder for <name>-<machine>.{json,md,png}.
         tritonserver: the server to run; None: see `find_tritonserver`.
         about: what is served, for the report.
+        name: of the result.
     """
     server_cores, generator_cores = split_cores()
     with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +186,7 @@ def run_overload(
         "generator_cores": sorted(generator_cores),
         **result,
     }
-    path = out / f"overload-{machine_name()}"
+    path = out / f"{name}-{machine_name()}"
     write_result(
         path,
         "Overload",
