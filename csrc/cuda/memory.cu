@@ -74,7 +74,9 @@ bool is_captured(cudaStream_t stream) {
 bool is_idle_after_wait(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   const cudaError_t error = cudaStreamIsCapturing(stream, &status);
-  if (error == cudaSuccess && status != cudaStreamCaptureStatusNone) return false;
+  if (error == cudaErrorStreamCaptureImplicit || status != cudaStreamCaptureStatusNone) {
+    return false;
+  }
   return cudaDeviceSynchronize() == cudaSuccess;
 }
 

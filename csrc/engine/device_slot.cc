@@ -74,11 +74,15 @@ std::unique_ptr<DeviceSlot> DeviceSlots::take() {
       return slot;
     }
     bytes = most_bytes_;
+    ++count_;
   }
-  std::unique_ptr<DeviceSlot> slot = make(bytes);
-  const std::lock_guard<std::mutex> lock(mutex_);
-  ++count_;
-  return slot;
+  try {
+    return make(bytes);
+  } catch (...) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    --count_;
+    throw;
+  }
 }
 
 void DeviceSlots::give_back(std::unique_ptr<DeviceSlot> slot) noexcept {

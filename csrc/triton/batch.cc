@@ -158,7 +158,7 @@ Answer run_counted(Call& call, const DeviceWork& work, const Metric& replays) {
   return answer;
 }
 
-// Returns how many rows were computed.
+// Returns how many rows were computed; 0 when the call failed.
 int64_t run_call(const BatchRunner& runner, Span<Request* const> requests, Times times,
                  const std::function<void()>& computed) {
   times.compute_start_ns = now_ns();
@@ -218,6 +218,7 @@ int64_t run_batch(const BatchRunner& runner, Requests requests,
     return candidate_width(a) < candidate_width(b);
   });
   int64_t rows = 0;
+  bool failed = false;
   for (size_t begin = 0; begin < valid.size();) {
     size_t end = begin + 1;
     while (end < valid.size() && candidate_width(valid[end]) == candidate_width(valid[begin])) {
@@ -225,10 +226,12 @@ int64_t run_batch(const BatchRunner& runner, Requests requests,
     }
     const Span<Request* const> call(&valid[begin], static_cast<int64_t>(end - begin));
     const bool last = end == valid.size();
-    rows += run_call(runner, call, times, last ? computed : nothing);
+    const int64_t own_rows = run_call(runner, call, times, last ? computed : nothing);
+    failed = failed || own_rows == 0;
+    rows += own_rows;
     begin = end;
   }
-  return rows;
+  return failed ? 0 : rows;
 }
 
 }  // namespace recengine::triton

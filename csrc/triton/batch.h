@@ -26,7 +26,7 @@ struct BatchRunner {
 // Reads `requests`, runs them as one engine call (one per width of candidates) and answers each.
 // A request that is refused or fails does so alone. Statistics are reported. `computed` is called
 // before the answers of the last call are sent; not when that call fails. Returns how many rows
-// were computed.
+// were computed; 0 when a call failed.
 int64_t run_batch(const BatchRunner& runner, Requests requests,
                   const std::function<void()>& computed);
 

@@ -13,8 +13,6 @@ constexpr double kSmoothing = 1.0 / 8;
 // known after some batches.
 constexpr double kMostGrowth = 2;
 
-constexpr double kUnknown = std::numeric_limits<double>::infinity();
-
 }  // namespace
 
 size_t BatchCost::size_of(int64_t rows) {
@@ -23,17 +21,17 @@ size_t BatchCost::size_of(int64_t rows) {
   return size;
 }
 
-// What each size takes, where one that ran long ago took more than others say now: no more than a
-// larger batch takes, and no more a row than in a smaller one. So every batch that runs corrects
-// what would keep those of other sizes from being tried.
+// What each size takes at slowness 1. One that ran long ago may have taken more than others say
+// now: it takes no more than a larger batch, and no more a row than a smaller one. So batches that
+// run correct what would keep those of other sizes from being tried.
 std::array<double, BatchCost::kSizes> BatchCost::consistent() const {
   std::array<double, kSizes> work{};
-  double most_ns = kUnknown;
+  double most_ns = std::numeric_limits<double>::infinity();
   for (size_t i = kSizes; i-- > 0;) {
     if (sizes_[i].work_ns > 0) most_ns = std::min(most_ns, sizes_[i].work_ns);
     work[i] = most_ns;
   }
-  double most_row_ns = kUnknown;
+  double most_row_ns = std::numeric_limits<double>::infinity();
   for (size_t i = 0; i < kSizes; ++i) {
     if (sizes_[i].work_ns == 0) continue;
     most_row_ns = std::min(most_row_ns, work[i] / sizes_[i].rows);
@@ -48,34 +46,39 @@ double BatchCost::work_ns(int64_t rows) const {
   size_t below = kSizes;
   size_t above = kSizes;
   for (size_t i = 0; i < kSizes && above == kSizes; ++i) {
-    if (sizes_[i].work_ns == 0) continue;
-    (sizes_[i].rows <= wanted ? below : above) = i;
+    if (sizes_[i].work_ns > 0) (sizes_[i].rows <= wanted ? below : above) = i;
   }
   if (below == kSizes && above == kSizes) return 0;
   if (below == kSizes || above == kSizes) {
     const size_t nearest = std::min(below, above);
-    return work[nearest] * wanted / sizes_[nearest].rows;
+    return slowness_ * work[nearest] * wanted / sizes_[nearest].rows;
   }
   const double share = (wanted - sizes_[below].rows) / (sizes_[above].rows - sizes_[below].rows);
-  return work[below] + share * (work[above] - work[below]);
+  return slowness_ * (work[below] + share * (work[above] - work[below]));
 }
 
 void BatchCost::learn(int64_t rows, double work_ns, bool is_warmup) {
   const size_t own = size_of(rows);
   Size& size = sizes_[own];
+  const Size first = {double(rows), work_ns / slowness_, !is_warmup};
   if (is_warmup) {
     if (size.measured) return;
-    size = {double(rows), work_ns, false};
+    size = first;
     for (size_t i = 0; i < own; ++i) {
       if (!sizes_[i].measured) sizes_[i] = {};
     }
-  } else if (!size.measured) {
-    size = {double(rows), work_ns, true};
-  } else {
-    const double expected_ns = size.work_ns * double(rows) / size.rows;
-    size.rows += kSmoothing * (double(rows) - size.rows);
-    size.work_ns += kSmoothing * (std::min(work_ns, kMostGrowth * expected_ns) - size.work_ns);
+    return;
   }
+  if (!size.measured) {
+    size = first;
+    return;
+  }
+  const double expected_ns = slowness_ * size.work_ns * double(rows) / size.rows;
+  const double growth = std::min(work_ns / expected_ns, kMostGrowth) - 1;
+  const double mean_rows = size.rows + kSmoothing * (double(rows) - size.rows);
+  slowness_ *= 1 + kSmoothing / 2 * growth;
+  size.work_ns *= (1 + kSmoothing / 2 * growth) * mean_rows / size.rows;
+  size.rows = mean_rows;
 }
 
 }  // namespace recengine::triton

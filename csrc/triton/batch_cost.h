@@ -9,7 +9,8 @@ namespace recengine::triton {
 // What recent batches of a model took, by their size: a search reads the catalog once, whatever the
 // batch, so that a row of a large one may take a twentieth of a lone one. What large batches took
 // is known while requests come one by one, and a crowd is not refused for what each of it would
-// take alone.
+// take alone. A machine that gets slower or faster does so for all sizes: half of what a batch
+// takes more or less than expected is taken for that, so that sizes which do not run now follow.
 class BatchCost {
  public:
   // One thread's work on a batch of so many rows, in ns, between what the nearest sizes took; 0:
@@ -24,7 +25,7 @@ class BatchCost {
   // Of batches of more than 2^(i-1) and up to 2^i rows, the last of any more; smoothed.
   struct Size {
     double rows = 0;
-    double work_ns = 0;  // 0: not known
+    double work_ns = 0;  // at slowness 1; 0: not known
     bool measured = false;
   };
   static constexpr size_t kSizes = 16;
@@ -33,6 +34,7 @@ class BatchCost {
   std::array<double, kSizes> consistent() const;
 
   std::array<Size, kSizes> sizes_;
+  double slowness_ = 1;
 };
 
 }  // namespace recengine::triton

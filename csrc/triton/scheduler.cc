@@ -4,6 +4,7 @@
 #include <array>
 #include <functional>
 #include <limits>
+#include <new>
 #include <numeric>
 #include <utility>
 
@@ -198,8 +199,9 @@ std::unique_ptr<Request> Scheduler::pop(Queue& queue) {
 }
 
 void Scheduler::push_front(Queue& queue, std::unique_ptr<Request> request) {
-  queue.waiting_rows += request->rows();
+  const int64_t rows = request->rows();
   queue.waiting.push_front(std::move(request));
+  queue.waiting_rows += rows;
 }
 
 // What a free thread takes at once never shows: it would cost every request.
@@ -215,14 +217,18 @@ void Scheduler::show(Queue& queue) noexcept {
 // by one: each waits for those before it until it has as little time left as they had.
 size_t Scheduler::first_of_batch(const Queue& queue, uint64_t now) const {
   const auto& waiting = queue.waiting;
+  if (waiting.size() == 1) return 0;
   const int64_t max_rows = queue.model->config().max_batch_rows;
   std::vector<int64_t> rows_before = {0};
   for (const std::unique_ptr<Request>& request : waiting) {
     rows_before.push_back(rows_before.back() + request->rows());
   }
-  // How many requests from this one on fit in a batch, and its rows in a nanosecond.
+  // How many requests from this one on fit in a batch, and its rows in a nanosecond of a thread;
+  // none where it is late itself.
   const auto batch_from = [&](size_t first) {
     const double left_ns = elapsed_ns(now, waiting[first]->deadline_ns());
+    const int64_t own_rows = waiting[first]->rows();
+    if (batch_ns(queue, own_rows, own_rows) > left_ns) return std::pair(size_t{0}, 0.0);
     const auto rows_to = [&](size_t end) { return rows_before[end] - rows_before[first]; };
     size_t end = first + 1;
     for (size_t most = waiting.size(); end < most;) {
@@ -232,8 +238,8 @@ size_t Scheduler::first_of_batch(const Queue& queue, uint64_t now) const {
           rows <= max_rows && batch_ns(queue, rows, rows) <= kShareOfDeadline * left_ns;
       (fits ? end : most) = fits ? middle : middle - 1;
     }
-    const double expected_ns = batch_ns(queue, rows_to(end), rows_to(end));
-    return std::pair(end - first, expected_ns > 0 ? double(rows_to(end)) / expected_ns : 0);
+    const double one_row_ns = row_ns(queue, rows_to(end)) + later_row_ns(queue, rows_to(end));
+    return std::pair(end - first, one_row_ns > 0 ? 1 / one_row_ns : 0);
   };
   const auto [count, speed] = batch_from(0);
   if (count == waiting.size() || rows_before[count + 1] > max_rows) return 0;
@@ -273,8 +279,14 @@ Scheduler::Batch Scheduler::take(Queue& queue) {
     }
     return batch;
   }
+  size_t first = 0;
+  try {
+    first = first_of_batch(queue, now);
+  } catch (const std::bad_alloc&) {
+    // The oldest, as ever.
+  }
   Requests skipped;
-  for (size_t first = first_of_batch(queue, now); first > 0; --first) skipped.push_back(pop(queue));
+  for (; first > 0; --first) skipped.push_back(pop(queue));
   double first_left_ns = std::numeric_limits<double>::infinity();
   double expected_ns = 0;
   while (!queue.waiting.empty()) {
@@ -290,8 +302,10 @@ Scheduler::Batch Scheduler::take(Queue& queue) {
     batch.rows = rows;
     batch.requests.push_back(pop(queue));
   }
+  // Those that were skipped come next, or at once where another thread is free.
+  const bool is_last = queue.busy_threads + threads_of(queue, batch.rows) >= pool_.num_workers();
   for (; !skipped.empty(); skipped.pop_back()) {
-    if (is_late(*skipped.back(), expected_ns)) {
+    if (is_late(*skipped.back(), is_last ? expected_ns : 0)) {
       batch.late.push_back(std::move(skipped.back()));
     } else {
       push_front(queue, std::move(skipped.back()));

@@ -67,8 +67,8 @@ class DeviceSlots {
   void give_back(std::unique_ptr<DeviceSlot> slot) noexcept;
 
   // Makes slots until there are so many, and those that are free have as much memory as any call
-  // has taken, where the device has that: then as many calls at a time take none from it. Throws
-  // DeviceError.
+  // has taken, where the device has that: then as many calls at a time seldom take any from it.
+  // Throws DeviceError.
   void reserve(int64_t count);
 
  private:
