@@ -62,9 +62,8 @@ bool is_captured(cudaStream_t stream) {
   const cudaError_t error = cudaStreamIsCapturing(stream, &status);
   if (error == cudaErrorStreamCaptureImplicit) {
     throw InputError(
-        "expected arrays of other streams than the legacy default stream while a blocking stream "
-        "is "
-        "captured");
+        "expected arrays of other streams than the legacy default stream, while a blocking "
+        "stream is captured");
   }
   cuda::check(error, "cudaStreamIsCapturing");
   return status != cudaStreamCaptureStatusNone;

@@ -244,13 +244,14 @@ size_t Scheduler::first_of_batch(const Queue& queue, uint64_t now) const {
   const auto [count, speed] = batch_from(0);
   if (count == waiting.size() || rows_before[count + 1] > max_rows) return 0;
   const size_t step = (waiting.size() + kMostStarts - 1) / kMostStarts;
-  double most_speed = speed;
+  std::vector<double> speeds = {speed};
   for (size_t first = step; first < waiting.size(); first += step) {
-    most_speed = std::max(most_speed, batch_from(first).second);
+    speeds.push_back(batch_from(first).second);
   }
-  size_t first = 0;
-  while (batch_from(first).second * kLeastGain < most_speed) first += step;
-  return first;
+  const double enough = *std::max_element(speeds.begin(), speeds.end()) / kLeastGain;
+  const auto found = std::find_if(speeds.begin(), speeds.end(),
+                                  [enough](double other) { return other >= enough; });
+  return static_cast<size_t>(found - speeds.begin()) * step;
 }
 
 Scheduler::Batch Scheduler::take(Queue& queue) {
