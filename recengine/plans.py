@@ -71,13 +71,14 @@ class Plan(BaseModel):
 def check_plan(
     name: str, plan: Plan, tensorrt: str, gpu: Gpu, *, rebuild: str = "recengine compile"
 ) -> None:
-    """Refuses a plan that was built for another TensorRT or GPU than those here.
+    """Refuses a plan that was built for another TensorRT, GPU or driver than those here.
 
     A plan runs with the very version that built it; a version-compatible one also with later ones,
     of the next major version at most. It runs on a GPU of the same name; a hardware-compatible one
-    also on others of the same compute capability, or on Ampere and later. Where the driver is for
-    an older CUDA than the one it was built with, that is a warning: whether it runs depends on what
-    its TensorRT needs, which the record does not say.
+    also on others of the same compute capability, or on Ampere and later. It runs with a driver
+    for the same major version of CUDA as the one it was built with, or a later one. An older
+    minor version is a warning: whether it runs depends on what its TensorRT needs, which the record
+    does not say.
 
     Args:
         name: what the message calls the plan.
@@ -100,6 +101,8 @@ def check_plan(
             "ampere_plus": "a GPU of compute capability 8.0 or later",
         }[plan.hardware_compatibility]
         _refuse(name, expected, f"{gpu.name} ({gpu.compute_capability})", rebuild)
+    if _numbers(gpu.cuda)[0] < _numbers(plan.cuda)[0]:
+        _refuse(name, f"a driver for CUDA {_numbers(plan.cuda)[0]} or later", _driver(gpu), rebuild)
     if _numbers(gpu.cuda) < _numbers(plan.cuda):
         warnings.warn(
             f"[gpu] {name}: built where the driver was {_driver(plan)}, found {_driver(gpu)}; "

@@ -62,11 +62,16 @@ def load_table():
     ops.DeviceTable(ops.EmbeddingTable(np.ones((1000, 64), np.float32)))
 
 
+def load_spilled_table():
+    table = ops.EmbeddingTable(np.ones((1000, 64), np.float32))
+    ops.DeviceTable(table, cache_bytes=1 << 14)
+
+
 def load_vocabulary():
     ops.DeviceVocabulary(ops.Vocabulary.from_keys(np.arange(0, 1000, 3)))
 
 
-@pytest.mark.parametrize("load", [load_index, load_table, load_vocabulary])
+@pytest.mark.parametrize("load", [load_index, load_table, load_spilled_table, load_vocabulary])
 @pytest.mark.parametrize(
     ("flags", "mode"), [(BLOCKING, THREAD_LOCAL), (NON_BLOCKING, GLOBAL)], ids=["tensorrt", "torch"]
 )
@@ -92,13 +97,17 @@ class OnStream:
         }
 
 
-def test_arrays_of_another_stream_are_refused_by_name_while_one_is_captured(begin, end):
+@pytest.mark.parametrize("is_other_captured", [False, True], ids=["plain", "another_capture"])
+def test_arrays_of_another_stream_are_refused_by_name_while_one_is_captured(
+    begin, end, is_other_captured
+):
     ids = ops.to_device(np.array([[7, 8, 9]]))
     scores = ops.to_device(np.array([[1, 3, 2]], np.float32))
-    stream = begin(NON_BLOCKING, RELAXED)
+    captured = [begin(NON_BLOCKING, RELAXED) for _ in range(1 + is_other_captured)]
+    others = OnStream(scores, captured[1]) if is_other_captured else scores
     try:
         with pytest.raises(InputError, match="scores: expected arrays of the stream that is capt"):
-            ops.order(OnStream(ids, stream), scores, 2, check=False)
+            ops.order(OnStream(ids, captured[0]), others, 2, check=False)
     finally:
-        spoilt = end(stream)
-    assert not spoilt
+        spoilt = [end(stream) for stream in captured]
+    assert not any(spoilt)

@@ -52,8 +52,11 @@ def test_embedding_bags_are_compared_timed_and_written(tmp_path):
     kinds = [Tables(3, 50, 32, row_type) for row_type in ("fp32", "fp16", "int8", "int4")]
     wanted = [Case(tables, *shape) for tables in kinds for shape in ((1, 1), (5, 3))]
     frameworks = Frameworks(absent=ABSENT)
-    points = embedding_bag.run(machine(), frameworks, wanted, SHORT)
-    path = embedding_bag.write(tmp_path, machine(), frameworks, points)
+    written = []
+    for points in embedding_bag.run(machine(), frameworks, wanted, SHORT):
+        path = embedding_bag.write(tmp_path, machine(), frameworks, points)
+        written.append(len(json.loads(path.with_suffix(".json").read_text())["points"]))
+    assert written == [4, 8, 12, 16]
     assert path.name == "gpu-embedding-bag-nvidia-any-1-emulated"
     table = read_tables(path.with_suffix(".md"))[0]
     assert len(table) == len(points) == 16
@@ -78,8 +81,11 @@ def test_sums_that_are_wrong_are_not_timed():
 @pytest.mark.cuda
 def test_searches_are_compared_timed_and_written(tmp_path):
     frameworks = Frameworks(absent=ABSENT)
-    results = cosine_topk.run(machine(), frameworks, [(8200, 64)], SHORT, 10, (1, 9))
-    path = cosine_topk.write(tmp_path, machine(), frameworks, results)
+    written = []
+    for results in cosine_topk.run(machine(), frameworks, [(8200, 64)], SHORT, 10, (1, 9)):
+        path = cosine_topk.write(tmp_path, machine(), frameworks, results)
+        written.append(len(read_tables(path.with_suffix(".md"))[0]))
+    assert written == [1, 2]
     table = read_tables(path.with_suffix(".md"))[0]
     assert [row["batch"] for row in table] == ["1", "9"]
     assert all(float(row["recengine, single"]) > 0 for row in table)

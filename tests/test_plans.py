@@ -71,12 +71,28 @@ def test_gpus_that_a_plan_runs_on(compatibility, gpu, runs):
     assert "; run `recengine compile this` on this machine" in str(error.value)
 
 
-def test_a_driver_for_an_older_cuda_than_at_build_is_a_warning():
+def test_a_driver_for_an_older_major_version_of_cuda_than_at_build_is_refused():
     older = Gpu(H200.name, "9.0", "575.57.08", "12.9")
-    with pytest.warns(UserWarning, match="ranker: built where the driver was") as warned:
+    with pytest.raises(DeviceError) as refused:
         check_plan("ranker", make_plan(), "10.16.1.11", older, rebuild="recengine compile this")
+    expected = "built for a driver for CUDA 13 or later, found 575.57.08 (CUDA 12.9)"
+    assert f"{expected}; run `recengine compile this` on this machine" in str(refused.value)
+
+
+@pytest.mark.parametrize("cuda", ["13.0", "13.1", "14.0"])
+def test_a_driver_as_at_build_or_later_is_taken(recwarn, cuda):
+    later = Gpu(H200.name, "9.0", "600.1.1", cuda)
+    check_plan("ranker", make_plan(), "10.16.1.11", later)
+    assert not recwarn
+
+
+def test_a_driver_for_an_older_minor_version_of_cuda_than_at_build_is_a_warning():
+    older = Gpu(H200.name, "9.0", "580.65.06", "13.0")
+    plan = make_plan(driver="590.44.01", cuda="13.1")
+    with pytest.warns(UserWarning, match="ranker: built where the driver was") as warned:
+        check_plan("ranker", plan, "10.16.1.11", older, rebuild="recengine compile this")
     (message,) = (str(warning.message) for warning in warned)
-    assert "580.65.06 (CUDA 13.0), found 575.57.08 (CUDA 12.9)" in message
+    assert "590.44.01 (CUDA 13.1), found 580.65.06 (CUDA 13.0)" in message
     assert "update the driver or run `recengine compile this`" in message
 
 

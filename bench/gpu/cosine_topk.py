@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -274,9 +274,9 @@ def run(
     plan: Plan,
     k: int = 100,
     batch_sizes: Sequence[int] = BATCHES,
-) -> list[dict[str, Any]]:
-    """Catalogs of random unit vectors, by their rows and dimensions."""
-    results = []
+) -> Iterator[list[dict[str, Any]]]:
+    """Catalogs of random unit vectors, by rows and dimensions; all until now, after each batch."""
+    results: list[dict[str, Any]] = []
     for rows, dim in sizes:
         rng = np.random.default_rng(0)
         items, pool = (
@@ -286,7 +286,8 @@ def run(
         cpu_index = ops.ItemIndex(items)
         index = ops.DeviceItemIndex(cpu_index)
         searchers = find_searchers(machine, frameworks, index, items, k)
-        points = []
+        points: list[dict[str, Any]] = []
+        results.append({"kind": "gaussian", "rows": rows, "dim": dim, "k": k, "points": points})
         for batch in batch_sizes:
             starts = range(0, QUERY_POOL - batch + 1, batch)[:MOST_BATCHES]
             batches = [pool[start : start + batch] for start in starts]
@@ -295,8 +296,7 @@ def run(
             point |= limit_shares(machine.limits, rows, dim, batch, point["ms"][OURS])
             points.append(point)
             print(f"{rows:,} x {dim}, batch {batch}: {point['ms'][OURS]:.3f} ms", flush=True)
-        results.append({"kind": "gaussian", "rows": rows, "dim": dim, "k": k, "points": points})
-    return results
+            yield results
 
 
 def find_bars(results: Sequence[dict[str, Any]]) -> list[Bar]:
@@ -391,8 +391,9 @@ def main() -> None:
     frameworks = find_frameworks()
     machine = measure_machine(frameworks.torch)
     sizes = [(1_000_000, 64), (arguments.rows, MISSION[1])]
-    results = run(machine, frameworks, sizes, Plan(arguments.rounds))
-    print(write(arguments.out, machine, frameworks, results).with_suffix(".md").read_text())
+    for results in run(machine, frameworks, sizes, Plan(arguments.rounds)):
+        path = write(arguments.out, machine, frameworks, results)
+    print(path.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":

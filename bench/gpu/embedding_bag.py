@@ -6,7 +6,7 @@ Before the contenders are timed their sums are compared with fp64.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -212,8 +212,8 @@ def table(points: Sequence[dict[str, Any]]) -> str:
 
 def run(
     machine: Machine, frameworks: Frameworks, wanted: Sequence[Case], plan: Plan
-) -> list[dict[str, Any]]:
-    """Every case, with uniform and with Zipf ids."""
+) -> Iterator[list[dict[str, Any]]]:
+    """Every case, uniform and Zipf ids; all points until now, after each kind of table."""
     rng = np.random.default_rng(0)
     points: list[dict[str, Any]] = []
     for tables, group in itertools.groupby(wanted, lambda case: case.tables):
@@ -224,7 +224,7 @@ def run(
             for zipf in (False, True)
         ]
         del contest  # its tables go before the next ones come
-    return points
+        yield points
 
 
 def write(
@@ -257,8 +257,9 @@ def main() -> None:
     arguments = arguments_parser.parse_args()
     frameworks = find_frameworks()
     machine = measure_machine(frameworks.torch)
-    points = run(machine, frameworks, cases(arguments.rows), Plan(arguments.rounds))
-    print(write(arguments.out, machine, frameworks, points).with_suffix(".md").read_text())
+    for points in run(machine, frameworks, cases(arguments.rows), Plan(arguments.rounds)):
+        path = write(arguments.out, machine, frameworks, points)
+    print(path.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":

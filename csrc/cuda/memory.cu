@@ -57,16 +57,18 @@ using cuda::owned;
 
 namespace {
 
-bool is_captured(cudaStream_t stream) {
-  cudaStreamCaptureStatus status;
-  const cudaError_t error = cudaStreamIsCapturing(stream, &status);
+// Which capture the stream is part of; 0: none.
+unsigned long long capture_of(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  unsigned long long capture = 0;
+  const cudaError_t error = cudaStreamGetCaptureInfo(stream, &status, &capture);
   if (error == cudaErrorStreamCaptureImplicit) {
     throw InputError(
         "expected arrays of other streams than the legacy default stream, while a blocking "
         "stream is captured");
   }
-  cuda::check(error, "cudaStreamIsCapturing");
-  return status != cudaStreamCaptureStatusNone;
+  cuda::check(error, "cudaStreamGetCaptureInfo");
+  return status == cudaStreamCaptureStatusNone ? 0 : capture;
 }
 
 // Whether nothing on the device can still use memory of a stream that does not take it back.
@@ -101,15 +103,17 @@ std::shared_ptr<void> allocate_resident(int64_t bytes, int device) {
 std::shared_ptr<void> allocate_mapped(int64_t bytes, int device) {
   const cuda::DeviceGuard guard(device);
   void* data = nullptr;
+  // Kernels may still read the memory when it is to be freed. To wait for the device itself spoils
+  // what is captured meanwhile; to free memory of the device waits as well, and does not.
+  std::shared_ptr<void> read_by_kernels = allocate_resident(1, device);
   const cuda::RelaxedCapture relaxed;
   if (bytes > 0) {
     RECENGINE_CUDA_CHECK(cudaHostAlloc(&data, static_cast<size_t>(bytes),
                                        cudaHostAllocMapped | cudaHostAllocPortable));
   }
-  return owned(data, device, [](void* memory) {
-    // Kernels may still read it. While a stream of the device is captured nobody can wait for all
-    // of them: to try spoils that capture, and the memory is kept for ever.
-    if (cudaDeviceSynchronize() == cudaSuccess) cudaFreeHost(memory);
+  return owned(data, device, [read_by_kernels](void* memory) mutable {
+    read_by_kernels.reset();
+    cudaFreeHost(memory);
   });
 }
 
@@ -171,7 +175,7 @@ int device_of(const void* pointer) {
 
 void order_after(int device, CudaStream stream, CudaStream other) {
   const cuda::DeviceGuard guard(device);
-  if (is_captured(as_stream(stream)) != is_captured(as_stream(other))) {
+  if (capture_of(as_stream(stream)) != capture_of(as_stream(other))) {
     throw InputError(
         "expected arrays of the stream that is captured, or of one that joined it, found one of "
         "another stream");

@@ -1,11 +1,5 @@
 // The fibers that threads of a block are; see cuda_runtime.h.
 
-// Its longjmp refuses to leave the stack it is on.
-#undef _FORTIFY_SOURCE
-
-#include <setjmp.h>
-#include <ucontext.h>
-
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -22,6 +16,32 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
+// Keeps what a call must keep on the stack, and its pointer in *from; goes on where `to` was kept.
+// setjmp and longjmp would do, but clear the shadow of a whole stack under AddressSanitizer, at
+// each of the switches that kernels consist of here.
+extern "C" void recengine_switch_stack(void** from, void* to);
+asm(R"(
+.text
+.type recengine_switch_stack, @function
+recengine_switch_stack:
+  push %rbp
+  push %rbx
+  push %r12
+  push %r13
+  push %r14
+  push %r15
+  mov %rsp, (%rdi)
+  mov %rsi, %rsp
+  pop %r15
+  pop %r14
+  pop %r13
+  pop %r12
+  pop %rbx
+  pop %rbp
+  ret
+.size recengine_switch_stack, . - recengine_switch_stack
+)");
+
 uint3 threadIdx;
 uint3 blockIdx;
 dim3 blockDim;
@@ -32,13 +52,13 @@ namespace {
 
 constexpr size_t kStackBytes = 256 << 10;
 constexpr int kMaxThreads = 1024;
+constexpr int kSavedRegisters = 6;
 
 std::mutex launch_mutex;
 thread_local std::string failure;  // of the last launch that failed
 
 struct Fiber {
-  ucontext_t start;
-  jmp_buf resume;
+  void* stack_pointer = nullptr;  // while it does not run
   std::unique_ptr<char[]> stack{new char[kStackBytes]};
   bool begun = false;
   bool done = false;
@@ -52,7 +72,7 @@ struct Fiber {
 
 // Switches between the stack of the launch and those of the fibers.
 struct Switch {
-  jmp_buf to_launch;
+  void* launch_stack_pointer = nullptr;  // while a fiber runs
   std::vector<std::unique_ptr<Fiber>> fibers;
   const std::function<void()>* thread = nullptr;
   int current = 0;
@@ -62,7 +82,8 @@ struct Switch {
 
 struct Block {
   int threads = 0;
-  int live = 0;
+  int live = 0;        // threads that have not returned
+  int at_barrier = 0;  // of these
   const char* failed = nullptr;
   std::vector<char> shared;
 };
@@ -86,24 +107,15 @@ void after_switch() {
 Fiber& self() { return *fibers.fibers[static_cast<size_t>(fibers.current)]; }
 
 void leave_fiber() {
-  if (_setjmp(self().resume) == 0) {
-    before_switch(fibers.launch_stack, fibers.launch_stack_bytes);
-    _longjmp(fibers.to_launch, 1);
-  }
+  before_switch(fibers.launch_stack, fibers.launch_stack_bytes);
+  recengine_switch_stack(&self().stack_pointer, fibers.launch_stack_pointer);
   after_switch();
-}
-
-bool all_at_barrier() {
-  for (int t = 0; t < block.threads; ++t) {
-    const Fiber& fiber = *fibers.fibers[static_cast<size_t>(t)];
-    if (!fiber.done && !(fiber.waiting && fiber.kind == Wait::kSyncThreads)) return false;
-  }
-  return true;
 }
 
 // Threads that have returned do not count.
 void release_block() {
-  if (!all_at_barrier()) return;
+  if (block.at_barrier < block.live) return;
+  block.at_barrier = 0;
   for (int t = 0; t < block.threads; ++t) {
     fibers.fibers[static_cast<size_t>(t)]->waiting = false;
   }
@@ -137,6 +149,7 @@ uint64_t wait(Wait kind, unsigned mask, uint64_t value, int source) {
   fiber.source = source;
   fiber.waiting = true;
   if (kind == Wait::kSyncThreads) {
+    ++block.at_barrier;
     release_block();
   } else {
     release_warp(fibers.current & ~(warpSize - 1), mask, kind);
@@ -154,9 +167,20 @@ void fiber_main() {
     (*fibers.thread)();
     end_wgmma_thread();
     self().done = true;
+    --block.live;
     release_block();
     leave_fiber();
   }
+}
+
+// As if fiber_main had been called, and had switched at once.
+void begin(Fiber& fiber) {
+  void** top = reinterpret_cast<void**>(fiber.stack.get() + kStackBytes);
+  *--top = nullptr;  // where it would return to
+  *--top = reinterpret_cast<void*>(&fiber_main);
+  for (int i = 0; i < kSavedRegisters; ++i) *--top = nullptr;
+  fiber.stack_pointer = top;
+  fiber.begun = true;
 }
 
 void enter_fiber(int t) {
@@ -164,16 +188,9 @@ void enter_fiber(int t) {
   fibers.current = t;
   const auto in_row = static_cast<unsigned>(t) / blockDim.x;
   threadIdx = {static_cast<unsigned>(t) % blockDim.x, in_row % blockDim.y, in_row / blockDim.y};
-  if (_setjmp(fibers.to_launch) == 0) {
-    before_switch(fiber.stack.get(), kStackBytes);
-    if (fiber.begun) _longjmp(fiber.resume, 1);
-    fiber.begun = true;
-    getcontext(&fiber.start);
-    fiber.start.uc_stack.ss_sp = fiber.stack.get();
-    fiber.start.uc_stack.ss_size = kStackBytes;
-    makecontext(&fiber.start, fiber_main, 0);
-    setcontext(&fiber.start);
-  }
+  if (!fiber.begun) begin(fiber);
+  before_switch(fiber.stack.get(), kStackBytes);
+  recengine_switch_stack(&fibers.launch_stack_pointer, fiber.stack_pointer);
   after_switch();
 }
 
@@ -196,6 +213,8 @@ std::string describe_wait() {
 bool run_block(bool backwards) {
   std::fill(block.shared.begin(), block.shared.end(), static_cast<char>(0xcd));
   begin_wgmma_block(block.threads);
+  block.live = block.threads;
+  block.at_barrier = 0;
   for (int t = 0; t < block.threads; ++t) {
     Fiber& fiber = *fibers.fibers[static_cast<size_t>(t)];
     fiber.done = fiber.waiting = false;

@@ -42,6 +42,7 @@ bool sides_fit(const void* to, const void* from, size_t bytes, cudaMemcpyKind ki
 struct Capture {
   cudaStreamCaptureMode mode;
   bool blocking;
+  unsigned long long id;
   std::thread::id thread = std::this_thread::get_id();
   std::unique_ptr<CudaEmulatedGraph> graph = std::make_unique<CudaEmulatedGraph>();
   bool invalidated = false;
@@ -280,8 +281,10 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t, unsigned) {
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode) {
   const std::lock_guard<std::mutex> lock(capture_mutex);
+  static unsigned long long num_captures = 0;
   const bool is_new =
-      !is_legacy(stream) && captures.try_emplace(stream, Capture{mode, stream->blocking}).second;
+      !is_legacy(stream) &&
+      captures.try_emplace(stream, Capture{mode, stream->blocking, ++num_captures}).second;
   return is_new ? cudaSuccess : cudaErrorStreamCaptureUnsupported;
 }
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
@@ -326,6 +329,13 @@ cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus* 
   const bool captured = capture_of(stream) != nullptr;
   *status = captured ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
   return cudaSuccess;
+}
+cudaError_t cudaStreamGetCaptureInfo(cudaStream_t stream, cudaStreamCaptureStatus* status,
+                                     unsigned long long* id) {
+  const cudaError_t error = cudaStreamIsCapturing(stream, status);
+  const Capture* const capture = capture_of(stream);
+  *id = capture == nullptr ? 0 : capture->id;
+  return error;
 }
 cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
   std::swap(thread_mode, *mode);

@@ -137,3 +137,15 @@ def test_rows_on_the_gpu_that_are_no_table_are_refused():
         ops.DeviceTable.from_array(ops.to_device(np.zeros((3, 8), np.int64)))
     with pytest.raises(InputError, match="expected at least 12 bytes a row for dim 8, found 10"):
         ops.DeviceTable.from_fused(ops.to_device(np.zeros((3, 10), np.uint8)), 8, "int8")
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("cache_bytes", [None, 1 << 20])
+def test_rows_beyond_4_gib(cache_bytes):
+    first_beyond = (4 << 30) // 64
+    data = np.zeros((first_beyond + 3, 32), np.float16)
+    rows = np.array([0, 1, first_beyond // 2, first_beyond - 1, first_beyond, first_beyond + 2])
+    data[rows] = np.random.default_rng(0).standard_normal((len(rows), 32))
+    table = ops.DeviceTable(ops.EmbeddingTable(data), cache_bytes=cache_bytes)
+    found = pool_on_gpu([table], rows, np.ones((len(rows), 1)), pooling="sum")
+    np.testing.assert_array_equal(found, data[rows])
