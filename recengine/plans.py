@@ -76,9 +76,8 @@ def check_plan(
     A plan runs with the very version that built it; a version-compatible one also with later ones,
     of the next major version at most. It runs on a GPU of the same name; a hardware-compatible one
     also on others of the same compute capability, or on Ampere and later. It runs with a driver
-    for the same major version of CUDA as the one it was built with, or a later one. An older
-    minor version is a warning: whether it runs depends on what its TensorRT needs, which the record
-    does not say.
+    for the same major version of CUDA as the one it was built with, or a later one; an older
+    minor version is a warning. What its TensorRT itself needs may be older, but is not recorded.
 
     Args:
         name: what the message calls the plan.

@@ -55,26 +55,42 @@ def end(runtime):
 
 def load_index():
     vectors = np.random.default_rng(0).normal(size=(5000, 64))
-    ops.DeviceItemIndex(ops.ItemIndex(vectors.astype(np.float32)))
+    return ops.DeviceItemIndex(ops.ItemIndex(vectors.astype(np.float32)))
 
 
-def load_table():
-    ops.DeviceTable(ops.EmbeddingTable(np.ones((1000, 64), np.float32)))
+def load_table(cache_bytes=None):
+    table = ops.EmbeddingTable(np.ones((1000, 64), np.float32))
+    return ops.DeviceTable(table, cache_bytes=cache_bytes)
 
 
 def load_spilled_table():
-    table = ops.EmbeddingTable(np.ones((1000, 64), np.float32))
-    ops.DeviceTable(table, cache_bytes=1 << 14)
+    return load_table(cache_bytes=1 << 14)
 
 
 def load_vocabulary():
-    ops.DeviceVocabulary(ops.Vocabulary.from_keys(np.arange(0, 1000, 3)))
+    return ops.DeviceVocabulary(ops.Vocabulary.from_keys(np.arange(0, 1000, 3)))
 
 
-@pytest.mark.parametrize("load", [load_index, load_table, load_spilled_table, load_vocabulary])
-@pytest.mark.parametrize(
+def read(loaded):
+    """A call that nobody waits for; its answer."""
+    ids = ops.to_device(np.array([3, 4, 3]))
+    if isinstance(loaded, ops.DeviceItemIndex):
+        queries = ops.to_device(np.ones((2, 64), np.float32))
+        return ops.cosine_topk(loaded, queries, 5, check=False)
+    if isinstance(loaded, ops.DeviceVocabulary):
+        return loaded.lookup(ids)
+    lengths = ops.to_device(np.array([[3]], np.int32))
+    return ops.embedding_bag([loaded], ids, lengths, pooling="sum", check=False)
+
+
+LOADS = [load_index, load_table, load_spilled_table, load_vocabulary]
+CAPTURES = pytest.mark.parametrize(
     ("flags", "mode"), [(BLOCKING, THREAD_LOCAL), (NON_BLOCKING, GLOBAL)], ids=["tensorrt", "torch"]
 )
+
+
+@pytest.mark.parametrize("load", LOADS)
+@CAPTURES
 def test_loading_and_freeing_works_and_spoils_no_capture(begin, end, load, flags, mode):
     """As TensorRT and torch capture them; what is loaded is freed at once."""
     with ThreadPoolExecutor(1) as other:
@@ -84,6 +100,36 @@ def test_loading_and_freeing_works_and_spoils_no_capture(begin, end, load, flags
         finally:
             spoilt = other.submit(end, stream).result()
     assert not spoilt
+
+
+@pytest.mark.parametrize("load", LOADS)
+@CAPTURES
+def test_freeing_what_calls_have_read_spoils_no_capture(begin, end, load, flags, mode):
+    loaded = load()
+    read(loaded)
+    with ThreadPoolExecutor(1) as other:
+        stream = other.submit(begin, flags, mode).result()
+        try:
+            del loaded
+        finally:
+            spoilt = other.submit(end, stream).result()
+    assert not spoilt
+
+
+@pytest.mark.parametrize("cache_bytes", [None, 1 << 20])
+def test_what_goes_while_calls_read_it_is_read_to_the_end(cache_bytes):
+    """On a real GPU calls still run, or wait, when their table goes."""
+    rng = np.random.default_rng(0)
+    values = rng.integers(-9, 9, (20, 1000, 64)).astype(np.float32)
+    rows = rng.integers(0, 1000, 20_000)
+    ids, lengths = ops.to_device(rows), ops.to_device(np.full((1000, 1), 20, np.int32))
+    found = []
+    for table in values:
+        loaded = ops.DeviceTable(ops.EmbeddingTable(table), cache_bytes=cache_bytes)
+        found.append(ops.embedding_bag([loaded], ids, lengths, pooling="sum", check=False))
+        del loaded
+    for table, sums in zip(values, found, strict=True):
+        np.testing.assert_array_equal(sums.numpy(), table[rows].reshape(1000, 20, 64).sum(axis=1))
 
 
 class OnStream:

@@ -37,7 +37,7 @@ for library in libasan.so libubsan.so libstdc++.so.6; do
 done
 # The backend would find CUDA's own runtime in the server, which has loaded it.
 runtimes+=" $PWD/$build/libcudart_emulated.so"
-# What a copy takes of memory cannot be seen beside what sanitizers take.
+# Not what needs gigabytes, nor what counts memory, which sanitizers take, too.
 LD_PRELOAD=$runtimes "$python" "$venv/bin/pytest" -q -p no:cacheprovider -n 2 --hypothesis-profile=few \
   -m "not alone" --deselect tests/engine/test_resident.py::test_engines_share_a_copy \
   tests/ops tests/engine tests/test_device.py

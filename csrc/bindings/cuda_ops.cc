@@ -16,6 +16,7 @@
 #include "recengine/error.h"
 #include "recengine/ops/embedding_bag.h"
 #include "recengine/ops/order.h"
+#include "recengine/stream_uses.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -28,6 +29,12 @@ struct BoundDeviceTable {
   DeviceTable table;
   std::optional<DeviceArray> data;
   std::optional<DeviceArray> scales;
+  StreamUses uses;
+};
+
+struct BoundDeviceVocabulary {
+  DeviceVocabulary vocabulary;
+  StreamUses uses;
 };
 
 RowType row_type_of(const DeviceArray& data) {
@@ -51,12 +58,12 @@ void expect_rows(const DeviceArray& data) {
 
 BoundDeviceTable copy_table(const BoundTable& table, int device) {
   const py::gil_scoped_release release;
-  return {DeviceTable::copy(table.view, device), std::nullopt, std::nullopt};
+  return {DeviceTable::copy(table.view, device), std::nullopt, std::nullopt, {}};
 }
 
 BoundDeviceTable spill_table(const BoundTable& table, int device, int64_t cache_bytes) {
   const py::gil_scoped_release release;
-  return {DeviceTable::spill(table.view, device, cache_bytes), std::nullopt, std::nullopt};
+  return {DeviceTable::spill(table.view, device, cache_bytes), std::nullopt, std::nullopt, {}};
 }
 
 BoundDeviceTable borrow_table(std::string name, const DeviceArray& data,
@@ -75,7 +82,9 @@ BoundDeviceTable borrow_table(std::string name, const DeviceArray& data,
   }
   return {DeviceTable::borrow(plain_table(std::move(name), data.data.get(), rows,
                                           static_cast<int32_t>(data.shape[1]), type, values.data)),
-          data, scales};
+          data,
+          scales,
+          {}};
 }
 
 BoundDeviceTable borrow_fused_table(std::string name, const DeviceArray& data, int64_t dim,
@@ -88,7 +97,7 @@ BoundDeviceTable borrow_fused_table(std::string name, const DeviceArray& data, i
       fused_table(std::move(name), data.data.get(), data.shape[0], static_cast<int32_t>(dim),
                   int4 ? RowType::kFusedInt4 : RowType::kFusedInt8,
                   rowwise ? FusedLayout::kRowwise : FusedLayout::kTbe, data.shape[1]);
-  return {DeviceTable::borrow(table), data, std::nullopt};
+  return {DeviceTable::borrow(table), data, std::nullopt, {}};
 }
 
 int64_t refresh_table(const BoundDeviceTable& self) {
@@ -112,7 +121,7 @@ py::tuple table_stats(const BoundDeviceTable& self) {
   return py::make_tuple(stats.held, stats.refreshes, stats.samples, stats.sampled_hits);
 }
 
-int64_t bag_width(const std::vector<const BoundDeviceTable*>& tables,
+int64_t bag_width(const std::vector<BoundDeviceTable*>& tables,
                   const std::vector<std::string>& poolings,
                   const std::vector<int32_t>& max_lengths) {
   std::vector<const EmbeddingTable*> views;
@@ -120,7 +129,7 @@ int64_t bag_width(const std::vector<const BoundDeviceTable*>& tables,
   return columns_width(make_columns(views, poolings, max_lengths));
 }
 
-void call_embedding_bag(const std::vector<const BoundDeviceTable*>& tables,
+void call_embedding_bag(const std::vector<BoundDeviceTable*>& tables,
                         const std::vector<std::string>& poolings,
                         const std::vector<int32_t>& max_lengths, const DeviceArray& rows,
                         const DeviceArray& lengths, const std::optional<DeviceArray>& weights,
@@ -153,6 +162,8 @@ void call_embedding_bag(const std::vector<const BoundDeviceTable*>& tables,
                      std::to_string(columns_width(columns)) + "], found (" +
                      std::to_string(result.rows) + ", " + std::to_string(result.cols) + ")");
   }
+  const StreamUse use(device, as_stream(stream));
+  for (BoundDeviceTable* bound : tables) use.reads(bound->uses);
   const py::gil_scoped_release release;
   embedding_bag_cuda({device, as_stream(stream), check}, columns, input, result);
 }
@@ -168,19 +179,23 @@ void call_order(const DeviceArray& candidate_ids, const DeviceArray& scores,
   order_cuda({device, as_stream(stream), check}, ids, values, out_ids, out_scores);
 }
 
-void call_lookup(const DeviceVocabulary& self, const DeviceArray& ids, const DeviceArray& rows,
+void call_lookup(BoundDeviceVocabulary& self, const DeviceArray& ids, const DeviceArray& rows,
                  uintptr_t stream) {
   expect_array("[vocabulary] ids", ids, kDtype<int64_t>, ids.shape.size());
   expect_array("[vocabulary] rows", rows, kDtype<int64_t>, rows.shape.size());
+  const StreamUse use(self.vocabulary.device(), as_stream(stream), self.uses);
   const py::gil_scoped_release release;
-  self.lookup(as_stream(stream), {static_cast<const int64_t*>(ids.data.get()), ids.size()},
-              {static_cast<int64_t*>(rows.data.get()), rows.size()});
+  self.vocabulary.lookup(as_stream(stream),
+                         {static_cast<const int64_t*>(ids.data.get()), ids.size()},
+                         {static_cast<int64_t*>(rows.data.get()), rows.size()});
 }
 
 }  // namespace
 
 void bind_cuda_ops(py::module_& module) {
-  py::class_<BoundDeviceTable>(module, "DeviceTable")
+  // Their destructors wait for the work that reads them.
+  const py::release_gil_before_calling_cpp_dtor waits;
+  py::class_<BoundDeviceTable>(module, "DeviceTable", waits)
       .def_static("copy", &copy_table, "table"_a, "device"_a)
       .def_static("spill", &spill_table, "table"_a, "device"_a, "cache_bytes"_a)
       .def_static("borrow", &borrow_table, "name"_a, "data"_a, "scales"_a)
@@ -197,14 +212,16 @@ void bind_cuda_ops(py::module_& module) {
                              [](const BoundDeviceTable& self) { return self.table.view().dim; })
       .def_property_readonly("device",
                              [](const BoundDeviceTable& self) { return self.table.device(); });
-  py::class_<DeviceVocabulary>(module, "DeviceVocabulary")
+  py::class_<BoundDeviceVocabulary>(module, "DeviceVocabulary", waits)
       .def(py::init([](const BoundVocabulary& vocabulary, int device) {
              const py::gil_scoped_release release;
-             return DeviceVocabulary(vocabulary.vocabulary, device);
+             return BoundDeviceVocabulary{DeviceVocabulary(vocabulary.vocabulary, device), {}};
            }),
            "vocabulary"_a, "device"_a)
-      .def_property_readonly("size", &DeviceVocabulary::size)
-      .def_property_readonly("device", &DeviceVocabulary::device)
+      .def_property_readonly(
+          "size", [](const BoundDeviceVocabulary& self) { return self.vocabulary.size(); })
+      .def_property_readonly(
+          "device", [](const BoundDeviceVocabulary& self) { return self.vocabulary.device(); })
       .def("lookup", &call_lookup, "ids"_a, "rows"_a, "stream"_a);
   module.def("bag_width", &bag_width, "tables"_a, "poolings"_a, "max_lengths"_a);
   module.def("embedding_bag_cuda", &call_embedding_bag, "tables"_a, "poolings"_a, "max_lengths"_a,

@@ -10,6 +10,7 @@
 #include "recengine/context.h"
 #include "recengine/device_item_index.h"
 #include "recengine/ops/cosine_topk.h"
+#include "recengine/stream_uses.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -17,9 +18,14 @@ using namespace pybind11::literals;
 namespace recengine {
 namespace {
 
-DeviceItemIndex copy_index(const BoundIndex& index, int device) {
+struct BoundDeviceIndex {
+  DeviceItemIndex index;
+  StreamUses uses;
+};
+
+BoundDeviceIndex copy_index(const BoundIndex& index, int device) {
   const py::gil_scoped_release release;
-  return DeviceItemIndex::copy(index.index, device, shared_pool(usable_cores()));
+  return {DeviceItemIndex::copy(index.index, device, shared_pool(usable_cores())), {}};
 }
 
 // Words are taken with and without a sign, which not every framework has.
@@ -30,12 +36,13 @@ Span<uint64_t> bitmap_span(const DeviceArray& array) {
 }
 
 // `certificates` is int64 [batch, 2], the bytes of TopKCertificates.
-void call_cosine_topk(const DeviceItemIndex& index, const DeviceArray& queries,
+void call_cosine_topk(BoundDeviceIndex& bound, const DeviceArray& queries,
                       const std::optional<DeviceArray>& exclude_rows,
                       const std::optional<DeviceArray>& exclude_lengths,
                       const std::optional<DeviceArray>& allow_bitmap, const DeviceArray& rows,
                       const DeviceArray& scores, const std::optional<DeviceArray>& certificates,
                       int device, uintptr_t stream, bool check) {
+  const DeviceItemIndex& index = bound.index;
   TopKQuery query;
   query.queries = device_matrix<const float>("[cosine_topk] queries", queries);
   if (exclude_rows) {
@@ -61,6 +68,7 @@ void call_cosine_topk(const DeviceItemIndex& index, const DeviceArray& queries,
   }
   const auto out_rows = device_matrix<int64_t>("[cosine_topk] rows", rows);
   const auto out_scores = device_matrix<float>("[cosine_topk] scores", scores);
+  const StreamUse use(device, as_stream(stream), bound.uses);
   const py::gil_scoped_release release;
   cosine_topk_cuda({device, as_stream(stream), check}, index, query, out_rows, out_scores, filled);
 }
@@ -78,11 +86,12 @@ void call_pack_bitmap(const DeviceArray& mask, const DeviceArray& words, int dev
 
 void bind_cuda_topk(py::module_& module) {
   // Its destructor waits for the work that reads it.
-  py::class_<DeviceItemIndex>(module, "DeviceItemIndex", py::release_gil_before_calling_cpp_dtor())
+  py::class_<BoundDeviceIndex>(module, "DeviceItemIndex", py::release_gil_before_calling_cpp_dtor())
       .def_static("copy", &copy_index, "index"_a, "device"_a)
-      .def_property_readonly("rows", &DeviceItemIndex::rows)
-      .def_property_readonly("dim", &DeviceItemIndex::dim)
-      .def_property_readonly("device", &DeviceItemIndex::device);
+      .def_property_readonly("rows", [](const BoundDeviceIndex& self) { return self.index.rows(); })
+      .def_property_readonly("dim", [](const BoundDeviceIndex& self) { return self.index.dim(); })
+      .def_property_readonly("device",
+                             [](const BoundDeviceIndex& self) { return self.index.device(); });
   module.def("cosine_topk_cuda", &call_cosine_topk, "index"_a, "queries"_a, "exclude_rows"_a,
              "exclude_lengths"_a, "allow_bitmap"_a, "rows"_a, "scores"_a, "certificates"_a,
              "device"_a, "stream"_a, "check"_a);

@@ -9,6 +9,7 @@
 #include "bindings/shared_pool.h"
 #include "bindings/wire_users.h"
 #include "recengine/engine.h"
+#include "recengine/stream_uses.h"
 
 namespace py = pybind11;
 using namespace pybind11::literals;
@@ -48,9 +49,10 @@ class PyDeviceEngine {
   }
 
   void look_up(const Array<int64_t>& ids, const Array<int32_t>& lengths, const Array<float>& dense,
-               const DeviceArray& sparse, uintptr_t stream) const {
+               const DeviceArray& sparse, uintptr_t stream) {
     const WireUsers users = as_users(ids, lengths, dense);
     const auto out = device_matrix<float>("[retrieval] sparse", sparse);
+    const StreamUse use(engine_->device(), as_stream(stream), uses_);
     const py::gil_scoped_release release;
     check(engine_->schema(), users);
     engine_->look_up(Rows(users).batch(), out, {as_stream(stream)});
@@ -60,7 +62,7 @@ class PyDeviceEngine {
                           const Array<float>& dense, const DeviceArray& candidates,
                           const DeviceArray& candidate_scores, const DeviceArray& sparse,
                           const DeviceArray& items, const DeviceArray& item_scores,
-                          uintptr_t stream) const {
+                          uintptr_t stream) {
     const WireUsers users = as_users(ids, lengths, dense);
     const CandidateBatch batch = as_candidates(candidates, candidate_scores);
     expect_array("[ranking] items", items, kDtype<float>, 3);
@@ -68,6 +70,7 @@ class PyDeviceEngine {
         device_matrix<float>("[ranking] sparse", sparse),
         {static_cast<float*>(items.data.get()), items.shape[0] * items.shape[1], items.shape[2]},
         device_matrix<float>("[ranking] item_scores", item_scores)};
+    const StreamUse use(engine_->device(), as_stream(stream), uses_);
     const py::gil_scoped_release release;
     check(engine_->schema(), users, batch, /*on_host=*/false);
     engine_->look_up(Rows(users).batch(), batch, out, {as_stream(stream)});
@@ -75,10 +78,11 @@ class PyDeviceEngine {
 
   void search(const Array<int64_t>& ids, const Array<int32_t>& lengths, const Array<float>& dense,
               const DeviceArray& vectors, const DeviceArray& item_ids, const DeviceArray& scores,
-              uintptr_t stream) const {
+              uintptr_t stream) {
     const WireUsers users = as_users(ids, lengths, dense);
     const auto given = device_matrix<const float>("[retrieval] user", vectors);
     const Recommendations out = as_answer(item_ids, scores);
+    const StreamUse use(engine_->device(), as_stream(stream), uses_);
     const py::gil_scoped_release release;
     check(engine_->schema(), users, given, engine_->widths().user);
     engine_->search(Rows(users).batch(), given, out, {as_stream(stream)});
@@ -87,11 +91,12 @@ class PyDeviceEngine {
   void order(const Array<int64_t>& ids, const Array<int32_t>& lengths, const Array<float>& dense,
              const DeviceArray& candidates, const DeviceArray& candidate_scores,
              const DeviceArray& graph_scores, const DeviceArray& item_ids,
-             const DeviceArray& scores, uintptr_t stream) const {
+             const DeviceArray& scores, uintptr_t stream) {
     const WireUsers users = as_users(ids, lengths, dense);
     const CandidateBatch batch = as_candidates(candidates, candidate_scores);
     const auto given = device_matrix<const float>("[ranking] graph_scores", graph_scores);
     const Recommendations out = as_answer(item_ids, scores);
+    const StreamUse use(engine_->device(), as_stream(stream), uses_);
     const py::gil_scoped_release release;
     check(engine_->schema(), users, batch, given, /*on_host=*/false);
     engine_->order(Rows(users).batch(), batch, given, out, {as_stream(stream)});
@@ -99,6 +104,7 @@ class PyDeviceEngine {
 
  private:
   std::unique_ptr<Engine> engine_;
+  StreamUses uses_;
 };
 
 }  // namespace
@@ -107,7 +113,8 @@ void bind_device_engine(py::module_& module) {
   const auto ids = "ids"_a.noconvert();
   const auto lengths = "lengths"_a.noconvert();
   const auto dense = "dense"_a.noconvert();
-  py::class_<PyDeviceEngine>(module, "DeviceEngine")
+  // Its destructor waits for the work that reads it.
+  py::class_<PyDeviceEngine>(module, "DeviceEngine", py::release_gil_before_calling_cpp_dtor())
       .def(py::init<const std::string&, int, int64_t>(), "directory"_a, "device"_a, "table_bytes"_a)
       .def_property_readonly("schema", &PyDeviceEngine::schema)
       .def_property_readonly("memory", &PyDeviceEngine::memory)

@@ -57,7 +57,7 @@ using cuda::owned;
 
 namespace {
 
-// Which capture the stream is part of; 0: none.
+// Which capture the stream is part of; 0: of none that goes on.
 unsigned long long capture_of(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   unsigned long long capture = 0;
@@ -103,18 +103,12 @@ std::shared_ptr<void> allocate_resident(int64_t bytes, int device) {
 std::shared_ptr<void> allocate_mapped(int64_t bytes, int device) {
   const cuda::DeviceGuard guard(device);
   void* data = nullptr;
-  // Kernels may still read the memory when it is to be freed. To wait for the device itself spoils
-  // what is captured meanwhile; to free memory of the device waits as well, and does not.
-  std::shared_ptr<void> read_by_kernels = allocate_resident(1, device);
   const cuda::RelaxedCapture relaxed;
   if (bytes > 0) {
     RECENGINE_CUDA_CHECK(cudaHostAlloc(&data, static_cast<size_t>(bytes),
                                        cudaHostAllocMapped | cudaHostAllocPortable));
   }
-  return owned(data, device, [read_by_kernels](void* memory) mutable {
-    read_by_kernels.reset();
-    cudaFreeHost(memory);
-  });
+  return owned(data, device, [](void* memory) { cudaFreeHost(memory); });
 }
 
 void copy_to_device(void* to, const void* from, int64_t bytes, int device, CudaStream stream) {

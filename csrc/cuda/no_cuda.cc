@@ -10,6 +10,7 @@
 #include "recengine/ops/cosine_topk.h"
 #include "recengine/ops/embedding_bag.h"
 #include "recengine/ops/order.h"
+#include "recengine/stream_uses.h"
 
 namespace recengine {
 namespace {
@@ -36,6 +37,10 @@ DeviceGraph::DeviceGraph(int, CudaStream, const std::function<void()>&) { fail()
 void DeviceGraph::launch(CudaStream) const { fail(); }
 int device_of(const void*) { fail(); }
 void order_after(int, CudaStream, CudaStream) { fail(); }
+StreamUses::~StreamUses() = default;
+StreamUse::StreamUse(int, CudaStream) { fail(); }
+StreamUse::~StreamUse() = default;
+void StreamUse::reads(StreamUses&) const {}
 
 void finish_topk_cuda(const CudaContext&, const TopKAnswer&) { fail(); }
 void choose_scores_cuda(const CudaContext&, Span<const uint8_t>, Matrix<const float>,

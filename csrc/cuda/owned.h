@@ -11,7 +11,7 @@ namespace recengine::cuda {
 // resource with it.
 template <typename Free>
 std::shared_ptr<void> owned(void* resource, int device, Free free) {
-  return {resource, [=](void* held) mutable {
+  return {resource, [=](void* held) {
             int before = 0;
             if (held == nullptr || cudaGetDevice(&before) != cudaSuccess) return;
             auto mode = cudaStreamCaptureModeRelaxed;

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "cpu/shared_by_key.h"
 #include "engine/sha256.h"
-#include "engine/shared_by_key.h"
 
 namespace recengine {
 

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "engine/shared_by_key.h"
+#include "cpu/shared_by_key.h"
 #include "recengine/error.h"
 
 namespace recengine {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -29,15 +28,10 @@ class DeviceValues {
     data_ = static_cast<T*>(memory_.get());
   }
 
-  // A copy of the host's values, which may change when it returns; it waits for nothing.
+  // A copy of the host's values, which may change when it returns.
   DeviceValues(const CudaContext& context, Span<const T> values)
       : DeviceValues(context, values.size) {
-    const int64_t bytes = size_ * int64_t{sizeof(T)};
-    for (int64_t at = 0; at < bytes; at += kCopiedWithoutWait) {
-      copy_async(reinterpret_cast<char*>(data_) + at,
-                 reinterpret_cast<const char*>(values.data) + at,
-                 std::min(kCopiedWithoutWait, bytes - at), context.device, context.stream);
-    }
+    copy_async(data_, values.data, size_ * int64_t{sizeof(T)}, context.device, context.stream);
   }
 
   T* data() const { return data_; }
@@ -47,9 +41,6 @@ class DeviceValues {
   Matrix<T> matrix(int64_t rows) const { return {data_, rows, rows == 0 ? 0 : size_ / rows}; }
 
  private:
-  // Of memory that is not pinned, CUDA takes so much at once without a wait for the stream.
-  static constexpr int64_t kCopiedWithoutWait = 64 << 10;
-
   std::shared_ptr<void> memory_;  // where there is no scratch
   T* data_;
   int64_t size_;

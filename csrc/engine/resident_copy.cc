@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cpu/shared_by_key.h"
 #include "engine/mapped_file.h"
-#include "engine/shared_by_key.h"
 
 namespace recengine {
 namespace {

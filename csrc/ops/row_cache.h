@@ -54,6 +54,7 @@ class RowCache {
  public:
   // `table` has at least one row, on the host and mapped; it outlives the cache.
   RowCache(const EmbeddingTable& table, uint32_t capacity, int device);
+  ~RowCache();
 
   // Device memory for a row: its slot and its share of the maps.
   static int64_t slot_bytes(int64_t row_bytes);

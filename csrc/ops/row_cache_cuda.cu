@@ -139,6 +139,14 @@ RowCache::RowCache(const EmbeddingTable& table, uint32_t capacity, int device)
   copy_to_device(slots_.get(), host_rows_, capacity * row_bytes_, device, stream());
 }
 
+RowCache::~RowCache() {
+  try {
+    synchronize(device_, stream());  // what was published last
+  } catch (const DeviceError&) {
+    // The device has failed, or the process ends.
+  }
+}
+
 RowMapEntry* RowCache::map(int index) const {
   return static_cast<RowMapEntry*>(maps_.get()) + index * int64_t{2} * hot_.capacity();
 }

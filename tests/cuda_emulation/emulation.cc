@@ -21,7 +21,7 @@
 // each of the switches that kernels consist of here.
 extern "C" void recengine_switch_stack(void** from, void* to);
 asm(R"(
-.text
+.pushsection .text
 .type recengine_switch_stack, @function
 recengine_switch_stack:
   push %rbp
@@ -40,6 +40,7 @@ recengine_switch_stack:
   pop %rbp
   ret
 .size recengine_switch_stack, . - recengine_switch_stack
+.popsection
 )");
 
 uint3 threadIdx;
@@ -92,24 +93,31 @@ Switch fibers;
 Block block;
 std::map<const void*, int> opted_in_shared;  // by kernel
 
+Fiber& self() { return *fibers.fibers[static_cast<size_t>(fibers.current)]; }
+
 // AddressSanitizer wants to know which stack it is on.
 void before_switch([[maybe_unused]] const void* stack, [[maybe_unused]] size_t bytes) {
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_start_switch_fiber(nullptr, stack, bytes);
 #endif
 }
-void after_switch() {
+void arrive_in_launch() {
 #ifdef __SANITIZE_ADDRESS__
   __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
 #endif
 }
 
-Fiber& self() { return *fibers.fibers[static_cast<size_t>(fibers.current)]; }
+// Launches come from any thread, each with a stack of its own.
+void arrive_in_fiber() {
+#ifdef __SANITIZE_ADDRESS__
+  __sanitizer_finish_switch_fiber(nullptr, &fibers.launch_stack, &fibers.launch_stack_bytes);
+#endif
+}
 
 void leave_fiber() {
   before_switch(fibers.launch_stack, fibers.launch_stack_bytes);
   recengine_switch_stack(&self().stack_pointer, fibers.launch_stack_pointer);
-  after_switch();
+  arrive_in_fiber();
 }
 
 // Threads that have returned do not count.
@@ -160,9 +168,7 @@ uint64_t wait(Wait kind, unsigned mask, uint64_t value, int source) {
 
 // A fiber runs one thread of one block after the other.
 void fiber_main() {
-#ifdef __SANITIZE_ADDRESS__
-  __sanitizer_finish_switch_fiber(nullptr, &fibers.launch_stack, &fibers.launch_stack_bytes);
-#endif
+  arrive_in_fiber();
   for (;;) {
     (*fibers.thread)();
     end_wgmma_thread();
@@ -191,7 +197,7 @@ void enter_fiber(int t) {
   if (!fiber.begun) begin(fiber);
   before_switch(fiber.stack.get(), kStackBytes);
   recengine_switch_stack(&fibers.launch_stack_pointer, fiber.stack_pointer);
-  after_switch();
+  arrive_in_launch();
 }
 
 // Which thread waits for what, of those that still do.

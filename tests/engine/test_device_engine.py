@@ -55,13 +55,6 @@ def test_searches_are_the_cpus_to_the_bit(engine, golden, oracle, rng):
     assert_same(StagesOnGpu(golden).search(users, vectors), engine.search(users, vectors), rtol=0)
 
 
-def test_a_batch_whose_ids_go_to_the_gpu_in_pieces_is_looked_up_whole(engine, golden, oracle, rng):
-    users = random_users(rng, oracle, 3000)
-    assert users.lengths.sum() > 2 * (64 << 10) / users.ids.itemsize
-    found = StagesOnGpu(golden).look_up(users)["sparse"]
-    np.testing.assert_allclose(found, engine.look_up(users)["sparse"], rtol=1e-6, atol=1e-6)
-
-
 def test_calls_from_many_threads_answer_as_each_alone(golden, oracle, rng):
     stages = StagesOnGpu(golden)
     users = [random_users(rng, oracle, 7) for _ in range(12)]

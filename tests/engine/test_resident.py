@@ -69,7 +69,7 @@ def test_engines_share_a_copy(tmp_path):
     synthetic.write(tmp_path / "bundle", size)
     engines = [Engine(tmp_path / "bundle", threads=1, resident=True)]
     grown = {False: 0, True: 0}
-    # By turns: what an engine allocates besides varies, above all with sanitizers.
+    # By turns: what an engine allocates besides varies.
     for resident in [False, True] * 8:
         before = anonymous_bytes()
         engines.append(Engine(tmp_path / "bundle", threads=1, resident=resident))

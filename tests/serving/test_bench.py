@@ -1,5 +1,6 @@
 """The serving bench: its requests, its readers, its arithmetic, and one short run on a server."""
 
+import gc
 import json
 
 import numpy as np
@@ -13,12 +14,20 @@ from recengine import bundle
 from recengine.client.wire import WireUsers
 from recengine.engine import Engine
 from recengine.errors import InputError, ServerError
+from recengine.serving.bench import overload
 from recengine.serving.bench.machine import machine_name
-from recengine.serving.bench.open_loop import Answers, poisson_arrivals, send, serialize
+from recengine.serving.bench.open_loop import (
+    Answers,
+    poisson_arrivals,
+    send,
+    send_one_by_one,
+    serialize,
+)
 from recengine.serving.bench.overload import (
     OverloadPlan,
     count_sheds,
     describe_burst,
+    measure_overload,
     overload_bars,
     overload_table,
     summarize_bursts,
@@ -247,6 +256,34 @@ def test_open_loop_gets_every_answer_of_a_live_server(golden, golden_server):
     assert len(result.latencies_ms("ok")) + len(result.latencies_ms("shed")) == len(result.due_s)
     shed = count_sheds(golden_server.endpoints.metrics) - before
     assert shed == len(result.latencies_ms("shed"))
+
+
+def test_no_garbage_is_collected_while_answers_are_timed(golden, golden_server, monkeypatch):
+    collects = []
+
+    def watched(call):
+        def run(*arguments):
+            answers = call(*arguments)
+            collects.append(gc.isenabled())
+            return answers
+
+        return run
+
+    monkeypatch.setattr(overload, "send", watched(send))
+    monkeypatch.setattr(overload, "send_one_by_one", watched(send_one_by_one))
+    measure_overload(
+        golden_server.endpoints.grpc,
+        golden_server.endpoints.metrics,
+        "recommend",
+        reference_requests(golden),
+        OverloadPlan(loads=(0.1,), seconds=0.3, rounds=1, deadline_ms=5000),
+        progress=lambda text: None,
+    )
+    first, *timed = collects
+    assert first  # what warms up
+    assert len(timed) > 4
+    assert not any(timed)
+    assert gc.isenabled()
 
 
 @pytest.mark.alone

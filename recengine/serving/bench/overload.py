@@ -23,6 +23,7 @@ from recengine.serving.bench.open_loop import (
     send,
     send_one_by_one,
     serialize,
+    without_collections,
 )
 from recengine.serving.bench.report import Bar
 from recengine.serving.bench.requests import Request
@@ -113,18 +114,22 @@ def measure_overload(
     plain = serialize(model, requests, None)
     timed = serialize(model, requests, plan.deadline_ms)
     _checked(send_one_by_one(url, plain[:_NEXT_REQUESTS]))
-    idle = _checked(send_one_by_one(url, [plain[i % len(plain)] for i in range(_IDLE_REQUESTS)]))
+    with without_collections():
+        idle = _checked(
+            send_one_by_one(url, [plain[i % len(plain)] for i in range(_IDLE_REQUESTS)])
+        )
     idle_p50, idle_p99 = np.percentile(idle.latency_ms, [50, 99])
     progress(f"idle p50 {idle_p50:.1f} ms, p99 {idle_p99:.1f} ms")
     bursts: dict[float, list[dict[str, Any]]] = {load: [] for load in plan.loads}
     for round_ in range(plan.rounds):
         for load in plan.loads:
             # The machine's speed changes: what a burst had to hold is measured just before it.
-            capacity = measure_capacity(url, plain, plan)
-            before = count_sheds(metrics_url)
-            due = poisson_arrivals(load * capacity, plan.seconds, seed=round_)
-            answers = _checked(send(url, timed, due))
-            after_burst = _checked(send_one_by_one(url, timed[:_NEXT_REQUESTS]))
+            with without_collections():
+                capacity = measure_capacity(url, plain, plan)
+                before = count_sheds(metrics_url)
+                due = poisson_arrivals(load * capacity, plan.seconds, seed=round_)
+                answers = _checked(send(url, timed, due))
+                after_burst = _checked(send_one_by_one(url, timed[:_NEXT_REQUESTS]))
             counted = count_sheds(metrics_url) - before
             burst = describe_burst(load, capacity, answers, after_burst, counted, plan)
             bursts[load].append(burst)
