@@ -8,7 +8,8 @@ framework, or of `to_device`. They need the dtype named and C order. A call runs
 stream of the framework of its first array, and returns arrays of that framework. With `check` it
 waits for the GPU and raises what it raises on the CPU; without, it only puts its work on the stream
 (so that a CUDA graph can capture it), reads nothing outside its arrays, and where values are out of
-range its result is undefined.
+range its result is undefined. Tables and the like that go wait for the calls that read them; what a
+captured graph reads is for who replays it to keep.
 
 `threads` is how many threads one call may use, None for every core that the process may use.
 `isa` is one of `supported_isas()`, None for `default_isa()`. Neither changes a bit of the result.
