@@ -116,7 +116,26 @@ def test_freeing_what_calls_have_read_spoils_no_capture(begin, end, load, flags,
     assert not spoilt
 
 
-@pytest.mark.parametrize("cache_bytes", [None, 1 << 20])
+@pytest.fixture
+def not_waited_for(runtime):
+    """How many streams have got work that nobody has waited for since."""
+    if not hasattr(runtime, "cuda_emulation_streams_not_waited_for"):
+        pytest.skip("only the emulation knows")
+    return runtime.cuda_emulation_streams_not_waited_for
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_what_goes_waits_for_the_stream_that_reads_it(not_waited_for, load):
+    loaded = load()
+    before = not_waited_for()
+    answer = read(loaded)
+    assert not_waited_for() == before + 1
+    del loaded
+    assert not_waited_for() == before
+    del answer
+
+
+@pytest.mark.parametrize("cache_bytes", [None, 0])
 def test_what_goes_while_calls_read_it_is_read_to_the_end(cache_bytes):
     """On a real GPU calls still run, or wait, when their table goes."""
     rng = np.random.default_rng(0)

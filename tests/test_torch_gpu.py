@@ -174,3 +174,22 @@ def test_threads_with_streams_of_their_own_share_tables_and_index(operation):
     with ThreadPoolExecutor(4) as pool:
         for future in [pool.submit(run, thread) for thread in range(4)]:
             future.result()
+
+
+@pytest.mark.parametrize("cache_bytes", [None, 0])
+def test_a_table_that_goes_before_its_call_has_run_is_read_all_the_same(cache_bytes):
+    values = np.random.default_rng(0).normal(size=(1000, 64)).astype(np.float32)
+    rows = torch.arange(1000, device="cuda")
+    lengths = torch.ones(1000, 1, dtype=torch.int32, device="cuda")
+    table = ops.DeviceTable(ops.EmbeddingTable(values), cache_bytes=cache_bytes)
+    ops.embedding_bag([table], rows, lengths, pooling="sum")  # loads the kernels
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(ABOUT_50_MS)
+        found = ops.embedding_bag([table], rows, lengths, pooling="sum", check=False)
+    del table
+    after = ops.DeviceTable(ops.EmbeddingTable(-values), cache_bytes=cache_bytes)
+    stream.synchronize()
+    np.testing.assert_array_equal(found.cpu().numpy(), values)
+    del after

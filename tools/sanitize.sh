@@ -40,7 +40,7 @@ runtimes+=" $PWD/$build/libcudart_emulated.so"
 # Not what needs gigabytes, nor what counts memory, which sanitizers take, too.
 LD_PRELOAD=$runtimes "$python" "$venv/bin/pytest" -q -p no:cacheprovider -n 2 --hypothesis-profile=few \
   -m "not alone" --deselect tests/engine/test_resident.py::test_engines_share_a_copy \
-  tests/ops tests/engine tests/test_device.py
+  tests/ops tests/engine tests/test_device.py tests/test_capture.py
 
 # The backend: malformed requests to a real server that loads the sanitised library. The tests run on
 # the ordinary build; a wrapper first on PATH preloads the runtimes into the server alone.

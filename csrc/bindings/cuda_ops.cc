@@ -121,7 +121,7 @@ py::tuple table_stats(const BoundDeviceTable& self) {
   return py::make_tuple(stats.held, stats.refreshes, stats.samples, stats.sampled_hits);
 }
 
-int64_t bag_width(const std::vector<BoundDeviceTable*>& tables,
+int64_t bag_width(const std::vector<const BoundDeviceTable*>& tables,
                   const std::vector<std::string>& poolings,
                   const std::vector<int32_t>& max_lengths) {
   std::vector<const EmbeddingTable*> views;
@@ -162,9 +162,9 @@ void call_embedding_bag(const std::vector<BoundDeviceTable*>& tables,
                      std::to_string(columns_width(columns)) + "], found (" +
                      std::to_string(result.rows) + ", " + std::to_string(result.cols) + ")");
   }
+  const py::gil_scoped_release release;
   const StreamUse use(device, as_stream(stream));
   for (BoundDeviceTable* bound : tables) use.reads(bound->uses);
-  const py::gil_scoped_release release;
   embedding_bag_cuda({device, as_stream(stream), check}, columns, input, result);
 }
 
@@ -183,8 +183,8 @@ void call_lookup(BoundDeviceVocabulary& self, const DeviceArray& ids, const Devi
                  uintptr_t stream) {
   expect_array("[vocabulary] ids", ids, kDtype<int64_t>, ids.shape.size());
   expect_array("[vocabulary] rows", rows, kDtype<int64_t>, rows.shape.size());
-  const StreamUse use(self.vocabulary.device(), as_stream(stream), self.uses);
   const py::gil_scoped_release release;
+  const StreamUse use(self.vocabulary.device(), as_stream(stream), self.uses);
   self.vocabulary.lookup(as_stream(stream),
                          {static_cast<const int64_t*>(ids.data.get()), ids.size()},
                          {static_cast<int64_t*>(rows.data.get()), rows.size()});

@@ -68,8 +68,8 @@ void call_cosine_topk(BoundDeviceIndex& bound, const DeviceArray& queries,
   }
   const auto out_rows = device_matrix<int64_t>("[cosine_topk] rows", rows);
   const auto out_scores = device_matrix<float>("[cosine_topk] scores", scores);
-  const StreamUse use(device, as_stream(stream), bound.uses);
   const py::gil_scoped_release release;
+  const StreamUse use(device, as_stream(stream), bound.uses);
   cosine_topk_cuda({device, as_stream(stream), check}, index, query, out_rows, out_scores, filled);
 }
 

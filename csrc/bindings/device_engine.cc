@@ -52,8 +52,8 @@ class PyDeviceEngine {
                const DeviceArray& sparse, uintptr_t stream) {
     const WireUsers users = as_users(ids, lengths, dense);
     const auto out = device_matrix<float>("[retrieval] sparse", sparse);
-    const StreamUse use(engine_->device(), as_stream(stream), uses_);
     const py::gil_scoped_release release;
+    const StreamUse use(engine_->device(), as_stream(stream), uses_);
     check(engine_->schema(), users);
     engine_->look_up(Rows(users).batch(), out, {as_stream(stream)});
   }
@@ -70,8 +70,8 @@ class PyDeviceEngine {
         device_matrix<float>("[ranking] sparse", sparse),
         {static_cast<float*>(items.data.get()), items.shape[0] * items.shape[1], items.shape[2]},
         device_matrix<float>("[ranking] item_scores", item_scores)};
-    const StreamUse use(engine_->device(), as_stream(stream), uses_);
     const py::gil_scoped_release release;
+    const StreamUse use(engine_->device(), as_stream(stream), uses_);
     check(engine_->schema(), users, batch, /*on_host=*/false);
     engine_->look_up(Rows(users).batch(), batch, out, {as_stream(stream)});
   }
@@ -82,8 +82,8 @@ class PyDeviceEngine {
     const WireUsers users = as_users(ids, lengths, dense);
     const auto given = device_matrix<const float>("[retrieval] user", vectors);
     const Recommendations out = as_answer(item_ids, scores);
-    const StreamUse use(engine_->device(), as_stream(stream), uses_);
     const py::gil_scoped_release release;
+    const StreamUse use(engine_->device(), as_stream(stream), uses_);
     check(engine_->schema(), users, given, engine_->widths().user);
     engine_->search(Rows(users).batch(), given, out, {as_stream(stream)});
   }
@@ -96,8 +96,8 @@ class PyDeviceEngine {
     const CandidateBatch batch = as_candidates(candidates, candidate_scores);
     const auto given = device_matrix<const float>("[ranking] graph_scores", graph_scores);
     const Recommendations out = as_answer(item_ids, scores);
-    const StreamUse use(engine_->device(), as_stream(stream), uses_);
     const py::gil_scoped_release release;
+    const StreamUse use(engine_->device(), as_stream(stream), uses_);
     check(engine_->schema(), users, batch, given, /*on_host=*/false);
     engine_->order(Rows(users).batch(), batch, given, out, {as_stream(stream)});
   }

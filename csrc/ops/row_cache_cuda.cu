@@ -141,6 +141,7 @@ RowCache::RowCache(const EmbeddingTable& table, uint32_t capacity, int device)
 
 RowCache::~RowCache() {
   try {
+    const cuda::RelaxedCapture relaxed;
     synchronize(device_, stream());  // what was published last
   } catch (const DeviceError&) {
     // The device has failed, or the process ends.

@@ -20,6 +20,10 @@ struct CudaEmulatedGraph {
 struct CudaEmulatedStream {
   bool blocking;  // waits for the legacy default stream, and that for it
 };
+struct CudaEmulatedEvent {
+  cudaStream_t stream = nullptr;
+  int64_t work = 0;  // that the stream had got
+};
 
 namespace {
 
@@ -50,6 +54,14 @@ struct Capture {
 std::mutex capture_mutex;
 std::map<cudaStream_t, Capture> captures;  // streams of callers may be any number
 thread_local cudaStreamCaptureMode thread_mode = cudaStreamCaptureModeGlobal;
+
+// What a stream has got, in steps, and how much of that somebody has waited for.
+struct Progress {
+  int64_t got = 0;
+  int64_t waited_for = 0;
+};
+std::mutex progress_mutex;
+std::map<cudaStream_t, Progress> progress;
 
 // The capture of the stream, or null; a stream is captured by one thread.
 Capture* capture_of(cudaStream_t stream) {
@@ -128,7 +140,13 @@ cudaError_t cuda_emulation::put(cudaStream_t stream, std::function<cudaError_t()
   const cudaError_t refused = refuse_implicit(stream);
   if (refused != cudaSuccess) return refused;
   Capture* const capture = capture_of(stream);
-  if (capture == nullptr) return step();
+  if (capture == nullptr) {
+    {
+      const std::lock_guard<std::mutex> lock(progress_mutex);
+      ++progress[stream].got;
+    }
+    return step();
+  }
   capture->graph->steps.push_back(std::move(step));
   return cudaSuccess;
 }
@@ -272,10 +290,21 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  {
+    const std::lock_guard<std::mutex> lock(progress_mutex);
+    progress.erase(stream);
+  }
   delete stream;
   return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return refuse_captured(stream); }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const cudaError_t refused = refuse_captured(stream);
+  if (refused != cudaSuccess) return refused;
+  const std::lock_guard<std::mutex> lock(progress_mutex);
+  Progress& own = progress[stream];
+  own.waited_for = own.got;
+  return cudaSuccess;
+}
 cudaError_t cudaStreamGetId(cudaStream_t stream, unsigned long long* id) {
   *id = reinterpret_cast<uintptr_t>(stream);
   return cudaSuccess;
@@ -346,9 +375,41 @@ cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode* mode) {
   return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
-  *event = nullptr;
+  *event = new CudaEmulatedEvent;
   return cudaSuccess;
 }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t stream) { return refuse_implicit(stream); }
-cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const cudaError_t refused = refuse_implicit(stream);
+  if (refused != cudaSuccess) return refused;
+  const std::lock_guard<std::mutex> lock(progress_mutex);
+  *event = {stream, progress[stream].got};
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventQuery(cudaEvent_t event) {
+  const cudaError_t refused = refuse_unsafe();
+  if (refused != cudaSuccess) return refused;
+  const std::lock_guard<std::mutex> lock(progress_mutex);
+  const auto found = progress.find(event->stream);
+  const bool done = found == progress.end() || found->second.waited_for >= event->work;
+  return done ? cudaSuccess : cudaErrorNotReady;
+}
+cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  const cudaError_t refused = refuse_unsafe();
+  if (refused != cudaSuccess) return refused;
+  const std::lock_guard<std::mutex> lock(progress_mutex);
+  const auto found = progress.find(event->stream);
+  if (found == progress.end()) return cudaSuccess;
+  found->second.waited_for = std::max(found->second.waited_for, event->work);
+  return cudaSuccess;
+}
+
+int cuda_emulation_streams_not_waited_for() {
+  const std::lock_guard<std::mutex> lock(progress_mutex);
+  return static_cast<int>(std::count_if(progress.begin(), progress.end(), [](const auto& entry) {
+    return entry.second.waited_for < entry.second.got;
+  }));
+}

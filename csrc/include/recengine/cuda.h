@@ -44,7 +44,7 @@ std::vector<CudaDevice> cuda_devices();
 // Memory of a device; taken, and given back with the last owner, in the order of the stream.
 std::shared_ptr<void> allocate_on_device(int64_t bytes, int device, CudaStream stream);
 
-// Memory for what is loaded once. Its last owner has waited for all that reads it (StreamUses).
+// Memory for what is loaded once. Its last owner has waited for all that reads it.
 std::shared_ptr<void> allocate_resident(int64_t bytes, int device);
 
 // Memory of the host that is pinned and that devices read in place, by the same address. Its last

@@ -9,10 +9,8 @@ namespace recengine {
 
 class StreamMark;  // how far a stream must come
 
-// The streams whose work reads something in memory that is to be freed with it: as it ends, it
-// waits for what they had got. CUDA itself need not: cudaFree "may perform implicit
-// synchronization", and cudaFreeHost says nothing. A captured stream is not waited for: what its
-// graph reads is for who replays it to keep.
+// The streams whose work reads memory that is freed after this: it waits for them as it ends.
+// cudaFree only "may" wait (CUDA Runtime API). What a captured graph reads, its owner keeps.
 class StreamUses {
  public:
   StreamUses() = default;
@@ -37,7 +35,7 @@ class StreamUse {
   StreamUse(const StreamUse&) = delete;
   StreamUse& operator=(const StreamUse&) = delete;
 
-  // Notes that the work reads what these are of; by one thread at a time.
+  // Notes that the work reads what these are of.
   void reads(StreamUses& uses) const;
 
  private:
