@@ -73,12 +73,7 @@ unsigned long long capture_of(cudaStream_t stream) {
 
 // Whether nothing on the device can still use memory of a stream that does not take it back.
 bool is_idle_after_wait(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  const cudaError_t error = cudaStreamIsCapturing(stream, &status);
-  if (error == cudaErrorStreamCaptureImplicit || status != cudaStreamCaptureStatusNone) {
-    return false;
-  }
-  return cudaDeviceSynchronize() == cudaSuccess;
+  return !cuda::is_captured(stream) && cudaDeviceSynchronize() == cudaSuccess;
 }
 
 }  // namespace

@@ -10,6 +10,14 @@ namespace recengine::cuda {
 
 inline cudaStream_t as_stream(CudaStream stream) { return static_cast<cudaStream_t>(stream); }
 
+// Whether the stream is captured, or would have to wait for one that is.
+inline bool is_captured(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  const cudaError_t error = cudaStreamIsCapturing(stream, &status);
+  if (error != cudaSuccess) cudaGetLastError();  // who asks later must not be told of this
+  return error == cudaErrorStreamCaptureImplicit || status != cudaStreamCaptureStatusNone;
+}
+
 // A stream that does not wait for the legacy default stream, nor that for it.
 class Stream {
  public:

@@ -64,15 +64,6 @@ namespace {
 
 std::mutex marks_mutex;  // over the marks of all uses
 
-bool is_captured(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  if (cudaStreamIsCapturing(stream, &status) == cudaSuccess) {
-    return status != cudaStreamCaptureStatusNone;
-  }
-  cudaGetLastError();  // who asks later must not be told of this
-  return true;         // what waits for a captured stream; the work itself will say so
-}
-
 // Not its address, which a later stream may get.
 uint64_t id_of(cudaStream_t stream) {
   unsigned long long id = 0;
@@ -100,7 +91,7 @@ StreamUses::~StreamUses() {
 
 StreamUse::StreamUse(int device, CudaStream stream) : stream_(stream) {
   const cuda::DeviceGuard guard(device);
-  if (is_captured(as_stream(stream))) return;
+  if (cuda::is_captured(as_stream(stream))) return;
   mark_ = mark_of(device, as_stream(stream));
   mark_->begin();
 }
