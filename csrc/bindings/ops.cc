@@ -43,7 +43,7 @@ Context make_context(std::optional<int> threads, const std::optional<std::string
 
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
-  for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAvx512Vnni, Isa::kAmxInt8}) {
+  for (Isa isa : isas()) {
     if (isa_supported(isa)) names.push_back(isa_name(isa));
   }
   return names;

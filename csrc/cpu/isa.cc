@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <iterator>
 #include <string>
 
 #include "recengine/context.h"
@@ -64,6 +65,8 @@ bool isa_supported(Isa isa) {
   }
   return false;
 }
+
+Span<const Isa> isas() { return {kWeakestFirst, std::size(kWeakestFirst)}; }
 
 std::string isa_name(Isa isa) {
   switch (isa) {

@@ -4,6 +4,8 @@
 
 #include <memory>
 
+#include "cuda/relaxed_capture.h"
+
 namespace recengine::cuda {
 
 // What the last owner gives back with free(resource), on its device; while some thread captures a
@@ -14,12 +16,10 @@ std::shared_ptr<void> owned(void* resource, int device, Free free) {
   return {resource, [=](void* held) {
             int before = 0;
             if (held == nullptr || cudaGetDevice(&before) != cudaSuccess) return;
-            auto mode = cudaStreamCaptureModeRelaxed;
-            cudaThreadExchangeStreamCaptureMode(&mode);
+            const RelaxedCapture relaxed(std::nothrow);
             cudaSetDevice(device);
             free(held);
             cudaSetDevice(before);
-            cudaThreadExchangeStreamCaptureMode(&mode);
           }};
 }
 

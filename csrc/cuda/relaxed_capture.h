@@ -2,6 +2,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include <new>
+
 #include "cuda/check.h"
 
 namespace recengine::cuda {
@@ -11,6 +13,7 @@ namespace recengine::cuda {
 class RelaxedCapture {
  public:
   RelaxedCapture() { RECENGINE_CUDA_CHECK(cudaThreadExchangeStreamCaptureMode(&mode_)); }
+  explicit RelaxedCapture(std::nothrow_t) { cudaThreadExchangeStreamCaptureMode(&mode_); }
   ~RelaxedCapture() { cudaThreadExchangeStreamCaptureMode(&mode_); }
   RelaxedCapture(const RelaxedCapture&) = delete;
   RelaxedCapture& operator=(const RelaxedCapture&) = delete;

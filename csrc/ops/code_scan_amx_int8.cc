@@ -5,10 +5,8 @@
 // and 5 of items; 6 and 7 are the same for the last steps, of which there may be fewer than 16.
 #include <immintrin.h>
 
+#include "cpu/inline.h"
 #include "ops/code_scan_kernel.h"
-
-// What must stay in registers is inlined whatever it costs.
-#define RECENGINE_INLINE inline __attribute__((always_inline))
 
 namespace recengine {
 namespace {

@@ -2,10 +2,8 @@
 
 #include <cstring>
 
+#include "cpu/inline.h"
 #include "ops/code_scan_kernel.h"
-
-// What must stay in registers is inlined whatever it costs.
-#define RECENGINE_INLINE inline __attribute__((always_inline))
 
 namespace recengine {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "ops/prefetch.h"
+#include "cpu/inline.h"
 #include "recengine/tensor.h"
 
 namespace recengine {
@@ -42,8 +42,8 @@ void cosine_gather_avx512(Matrix<const float> vectors, Span<const uint32_t> rows
                           const float* query, float* scores);
 
 // Asks for the lines of the rows that come after these, which lie anywhere.
-RECENGINE_PREFETCHES void prefetch_rows(Matrix<const float> vectors, Span<const uint32_t> rows,
-                                        int64_t begin, int64_t count) {
+RECENGINE_INLINE void prefetch_rows(Matrix<const float> vectors, Span<const uint32_t> rows,
+                                    int64_t begin, int64_t count) {
   constexpr int64_t kLineFloats = 16;
   for (int64_t i = begin; i < begin + count && i < rows.size; ++i) {
     const float* row = vectors.row(rows[i]);

@@ -18,8 +18,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/inline.h"
 #include "ops/embedding_bag_kernel.h"
-#include "ops/prefetch.h"
 
 namespace recengine {
 namespace {
@@ -238,8 +238,7 @@ Pace pace_of(const EmbeddingTable& table, int64_t begin, int64_t end) {
 // Every line of a row's bytes `first` to `last`: as many instructions for each row of a table, for
 // where its lines begin cannot be predicted.
 template <typename Simd>
-RECENGINE_PREFETCHES void prefetch_lines(const char* row, int64_t first, int64_t end,
-                                         int64_t last) {
+RECENGINE_INLINE void prefetch_lines(const char* row, int64_t first, int64_t end, int64_t last) {
   for (int64_t byte = first; byte < end; byte += kLineBytes) {
     __builtin_prefetch(row + byte, 0, Simd::kCache);
   }
@@ -288,7 +287,7 @@ template <>
 constexpr bool kFused<Nibbles> = true;
 
 template <typename Simd, typename T>
-__attribute__((always_inline)) inline ScaleAndBias scale_and_bias(const Run& run, int64_t i) {
+RECENGINE_INLINE ScaleAndBias scale_and_bias(const Run& run, int64_t i) {
   const EmbeddingTable& table = *run.table;
   ScaleAndBias found{1.0f, 0.0f};
   if constexpr (kFused<T>) {
@@ -311,7 +310,7 @@ __attribute__((always_inline)) inline ScaleAndBias scale_and_bias(const Run& run
 
 // Prefetches what comes after row i of a run.
 template <typename Simd, typename T>
-RECENGINE_PREFETCHES void prefetch_ahead(const Run& run, int64_t i, const Pace& pace) {
+RECENGINE_INLINE void prefetch_ahead(const Run& run, int64_t i, const Pace& pace) {
   if constexpr (Simd::kPaced) {
     if (pace.ahead == 0) return;
     const char* const row = run.rows[i + pace.ahead];

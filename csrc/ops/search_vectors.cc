@@ -5,9 +5,9 @@
 #include <memory>
 #include <vector>
 
+#include "cpu/inline.h"
 #include "cpu/isa.h"
 #include "ops/item_rows.h"
-#include "ops/prefetch.h"
 #include "ops/search.h"
 #include "ops/sort_key.h"
 
@@ -107,7 +107,7 @@ class VectorSearch {
 
   // Hardware prefetch stops at every 4 KiB page; this does not. What is converted is prefetched
   // there.
-  RECENGINE_PREFETCHES void prefetch(int64_t row, int64_t rows) const {
+  RECENGINE_INLINE void prefetch(int64_t row, int64_t rows) const {
     if (index_.unit_vectors().is_half()) return;
     const float* data = index_.unit_vectors().floats.row(row);
     constexpr int64_t kLineFloats = 16;

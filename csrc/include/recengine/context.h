@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <string>
 
+#include "recengine/tensor.h"
+
 namespace recengine {
 
 class ThreadPool;  // cpu/thread_pool.h
@@ -23,6 +25,9 @@ Isa default_isa();
 // True when this CPU can run kernels of `isa` and, for amx_int8, the system lets this process use
 // AMX's tiles and the compiler that built this knew them.
 bool isa_supported(Isa isa);
+
+// All of them, weakest first.
+Span<const Isa> isas();
 
 std::string isa_name(Isa isa);
 Isa isa_from_name(const std::string& name);
