@@ -35,14 +35,14 @@ def cosine_topk(
 def certified_topk(
     device: Device, index: object, queries: Any, k: int, exclude: Any, allow: Any
 ) -> tuple[Any, Any, npt.NDArray[np.float32], npt.NDArray[np.int64]]:
-    """Rows, scores, and on the CPU: threshold and bound [batch, 2], items scored [batch]."""
+    """Rows, scores; on the CPU threshold and bound [batch, 2], survivors and scored [batch, 2]."""
     view = device.read("[cosine_topk] queries", queries)
     batch = view.shape[0] if view.shape else 0
-    certificates = DeviceArray.empty([batch, 2], "<i8", device.index, device.stream)
+    certificates = DeviceArray.empty([batch, 3], "<i8", device.index, device.stream)
     rows, scores = _search(device, index, view, k, exclude, allow, certificates, True)
     values = certificates.numpy()
     bounds = np.ascontiguousarray(values[:, 0]).view(np.float32).reshape(batch, 2)
-    return rows, scores, bounds, values[:, 1]
+    return rows, scores, bounds, values[:, 1:]
 
 
 def _search(

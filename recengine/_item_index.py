@@ -43,8 +43,8 @@ def _as_arrays(codes: Mapping[str, npt.ArrayLike] | None) -> _CodeArrays | None:
 class ItemIndex:
     """Item vectors packed for exact search: immutable, shared by all queries.
 
-    From 2^19 values on the index also holds an 8-bit code of each, at most dim + 5 bytes an item,
-    which is what a search reads; of the float32 vectors it then reads some hundred rows. Vectors
+    From 2^19 values on the index also holds an 8-bit code of each, at most dim + 8 bytes an item in
+    all, which is what a search reads; of the float32 vectors it then reads some hundred rows. Vectors
     that are long along few principal axes, as trained ones are, are rotated for the codes, so that
     a search need not read all dimensions; the index measures whether that pays.
 

@@ -174,11 +174,13 @@ class TopKCertificate:
         threshold: float32 [batch], the k-th best score; -inf when there are fewer items.
         bound: float32 [batch], how far an estimate may be from the score; 0 where every item that
             was allowed was scored.
-        scored: int64 [batch], items whose score was computed; without codes: all.
+        survivors: int64 [batch], items that were not left out in the end.
+        scored: int64 [batch], items whose score was computed on the way; without codes: all.
     """
 
     threshold: npt.NDArray[np.float32]
     bound: npt.NDArray[np.float32]
+    survivors: npt.NDArray[np.int64]
     scored: npt.NDArray[np.int64]
 
 
@@ -303,15 +305,15 @@ def certified_topk(
     if device is not None:
         if check:
             raise InputError("[cosine_topk] check: expected an ItemIndex, found a DeviceItemIndex")
-        rows, scores, bounds, scored = _cuda_topk.certified_topk(
+        rows, scores, bounds, counts = _cuda_topk.certified_topk(
             device, index, queries, k, exclude, allow
         )
-        return rows, scores, TopKCertificate(bounds[:, 0], bounds[:, 1], scored)
+        return rows, scores, TopKCertificate(*bounds.T, *counts.T)
     if isinstance(index, DeviceItemIndex):
         raise InputError("[cosine_topk] queries: expected an array on a GPU, as the index is")
     items = index if isinstance(index, (ItemIndex, LiveItemIndex)) else ItemIndex(index)
     exclude_rows, exclude_lengths = (None, None) if exclude is None else _pack_exclude(exclude)
-    rows, scores, bounds, scored = _ops.cosine_topk(
+    rows, scores, bounds, counts = _ops.cosine_topk(
         items._native,
         cast_array("[cosine_topk] queries", queries, np.float32),
         k,
@@ -332,7 +334,7 @@ def certified_topk(
             _split_exclude(exclude_rows, exclude_lengths, len(rows)),
             None if allow is None else _unpack_allow(_pack_allow(allow, items.rows), items.rows),
         )
-    return rows, scores, TopKCertificate(bounds[:, 0], bounds[:, 1], scored)
+    return rows, scores, TopKCertificate(*bounds.T, *counts.T)
 
 
 @overload

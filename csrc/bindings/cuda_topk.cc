@@ -35,7 +35,7 @@ Span<uint64_t> bitmap_span(const DeviceArray& array) {
   return {static_cast<uint64_t*>(array.data.get()), array.shape[0]};
 }
 
-// `certificates` is int64 [batch, 2], the bytes of TopKCertificates.
+// `certificates` is int64 [batch, 3], the bytes of TopKCertificates.
 void call_cosine_topk(BoundDeviceIndex& bound, const DeviceArray& queries,
                       const std::optional<DeviceArray>& exclude_rows,
                       const std::optional<DeviceArray>& exclude_lengths,
@@ -63,7 +63,7 @@ void call_cosine_topk(BoundDeviceIndex& bound, const DeviceArray& queries,
   }
   TopKCertificate* filled = nullptr;
   if (certificates) {
-    static_assert(sizeof(TopKCertificate) == 2 * sizeof(int64_t));
+    static_assert(sizeof(TopKCertificate) == 3 * sizeof(int64_t));
     filled = static_cast<TopKCertificate*>(certificates->data.get());
   }
   const auto out_rows = device_matrix<int64_t>("[cosine_topk] rows", rows);

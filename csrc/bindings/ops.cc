@@ -164,7 +164,8 @@ using Certified = std::tuple<Array<int64_t>, Array<float>, Array<float>, Array<i
 const ItemIndex& items_of(const BoundIndex& bound) { return bound.index; }
 const LiveItemIndex& items_of(const LiveItemIndex& index) { return index; }
 
-// Rows, scores, and per query: threshold and bound [batch, 2], items scored [batch].
+// Rows, scores, and per query: threshold and bound [batch, 2], survivors and items scored [batch,
+// 2].
 template <typename Index>
 Certified call_cosine_topk(const Index& index, const Array<float>& queries, int64_t k,
                            const std::optional<Array<int64_t>>& exclude_rows,
@@ -190,14 +191,15 @@ Certified call_cosine_topk(const Index& index, const Array<float>& queries, int6
     cosine_topk(context, items_of(index), query, out_rows, out_scores, certificates.data());
   }
   Array<float> bounds({query.queries.rows, int64_t{2}});
-  Array<int64_t> scored(query.queries.rows);
+  Array<int64_t> counts({query.queries.rows, int64_t{2}});
   for (int64_t q = 0; q < query.queries.rows; ++q) {
     const TopKCertificate& certificate = certificates[static_cast<size_t>(q)];
     bounds.mutable_at(q, 0) = certificate.threshold;
     bounds.mutable_at(q, 1) = certificate.bound;
-    scored.mutable_at(q) = certificate.scored;
+    counts.mutable_at(q, 0) = certificate.survivors;
+    counts.mutable_at(q, 1) = certificate.scored;
   }
-  return {std::move(rows), std::move(scores), std::move(bounds), std::move(scored)};
+  return {std::move(rows), std::move(scores), std::move(bounds), std::move(counts)};
 }
 
 std::pair<Array<int64_t>, Array<float>> call_order(const Array<int64_t>& candidate_ids,

@@ -18,8 +18,14 @@
 namespace recengine {
 namespace {
 
-// A list of so few rows is scored by itself; longer ones are read faster as part of all.
-constexpr int64_t kSparseShare = 32;
+// Rows that are less than this share of all are scored by themselves; more are searched faster
+// among all. By what multiplies the codes: AMX's tiles want many queries.
+int64_t sparse_share(const Context& context, const Search& search) {
+  constexpr int64_t kFewQueries = 8;
+  if (search.index->codes() == nullptr) return 2;
+  if (context.isa < Isa::kAvx512Vnni) return 8;
+  return context.isa == Isa::kAmxInt8 && search.queries.count > kFewQueries ? 32 : 16;
+}
 
 // So many excluded rows are sorted by several threads.
 constexpr int64_t kWorthSharing = 1 << 11;
@@ -102,16 +108,17 @@ std::vector<float> normalise_queries(Matrix<const float> queries, int64_t padded
 }
 
 // The rows that the bitmap allows, when they are few enough to be scored one by one.
-std::optional<std::vector<uint32_t>> few_allowed(const Search& search) {
+std::optional<std::vector<uint32_t>> few_allowed(const Context& context, const Search& search) {
   const uint64_t* const bitmap = search.allow_bitmap;
   if (bitmap == nullptr) return std::nullopt;
   const int64_t total = search.index->rows();
   const int64_t words = bitmap_words(total);
-  // Counted first: most bitmaps allow most rows, which is known after a thirtieth of the words.
+  // Counted first: most bitmaps allow most rows, which is known after a few of the words.
+  const int64_t most = total / sparse_share(context, search);
   int64_t allowed = 0;
   for (int64_t word = 0; word < words; ++word) {
     if (bitmap[word] != 0) allowed += __builtin_popcountll(bitmap[word]);
-    if (allowed > total / kSparseShare) return std::nullopt;
+    if (allowed > most) return std::nullopt;
   }
   std::vector<uint32_t> rows;
   rows.reserve(static_cast<size_t>(allowed));
@@ -166,8 +173,8 @@ Search CheckedCall::over(const ItemIndex& index, const uint64_t* allow_bitmap) c
           certificates_};
 }
 
-void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query, int64_t scored,
-                  float bound) {
+void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query,
+                  const Effort& effort) {
   const int64_t k = search.k();
   const int64_t found = std::min(k, static_cast<int64_t>(keys.size()));
   if (found < static_cast<int64_t>(keys.size())) {
@@ -181,29 +188,15 @@ void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t que
     search.out_scores.row(query)[i] = is_item ? key_score(key) : kLowest;
   }
   if (search.certificates != nullptr) {
-    search.certificates[query] = {search.out_scores.row(query)[k - 1], bound, scored};
+    search.certificates[query] = {search.out_scores.row(query)[k - 1], effort.bound,
+                                  effort.survivors, effort.scored};
   }
-}
-
-void search_rows(const Context& context, const Search& search, const std::vector<uint32_t>& rows) {
-  const auto answer = [&](int64_t query) {
-    std::vector<float> scores(rows.size());
-    score_rows(search.index->unit_vectors(), rows, search.queries.row(query), scores.data(),
-               context.isa);
-    std::vector<uint64_t> keys;
-    keys.reserve(rows.size());
-    for (size_t i = 0; i < rows.size(); ++i) {
-      if (!search.exclusions->hold(query, rows[i])) keys.push_back(sort_key(scores[i], rows[i]));
-    }
-    write_answer(keys, search, query, static_cast<int64_t>(rows.size()));
-  };
-  for_each(context.pool, search.queries.count, answer);
 }
 
 void search(const Context& context, const Search& search) {
   const ItemIndex& index = *search.index;
-  if (const std::optional<std::vector<uint32_t>> rows = few_allowed(search)) {
-    search_rows(context, search, *rows);
+  if (const std::optional<std::vector<uint32_t>> rows = few_allowed(context, search)) {
+    search_vectors(context, search, &*rows);
   } else if (index.codes() != nullptr && search.k() <= index.rows() / kItemsPerWanted) {
     search_codes(context, search);
   } else {

@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kAnswerThreads) answer(TopKPass pass, int roun
   }
   const uint64_t last = write_answer(pass, query, keys, count, dynamic_shared<uint64_t>());
   const float bound = coded.slack + pass.items.largest_error * coded.error_share;
-  certify(pass, query, last, coded.wanted > kMinusInfinity ? bound : 0, scored);
+  certify(pass, query, last, coded.wanted > kMinusInfinity ? bound : 0, count, scored);
 }
 
 }  // namespace

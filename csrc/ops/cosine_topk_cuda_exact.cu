@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kMergeThreads) merge_parts(TopKPass pass) {
   uint64_t* const sorted =
       pass.k > kMostSorted ? pass.merged_keys + query * pass.merged : dynamic_shared<uint64_t>();
   const uint64_t last = write_answer(pass, query, keys, total, sorted);
-  certify(pass, query, last, 0, pass.scored[query] + pass.items.rows);
+  certify(pass, query, last, 0, pass.items.rows, pass.scored[query] + pass.items.rows);
 }
 
 }  // namespace

@@ -96,7 +96,7 @@ __device__ void refuse(const TopKPass& pass, int query) {
   for (int64_t i = threadIdx.x; i < pass.k; i += kThreads) write_item(pass, query, i, 0);
   if (threadIdx.x != 0) return;
   if (pass.bad_value != nullptr) *pass.bad_value = 1;
-  if (pass.certificates != nullptr) pass.certificates[query] = {kMinusInfinity, 0, -1};
+  if (pass.certificates != nullptr) pass.certificates[query] = {kMinusInfinity, 0, -1, -1};
 }
 
 __global__ void __launch_bounds__(kThreads) prepare(TopKPass pass) {

@@ -143,9 +143,10 @@ __device__ inline uint64_t write_answer(const TopKPass& pass, int query, const K
 }
 
 __device__ inline void certify(const TopKPass& pass, int query, uint64_t last, float bound,
-                               int64_t scored) {
+                               int64_t survivors, int64_t scored) {
   if (threadIdx.x != 0 || pass.certificates == nullptr) return;
-  pass.certificates[query] = {last == 0 ? kMinusInfinity : key_score(last), bound, scored};
+  pass.certificates[query] = {last == 0 ? kMinusInfinity : key_score(last), bound, survivors,
+                              scored};
 }
 
 }  // namespace recengine::cuda

@@ -46,6 +46,24 @@ Matrix<const float> load_rows(const ItemVectors& vectors, int64_t first, int64_t
   return convert(vectors.halves, rows, isa);
 }
 
+Matrix<const float> load_rows(const ItemVectors& vectors, Span<const uint32_t> rows, int64_t count,
+                              Isa isa) {
+  if (vectors.is_half()) {
+    static thread_local std::vector<int64_t> some;
+    some.assign(rows.begin(), rows.begin() + count);
+    return convert(vectors.halves, some, isa);
+  }
+  constexpr int64_t kAhead = 64;
+  static thread_local std::vector<float> values;
+  const int64_t dim = vectors.dim();
+  values.resize(static_cast<size_t>(count * dim));
+  for (int64_t i = 0; i < count; ++i) {
+    prefetch_rows(vectors.floats, rows, i + kAhead, 1);
+    std::copy_n(vectors.floats.row(rows[i]), dim, values.data() + i * dim);
+  }
+  return {values.data(), count, dim};
+}
+
 void score_rows(const ItemVectors& vectors, Span<const uint32_t> rows, const float* query,
                 float* scores, Isa isa) {
   if (!vectors.is_half()) {

@@ -12,6 +12,11 @@ namespace recengine {
 // thread, which lasts until its next call.
 Matrix<const float> load_rows(const ItemVectors& vectors, int64_t first, int64_t count, Isa isa);
 
+// The first `count` of these rows in fp32, in memory of this thread that lasts until its next call;
+// those behind them are on their way then.
+Matrix<const float> load_rows(const ItemVectors& vectors, Span<const uint32_t> rows, int64_t count,
+                              Isa isa);
+
 // Scores, as cosine_topk() defines them, of single rows against one query (padded with zeros to
 // kScoreLanes).
 void score_rows(const ItemVectors& vectors, Span<const uint32_t> rows, const float* query,

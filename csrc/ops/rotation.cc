@@ -274,6 +274,7 @@ float length_of(const float* begin, const float* end) {
 std::shared_ptr<const Rotation> Rotation::find(const ItemVectors& vectors, ThreadPool* pool) {
   const int64_t dim = vectors.dim();
   if (dim <= kDimsApart || dim > kMostRotatedDims || vectors.rows() < kSampleRows) return nullptr;
+  if (dim * dim * int64_t{sizeof(float)} > kMostAxesBytes * vectors.rows()) return nullptr;
   std::vector<float> memory;
   const Matrix<const float> sample = spread_rows(vectors, kSampleRows, memory);
   auto found = std::make_shared<Rotation>();

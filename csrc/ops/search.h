@@ -135,17 +135,24 @@ inline int64_t count_chunks(const ThreadPool* pool, int64_t worth, int64_t block
   return std::clamp<int64_t>(std::min(worth, most), 1, std::max<int64_t>(blocks, 1));
 }
 
-// Writes the best of `keys` as the answer to a query; reorders them. `bound` is how far the
-// estimates may be off that others were left out by; `scored` items were not.
-void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query, int64_t scored,
-                  float bound = 0);
+// How many items were scored to answer a query, and how far the estimates may be off that others
+// were left out by: see TopKCertificate.
+struct Effort {
+  int64_t survivors;
+  int64_t scored;
+  float bound;
+};
 
-// Searches in the fastest of the three ways below; all give the same answer.
+// Writes the best of `keys` as the answer to a query; reorders them.
+void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query,
+                  const Effort& effort);
+
+// Searches in the faster of the two ways below; both give the same answer.
 void search(const Context& context, const Search& search);
 
-void search_vectors(const Context& context, const Search& search);  // scores every item
-void search_codes(const Context& context, const Search& search);    // needs index->codes()
-void search_rows(const Context& context, const Search& search,      // scores these items only
-                 const std::vector<uint32_t>& rows);
+void search_codes(const Context& context, const Search& search);  // needs index->codes()
+// Scores every item, or these alone, ascending, which are all that the bitmap allows.
+void search_vectors(const Context& context, const Search& search,
+                    const std::vector<uint32_t>* rows = nullptr);
 
 }  // namespace recengine

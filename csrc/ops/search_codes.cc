@@ -399,8 +399,9 @@ class CodeSearch {
     for (int64_t i = 0; i < found.size; ++i) {
       keys.push_back(sort_key(found.items[i].upper, found.items[i].row));
     }
-    write_answer(keys, search_, first_ + q, found.scored,
-                 queries_[q].slack + view_.largest_error * queries_[q].error_share);
+    write_answer(keys, search_, first_ + q,
+                 {found.size, found.scored,
+                  queries_[q].slack + view_.largest_error * queries_[q].error_share});
   }
 
   const Context context_;

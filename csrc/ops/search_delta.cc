@@ -105,7 +105,8 @@ class DeltaSearch {
     }
     TopKCertificate before = {};
     if (search_.certificates != nullptr) before = search_.certificates[query];
-    write_answer(keys, search_, query, before.scored + delta_.count(), before.bound);
+    write_answer(keys, search_, query,
+                 {before.survivors + delta_.count(), before.scored + delta_.count(), before.bound});
   }
 
   const Search& search_;

@@ -55,14 +55,18 @@ class BestRows {
 
 constexpr int64_t kQueriesPerPass = 72;  // bounds its memory
 
-// One pass of at most kQueriesPerPass queries over all items.
+// One pass of at most kQueriesPerPass queries over all items, or over these rows alone.
 class VectorSearch {
  public:
-  VectorSearch(const Context& context, const ItemIndex& index, int64_t num_queries, int64_t k)
+  VectorSearch(const Context& context, const ItemIndex& index, const std::vector<uint32_t>* rows,
+               int64_t num_queries, int64_t k)
       : index_(index), isa_(context.isa), scan_(scan_for(context.isa)), k_(k) {
+    if (rows != nullptr) rows_ = *rows;
+    is_all_ = rows == nullptr;
+    num_rows_ = is_all_ ? index.rows() : rows_.size;
     block_rows_ = scan_block_rows(index.dim());
-    const int64_t blocks = (index.rows() + block_rows_ - 1) / block_rows_;
-    const int64_t worth = index.rows() * index.dim() * num_queries / kScanProductsPerChunk;
+    const int64_t blocks = (num_rows_ + block_rows_ - 1) / block_rows_;
+    const int64_t worth = num_rows_ * index.dim() * num_queries / kScanProductsPerChunk;
     num_chunks_ = count_chunks(context.pool, worth, blocks);
     if (num_chunks_ > 1) pool_ = context.pool;
     chunk_rows_ = (blocks + num_chunks_ - 1) / num_chunks_ * block_rows_;
@@ -91,18 +95,27 @@ class VectorSearch {
   }
 
   void scan_chunk(int64_t chunk, const Search& search, int64_t first, int64_t count) {
-    const int64_t end = std::min((chunk + 1) * chunk_rows_, index_.rows());
-    for (int64_t row = chunk * chunk_rows_; row < end; row += block_rows_) {
-      const int64_t rows = std::min(block_rows_, end - row);
-      if (none_allowed(search.allow_bitmap, row, rows)) continue;
-      prefetch(row + rows, std::min(block_rows_, end - row - rows));
-      const Matrix<const float> items = load_rows(index_.unit_vectors(), row, rows, isa_);
+    const int64_t end = std::min((chunk + 1) * chunk_rows_, num_rows_);
+    for (int64_t position = chunk * chunk_rows_; position < end; position += block_rows_) {
+      const int64_t rows = std::min(block_rows_, end - position);
+      if (is_all_ && none_allowed(search.allow_bitmap, position, rows)) continue;
+      const Matrix<const float> items = load_block(position, rows, end);
       for (int64_t q = 0; q < count; ++q) {
-        scan_block(search, first + q, row, {items.data, rows, items.cols},
+        scan_block(search, first + q, position, {items.data, rows, items.cols},
                    bounds_[static_cast<size_t>(q)], best_[static_cast<size_t>(chunk * count + q)]);
       }
     }
     for (int64_t q = 0; q < count; ++q) best_[static_cast<size_t>(chunk * count + q)].keep_best();
+  }
+
+  // What follows the block, up to `end`, is prefetched.
+  Matrix<const float> load_block(int64_t position, int64_t rows, int64_t end) const {
+    const ItemVectors& vectors = index_.unit_vectors();
+    if (!is_all_) {
+      return load_rows(vectors, {rows_.data + position, end - position}, rows, isa_);
+    }
+    prefetch(position + rows, std::min(block_rows_, end - position - rows));
+    return load_rows(vectors, position, rows, isa_);
   }
 
   // Hardware prefetch stops at every 4 KiB page; this does not. What is converted is prefetched
@@ -125,7 +138,7 @@ class VectorSearch {
     return any == 0;
   }
 
-  void scan_block(const Search& search, int64_t query, int64_t first_row, const ItemBlock& block,
+  void scan_block(const Search& search, int64_t query, int64_t position, const ItemBlock& block,
                   std::atomic<float>& bound, BestRows& best) const {
     int32_t positions[kMaxBlockItems];
     float scores[kMaxBlockItems];
@@ -133,7 +146,8 @@ class VectorSearch {
     const float threshold = std::max(before, bound.load(std::memory_order_relaxed));
     const int64_t hits = scan_(block, search.queries.row(query), threshold, positions, scores);
     for (int64_t i = 0; i < hits; ++i) {
-      const int64_t row = first_row + positions[i];
+      const int64_t at = position + positions[i];
+      const int64_t row = is_all_ ? at : int64_t{rows_[at]};
       if (!is_set(search.allow_bitmap, row) || search.exclusions->hold(query, row)) continue;
       best.offer(row, scores[i]);
     }
@@ -147,10 +161,13 @@ class VectorSearch {
       const BestRows& best = best_[static_cast<size_t>(chunk * count + q)];
       keys.insert(keys.end(), best.begin(), best.end());
     }
-    write_answer(keys, search, query, index_.rows());
+    write_answer(keys, search, query, {num_rows_, num_rows_, 0});
   }
 
   const ItemIndex& index_;
+  bool is_all_;
+  Span<const uint32_t> rows_;  // ascending, if not all
+  int64_t num_rows_;
   Isa isa_;
   CosineScan scan_;
   ThreadPool* pool_ = nullptr;  // null also for what is not worth several threads
@@ -171,9 +188,10 @@ CosineScan scan_for(Isa isa) {
                      cosine_scan_avx512, cosine_scan_avx512);
 }
 
-void search_vectors(const Context& context, const Search& search) {
+void search_vectors(const Context& context, const Search& search,
+                    const std::vector<uint32_t>* rows) {
   const int64_t batch = search.queries.count;
-  VectorSearch scan(context, *search.index, std::min(batch, kQueriesPerPass), search.k());
+  VectorSearch scan(context, *search.index, rows, std::min(batch, kQueriesPerPass), search.k());
   for (int64_t first = 0; first < batch; first += kQueriesPerPass) {
     scan.run(search, first, std::min(kQueriesPerPass, batch - first));
   }

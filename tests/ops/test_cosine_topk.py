@@ -122,7 +122,7 @@ def coded_searches(draw):
     exclude = None
     if draw(st.booleans()):
         exclude = [rng.integers(0, rows, draw(st.integers(0, rows))) for _ in range(batch)]
-    shares = [0, 0.001, 0.02, 0.04, 0.9]
+    shares = [0, 0.001, 0.02, 0.05, 0.1, 0.9]
     allow = rng.random(rows) < draw(st.sampled_from(shares)) if draw(st.booleans()) else None
     return vectors, queries, k, exclude, allow
 
@@ -180,6 +180,7 @@ def test_a_certificate_proves_the_answer_in_fp64(place):
     assert ((certificate.bound > 0) & (certificate.bound < 0.05)).all()
     # Far fewer than all were scored, and yet nothing in fp64 beats what was found.
     assert ((certificate.scored >= 20) & (certificate.scored < 800)).all()
+    assert ((certificate.survivors >= 20) & (certificate.survivors <= certificate.scored)).all()
     np.put_along_axis(exact, rows, -np.inf, axis=1)
     assert (exact.max(axis=1) < certificate.threshold + 1e-6).all()
 
@@ -306,6 +307,38 @@ def test_partial_scans_of_every_batch_exclude_and_allow(place, batch):
     assert index.partial_scans
     found = place.cosine_topk(index, queries, 50, exclude=exclude, allow=allow)
     assert_same(found, reference(vectors, queries, 50, exclude, allow))
+
+
+def test_partial_scans_of_many_dimensions():
+    rng = np.random.default_rng(6)
+    vectors = steep(rng, 101_000, 272)  # enough that they are worth their axes
+    index = ops.ItemIndex(vectors)
+    assert index.partial_scans
+    assert_same(ops.cosine_topk(index, vectors[:3], 50), reference(vectors, vectors[:3], 50))
+
+
+@pytest.mark.parametrize("batch", [1, 9, 100])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_few_allowed_items_are_scored_by_themselves_for_every_query(isa, half, batch):
+    rng = np.random.default_rng(7)
+    vectors = rng.integers(-2, 3, (20_000, 30)).astype(np.float32)
+    index = ops.ItemIndex(vectors)
+    if half:
+        index = ops.ItemIndex.from_unit_vectors(index.unit_vectors.astype(np.float16))
+    scanned = ops.ItemIndex.from_unit_vectors(index.unit_vectors.astype(np.float32))
+    queries = rng.integers(-2, 3, (batch, 30)).astype(np.float32)
+    exclude = [rng.integers(0, 20_000, 3000) for _ in range(batch)]
+    allow = rng.random(20_000) < 0.02
+    exclude[0] = np.flatnonzero(allow)[5:]
+    rows, scores, certificate = ops.certified_topk(
+        index, queries, 40, exclude=exclude, allow=allow, isa=isa
+    )
+    others = [np.union1d(rows, np.flatnonzero(~allow)) for rows in exclude]
+    assert_same((rows, scores), ops.cosine_topk(scanned, queries, 40, exclude=others, isa=isa))
+    assert (rows[0, :5] >= 0).all()
+    assert (rows[0, 5:] == -1).all()
+    assert (certificate.scored == allow.sum()).all()
+    assert (certificate.survivors == allow.sum()).all()
 
 
 @pytest.mark.parametrize("packed", [False, True])

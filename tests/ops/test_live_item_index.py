@@ -365,6 +365,7 @@ def test_a_certificate_covers_what_waits_for_a_merge():
     _, scores, certificate = ops.certified_topk(live, queries, 10)
     np.testing.assert_array_equal(certificate.threshold, scores[:, -1])
     np.testing.assert_array_equal(certificate.bound, base.bound)
+    np.testing.assert_array_equal(certificate.survivors, base.survivors + 3)
     np.testing.assert_array_equal(certificate.scored, base.scored + 3)
 
 

@@ -69,6 +69,14 @@ def test_stored_codes_are_a_view_that_is_not_copied_when_they_are_taken(vectors)
     assert np.shares_memory(again["codes"], codes["codes"])
 
 
+@pytest.mark.parametrize(("rows", "dim", "rotated"), [(17_000, 112, True), (17_000, 116, False)])
+def test_codes_bounds_and_axes_take_at_most_eight_bytes_besides_the_dimensions(rows, dim, rotated):
+    vectors = steep(np.random.default_rng(1), rows, dim)
+    codes = ops.ItemIndex(vectors).stored_codes()
+    assert (codes["axes"].size > 0) == rotated
+    assert sum(array.nbytes for array in codes.values()) <= (dim + 8) * (rows + 63)
+
+
 def test_codes_outlive_the_names_that_they_had(vectors, codes):
     copies = {name: array.copy() for name, array in codes.items()}
     index = ops.ItemIndex.from_unit_vectors(vectors, copies)
@@ -131,11 +139,11 @@ def test_codes_that_cannot_be_are_refused_by_name(vectors, codes, name, change, 
 
 
 def test_axes_of_more_dimensions_than_are_rotated_are_refused():
-    vectors = unit(gaussian(np.random.default_rng(3), 2_000, 300))
+    vectors = unit(gaussian(np.random.default_rng(3), 2_000, 520))
     codes = ops.ItemIndex.from_unit_vectors(vectors).stored_codes()
-    with pytest.raises(InputError, match="axes: expected none of more than 256 dimensions"):
+    with pytest.raises(InputError, match="axes: expected none of more than 512 dimensions"):
         ops.ItemIndex.from_unit_vectors(
-            vectors, {**codes, "axes": np.eye(300, dtype=np.float32).ravel()}
+            vectors, {**codes, "axes": np.eye(520, dtype=np.float32).ravel()}
         )
 
 

@@ -33,8 +33,8 @@ struct StoredCodes {
 };
 
 // Unit-length item vectors packed for exact search. Immutable and shared by all queries. A catalog
-// too large for the caches also gets 8-bit codes, at most dim + 5 bytes an item, which is what a
-// search reads; of the vectors it then reads a few rows.
+// too large for the caches also gets 8-bit codes, at most dim + 8 bytes an item with bounds and the
+// axes they are turned to, which is what a search reads; of the vectors it then reads a few rows.
 class ItemIndex {
  public:
   // Normalises and packs `vectors` [rows, dim]; rows of norm 0 stay 0 and score 0. Throws

@@ -23,7 +23,10 @@ struct TopKQuery {
 struct TopKCertificate {
   float threshold;  // at least K items reach it; what certainly does not was left out
   float bound;      // how far the estimates that items were left out by may be from their scores
-  int64_t scored;   // items whose score was computed; all, in a search without codes
+  // Items that their estimates did not rule out in the end, and all whose score was computed on the
+  // way; in a search without codes both are all that were looked at.
+  int64_t survivors;
+  int64_t scored;
 };
 
 // The exact K best rows of each query by cosine, best first, ties by lower row.
