@@ -147,7 +147,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("build/bench"))
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     arguments = parser.parse_args()
-    limits = measure_limits(arguments.work, ops.usable_cores())
+    sizes = [rows * arguments.dim for rows in arguments.rows]
+    limits = measure_limits(arguments.work, ops.usable_cores(), sizes=sizes)
     results = [
         run(arguments.work, rows, arguments.dim, arguments.rounds, limits)
         for rows in arguments.rows
@@ -158,7 +159,8 @@ def main() -> None:
     text = (
         f"Median milliseconds of a call for the {K} best, {ops.usable_cores()} threads. Rows are "
         "float16 in a mapped file; memory holds their 8-bit codes. Answers were compared with "
-        "every row in fp64. Limit: reading every code once, or multiplying it by every query."
+        "every row in fp64. Limit: reading every code once, at the rate of as many bytes in order "
+        "in this run, or multiplying it by every query."
     )
     path = arguments.out / f"large-catalog-{machine_name()}"
     result = {**provenance(), "limits": dataclasses.asdict(limits), "results": results}

@@ -1,6 +1,7 @@
 // What this machine can do at most, measured on N threads at once: 8-bit multiply-adds on registers
 // alone (vpdpbusd, or the instructions of AVX2 that take its place; AMX's tiles where there are),
-// bytes read in order from memory, and cache lines read at random, in runs of one to eight
+// bytes read in order, again and again, out of as many as the arguments behind the first name (what
+// fits into caches is read faster), and cache lines read at random, in runs of one to eight
 // neighbours, out of 2 MB pages and out of 4 KB pages. Prints one JSON object.
 #include <immintrin.h>
 #include <sys/mman.h>
@@ -133,19 +134,20 @@ inline __attribute__((always_inline)) Vector read_line(const uint8_t* line, Vect
   return sum;
 }
 
-constexpr int64_t kBufferBytes = int64_t{256} << 20;
+constexpr int64_t kFewLines = 4 * kLine;
 
+// `bytes` is a multiple of kFewLines.
 template <int64_t kAhead>
-int64_t read(const uint8_t* buffer) {
+int64_t read(const uint8_t* buffer, int64_t bytes) {
   Vector sum = bytes_of(0);
-  for (int64_t i = 0; i < kBufferBytes; i += 256) {
-    for (int64_t line = 0; line < 256; line += kLine) {
-      __builtin_prefetch(buffer + i + kAhead + line);
-      sum = read_line(buffer + i + line, sum);
+  for (int64_t i = 0; i < bytes; i += kFewLines) {
+    for (int64_t line = i; line < i + kFewLines; line += kLine) {
+      __builtin_prefetch(buffer + line + kAhead);
+      sum = read_line(buffer + line, sum);
     }
   }
   __asm__ volatile("" : "+v"(sum));
-  return kBufferBytes;
+  return bytes;
 }
 
 constexpr int64_t kRowBytes = 512;
@@ -245,21 +247,36 @@ void print_random(const char* name, int threads, int advice) {
   std::free(buffer);
 }
 
+// Every thread reads its share of the bytes.
+double read_rate(int threads, int64_t bytes) {
+  const int64_t share = (bytes / threads + kFewLines - 1) / kFewLines * kFewLines;
+  std::vector<uint8_t*> buffers;
+  for (int t = 0; t < threads; ++t) buffers.push_back(make_buffer(share, MADV_HUGEPAGE));
+  const auto rate_of = [&](auto read) {
+    return rate(threads, [&](int t) { return read(buffers[static_cast<size_t>(t)], share); });
+  };
+  const double found = std::max(rate_of(read<1024>), rate_of(read<8192>));  // as the CPU likes
+  for (uint8_t* buffer : buffers) std::free(buffer);
+  return found;
+}
+
+void print_read(int threads, int count, char** sizes) {
+  std::printf(", \"read_bytes_per_s\": {");
+  for (int i = 0; i < count; ++i) {
+    std::printf("%s\"%s\": %.4g", i == 0 ? "" : ", ", sizes[i],
+                read_rate(threads, std::atoll(sizes[i])));
+  }
+  std::printf("}");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
-  std::vector<uint8_t*> buffers;
-  for (int t = 0; t < threads; ++t) buffers.push_back(make_buffer(kBufferBytes, MADV_HUGEPAGE));
   const double macs = rate(threads, [](int) { return multiply(); });
   const double tiles = may_use_tiles() ? rate(threads, [](int) { return multiply_tiles(); }) : 0;
-  const auto read_rate = [&](auto read) {
-    return rate(threads, [&](int t) { return read(buffers[static_cast<size_t>(t)]); });
-  };
-  const double bytes = std::max(read_rate(read<1024>), read_rate(read<8192>));  // as the CPU likes
-  for (uint8_t* buffer : buffers) std::free(buffer);
-  std::printf("{\"int8_macs_per_s\": %.4g, \"tile_macs_per_s\": %.4g, \"read_bytes_per_s\": %.4g",
-              macs, tiles, bytes);
+  std::printf("{\"int8_macs_per_s\": %.4g, \"tile_macs_per_s\": %.4g", macs, tiles);
+  print_read(threads, argc - 2, argv + 2);
   print_random("random_lines_per_s", threads, MADV_HUGEPAGE);
   print_random("random_lines_small_pages_per_s", threads, MADV_NOHUGEPAGE);
   std::printf("}\n");

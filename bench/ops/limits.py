@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ class Limits:
     Attributes:
         int8_macs_per_s: 8-bit multiply-adds on vector registers.
         tile_macs_per_s: the same on AMX's tiles; 0 where the CPU has none.
-        read_bytes_per_s: bytes read from memory in order.
+        read_bytes_per_s: bytes read in order, by how many there are: fewer lie in caches.
         random_lines_per_s: lines of 64 bytes read at random from 2 MB pages, by how many
             neighbours are read at once.
         random_lines_small_pages_per_s: the same from 4 KB pages.
@@ -37,7 +39,7 @@ class Limits:
 
     int8_macs_per_s: float
     tile_macs_per_s: float
-    read_bytes_per_s: float
+    read_bytes_per_s: dict[str, float]
     random_lines_per_s: dict[str, float]
     random_lines_small_pages_per_s: dict[str, float]
 
@@ -46,8 +48,12 @@ class Limits:
         return max(self.read_ms(rows, dim), self.multiply_ms(rows, dim, batch))
 
     def read_ms(self, rows: int, dim: int) -> float:
-        """Reading every item's 8-bit code once."""
-        return 1e3 * rows * dim / self.read_bytes_per_s
+        """Reading every item's 8-bit code once, at the rate of about as many bytes."""
+
+        def off(size: str) -> float:
+            return abs(math.log(int(size) / (rows * dim)))
+
+        return 1e3 * rows * dim / self.read_bytes_per_s[min(self.read_bytes_per_s, key=off)]
 
     def multiply_ms(self, rows: int, dim: int, batch: int, *, tiles: bool = True) -> float:
         """Multiplying every item's 8-bit code by every query's, in tiles where there are any."""
@@ -61,8 +67,12 @@ class Limits:
         return 1e3 * rows * lines / self.random_lines_per_s[nearest]
 
 
-def measure_limits(folder: Path, threads: int) -> Limits:
-    """Builds limits.cc and runs it some times, in processes of its own: the best is the limit.
+def measure_limits(
+    folder: Path, threads: int, runs: int = RUNS, sizes: Sequence[int] = ()
+) -> Limits:
+    """Builds limits.cc and runs it `runs` times, in processes of its own: the best is the limit.
+
+    Reading in order is measured for these sizes in bytes.
 
     Raises:
         RecengineError: the CPU has no AVX2.
@@ -73,8 +83,9 @@ def measure_limits(folder: Path, threads: int) -> Limits:
         raise RecengineError(f"[bench] limits: expected a CPU with AVX2, found kernels of {isa}")
     vectors = VECTORS[isa]
     compile_cpp(Path(__file__).with_name("limits.cc"), program, [*vectors, "-pthread"])
-    runs = [_run([str(program), str(threads)]) for _ in range(RUNS)]
-    return Limits(**{name: _best([run[name] for run in runs]) for name in runs[0]})
+    command = [str(program), str(threads), *map(str, sizes)]
+    found = [_run(command) for _ in range(runs)]
+    return Limits(**{name: _best([run[name] for run in found]) for name in found[0]})
 
 
 def _run(command: list[str]) -> dict[str, Any]:
