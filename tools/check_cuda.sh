@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Compiles every CUDA source for the architectures we support, with warnings, register spills and
-# serialized wgmmas as errors, and holds what each kernel uses against csrc/cuda/registers.txt, where
-# that is of the same nvcc. Links what a CUDA build is made of and imports it, which must work without
-# a GPU. Runs no kernel.
+# Configures a CUDA build. Compiles every CUDA source for its architectures, with warnings, register
+# spills and serialized wgmmas as errors, and holds what each kernel uses against
+# csrc/cuda/registers.txt, where that is of the same nvcc. Links what a CUDA build is made of and
+# imports it, which must work without a GPU. Runs no kernel.
 # usage: check_cuda.sh [VENV] [--update]: writes registers.txt instead
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,6 +17,17 @@ if ! command -v nvcc >/dev/null; then
   exit 0
 fi
 kept=csrc/cuda/registers.txt
+
+configured=build/cuda-configured
+mkdir -p $configured
+if ! "$venv/bin/cmake" -S . -B $configured -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
+  -DRECENGINE_CUDA=ON -DPython_EXECUTABLE="$venv/bin/python" >$configured/log 2>&1; then
+  cat $configured/log
+  exit 1
+fi
+architectures=$(grep -o 'arch=compute_[0-9a]*' $configured/compile_commands.json | sort -u |
+  sed 's/.*_//')
+echo "check_cuda: configured for" $architectures
 
 # Of ptxas -v: the kernel's name, its registers, its static shared memory and its stack.
 summary='
@@ -57,10 +68,12 @@ reports=$(mktemp -d)
 mkdir "$reports/objects"
 export reports
 trap 'rm -r "$reports"' EXIT
-# Those without kernels have the same code for every architecture. Long ones first.
+# Those with neither kernels nor variables of the device are the host's code alone. Long ones first.
 for source in $(find csrc -name '*.cu' | xargs ls -S); do
-  for arch in 100 90a 80; do
-    if [[ $arch == 80 ]] || grep -q __global__ "$source"; then echo "$source $arch"; fi
+  for arch in $architectures; do
+    if [[ $arch == 80 ]] || grep -qE '__global__|^__device__ [^()]*;' "$source"; then
+      echo "$source $arch"
+    fi
   done
 done | xargs -P "$(nproc)" -L 1 bash -c 'compile "$1" "$2"' compile
 
