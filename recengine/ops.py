@@ -393,7 +393,7 @@ def cuda_devices() -> list[str]:
     """The GPUs that this process sees: name, compute capability, memory. Empty without a driver.
 
     Raises:
-        DeviceError: the build has no CUDA parts, or the driver fails.
+        DeviceError: the build has no CUDA parts, or the driver fails or is too old for it.
     """
     return _ops.cuda_devices()
 

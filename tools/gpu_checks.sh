@@ -26,7 +26,10 @@ print(file_name(current_gpu()))')
 mkdir -p "$out"
 exec > >(tee "$out/gpu-checks-$gpu.txt") 2>&1
 echo "== built for $arch with $(nvcc --version | tail -1)"
-"$python" -c 'from recengine import ops; print(*ops.cuda_devices(), sep="\n")'
+"$python" -c 'from recengine import ops
+devices = ops.cuda_devices()
+print(*devices or ["gpu_checks: the build finds no GPU"], sep="\n")
+raise SystemExit(not devices)'
 
 failed=0
 # check TITLE COMMAND...: a check that fails does not keep the others from running.

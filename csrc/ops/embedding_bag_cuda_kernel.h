@@ -17,7 +17,7 @@ constexpr int kRowsAtOnce = 4;  // rows that a sub-warp has on their way
 // nearly 32, which CUDA and its driver have from 12.1 on.
 constexpr int kFewColumns = 47;
 constexpr int kManyColumnsVersion = 12010;
-#if CUDART_VERSION >= 12010 || defined(RECENGINE_CUDA_EMULATED)
+#if CUDART_VERSION >= 12010
 constexpr int kMaxColumns = 380;
 #else
 constexpr int kMaxColumns = kFewColumns;

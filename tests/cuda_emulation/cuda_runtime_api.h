@@ -5,11 +5,14 @@
 // what it is given at once, or records it while it is captured: then it takes and waits for
 // nothing, and copies within the device alone, which is stricter than CUDA. What a capture forbids
 // to other streams and threads is refused, and spoils it, as in CUDA. See cuda_runtime.h. The
-// compute capability is 9.0, or what the environment says: CUDA_EMULATED_CAPABILITY=80.
+// compute capability is 9.0, or what the environment says: CUDA_EMULATED_CAPABILITY=80. So is the
+// driver for CUDA 13.0, or CUDA_EMULATED_DRIVER=12040; 0 is no driver.
 
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+
+#define CUDART_VERSION 13000
 
 enum cudaError_t {
   cudaSuccess = 0,

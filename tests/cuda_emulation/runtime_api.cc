@@ -32,10 +32,12 @@ using cuda_emulation::on_device;
 
 constexpr int kMultiprocessors = 4;
 
-int capability() {
-  const char* const text = std::getenv("CUDA_EMULATED_CAPABILITY");
-  return text == nullptr ? 90 : std::atoi(text);
+int from_environment(const char* name, int otherwise) {
+  const char* const text = std::getenv(name);
+  return text == nullptr ? otherwise : std::atoi(text);
 }
+int capability() { return from_environment("CUDA_EMULATED_CAPABILITY", 90); }
+int driver_version() { return from_environment("CUDA_EMULATED_DRIVER", CUDART_VERSION); }
 
 bool sides_fit(const void* to, const void* from, size_t bytes, cudaMemcpyKind kind) {
   if (kind == cudaMemcpyDefault) return true;
@@ -176,10 +178,11 @@ const char* cudaGetErrorString(cudaError_t error) {
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int* version) {
-  *version = 13000;
+  *version = driver_version();
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceCount(int* count) {
+  if (driver_version() < CUDART_VERSION) return cudaErrorInsufficientDriver;
   *count = 1;
   return cudaSuccess;
 }

@@ -37,8 +37,8 @@ struct CudaContext {
 // function below throws DeviceError.
 bool cuda_built();
 
-// The GPUs that this process sees; empty without a driver. Throws DeviceError when the driver
-// fails.
+// The GPUs that this process sees; empty without a driver. Throws DeviceError when the driver fails
+// or is too old for this build.
 std::vector<CudaDevice> cuda_devices();
 
 // Memory of a device; taken, and given back with the last owner, in the order of the stream.
