@@ -98,8 +98,9 @@ def backend_directory(repository: Path, tritonserver: Path, ours: Path) -> Itera
 def container_command(repository: Path, ours: Path, *, gpu: bool) -> str:
     """The command that serves a repository in the NGC container, endpoints on loopback.
 
-    Our backend and the OpenVINO that it is linked to are mounted where it looks for them. Where
-    there are TensorRT plans, shell comments below say which TensorRT the container must have.
+    Our backend and the OpenVINO that it is linked to are mounted where it looks for them. It gets
+    the first GPU alone: on each that it saw Triton would make instances, and plans are for one.
+    Where there are TensorRT plans, shell comments below say which TensorRT the container must have.
     """
     from recengine.plans import plans, server_arguments  # not for those who only look for backends
 
@@ -110,7 +111,7 @@ def container_command(repository: Path, ours: Path, *, gpu: bool) -> str:
         ours / OURS: f"/opt/tritonserver/backends/{OURS}",
         libraries: "/opt/openvino/libs",
     }
-    run = ["docker", "run", "--rm", *(["--gpus=all"] if gpu else [])]
+    run = ["docker", "run", "--rm", *(["--gpus=device=0"] if gpu else [])]
     arguments = [
         *run,
         *(f"--publish=127.0.0.1:{port}:{port}" for port in (8000, 8001, 8002)),

@@ -105,8 +105,9 @@ def test_the_container_gets_our_backend_where_it_finds_openvino(tmp_path):
     here = (library.parent / "../../../openvino/libs").resolve()
     assert targets["/opt/openvino/libs"] == str(here)
     assert list(here.glob("libopenvino.so*"))
-    assert "--gpus=all" not in command
-    assert "--gpus=all" in container_command(tmp_path, find_backends(), gpu=True).split()
+    assert not any("--gpus" in word for word in command)
+    on_gpu = container_command(tmp_path, find_backends(), gpu=True).split()
+    assert [word for word in on_gpu if "--gpus" in word] == ["--gpus=device=0"]
 
 
 def test_beside_the_container_stands_which_tensorrt_the_plans_need(tmp_path):
