@@ -1,13 +1,17 @@
-"""What the tests marked `tensorrt` need of the machine."""
+"""What the tests of plans need of the machine, and what they expect of the golden bundle."""
 
 import importlib.util
 
 import pytest
 
+from recengine.compile.lowering import BOUNDS
 from recengine.errors import DeviceError, ServerError
 from recengine.gpu import current_gpu
 from recengine.serving.backends import server_backends
 from recengine.serving.server import find_tritonserver
+
+# Which of its few items comes first is within what int8 rounds.
+GOLDEN_BOUNDS = {**BOUNDS, "int8": BOUNDS["int8"].model_copy(update={"identical_top_k": 0.5})}
 
 
 def no_tensorrt():

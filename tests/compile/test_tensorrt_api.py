@@ -11,6 +11,7 @@ import onnx
 import pytest
 from google.protobuf import text_format
 from strict_tensorrt import GPU, PLAN, TIMINGS, VERSIONS, load_network
+from tensorrt_host import GOLDEN_BOUNDS
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 from typer.testing import CliRunner
 
@@ -241,7 +242,7 @@ def test_without_tensorrt_the_message_says_what_to_install(bundle, tmp_path, mon
     assert not (tmp_path / "repository").exists()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
+@pytest.mark.parametrize("precision", BOUNDS)
 def test_a_gpu_repository_has_plans_that_pass_the_gate(
     trt, bundle_copy, tmp_path, monkeypatch, precision
 ):
@@ -254,11 +255,8 @@ def test_a_gpu_repository_has_plans_that_pass_the_gate(
     monkeypatch.setattr(tensorrt, "PlanRunner", run)
     repository = tmp_path / "repository"
     plans = PlanOptions(precision=precision)
-    # Which of the few items of this bundle comes first is within what int8 rounds.
-    few = (
-        BOUNDS["int8"].model_copy(update={"identical_top_k": 0.5}) if precision == "int8" else None
-    )
-    compile_bundle(bundle_copy, repository, target="gpu", plans=plans, bounds=few)
+    bounds = GOLDEN_BOUNDS[precision]
+    compile_bundle(bundle_copy, repository, target="gpu", plans=plans, bounds=bounds)
     for name in ("tower", "ranker"):
         assert (repository / name / "1" / "model.plan").read_bytes() == PLAN
         assert "tensorrt_plan" in (repository / name / "config.pbtxt").read_text()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tensorrt_host import no_tensorrt
+from tensorrt_host import GOLDEN_BOUNDS, no_tensorrt
 
 from recengine.bundle import FidelityBounds, read_manifest
 from recengine.compile import compile_bundle
@@ -69,13 +69,15 @@ def test_a_plan_computes_what_its_graph_says_at_every_size(
         assert error <= (1e-5 if precision == "fp32" else BOUNDS[precision].score_error)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", BOUNDS)
 def test_a_bundle_compiles_for_the_gpu_behind_the_gate(bundle_copy, tmp_path, precision):
     repository = tmp_path / "repository"
-    compile_bundle(bundle_copy, repository, target="gpu", plans=PlanOptions(precision=precision))
+    plans = PlanOptions(precision=precision)
+    bounds = GOLDEN_BOUNDS[precision]
+    compile_bundle(bundle_copy, repository, target="gpu", plans=plans, bounds=bounds)
     on_cpu, row = read_manifest(repository / "ranking" / "1").fidelity
     assert (on_cpu.path, row.path) == ("onnx", "engine")
-    assert row.score_error <= BOUNDS[precision].score_error
+    assert row.score_error <= bounds.score_error
 
 
 @pytest.mark.parametrize(
