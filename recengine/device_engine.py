@@ -149,8 +149,6 @@ class DeviceEngine:
     ) -> tuple[Any, Any]:
         """`Engine.order`, the same answer. Waits for it.
 
-        Of more than 8192 candidates k is at most 4096.
-
         Args:
             users: the batch.
             candidates: as in `look_up_candidates`.

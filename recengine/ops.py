@@ -355,7 +355,7 @@ def order(candidate_ids: Any, scores: Any, k: int, *, check: bool = True) -> tup
     Args:
         candidate_ids: int64 [batch, n]; id -1 is an empty slot and is dropped.
         scores: float32 [batch, n].
-        k: candidates wanted, at least 1; may exceed n. On a GPU at most 4096 where n exceeds 8192.
+        k: candidates wanted, at least 1; may exceed n.
         check: with arrays on a GPU: whether to wait for what is wrong with them, see the module.
 
     Returns:

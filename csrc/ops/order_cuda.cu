@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cuda/block_sort.h"
+#include "cuda/device_buffer.h"
 #include "cuda/launch.h"
 #include "cuda/value_check.h"
 #include "ops/order_check.h"
@@ -18,7 +19,9 @@ namespace {
 
 constexpr int kMaxThreads = 512;
 constexpr int kMinKeys = 64;
-constexpr int kMaxKeys = 8192;        // 64 KiB of shared memory
+constexpr int kSharedKeys = 8192;     // 64 KiB of shared memory; where K needs more, global memory
+constexpr int kMostKeys = 1 << 29;    // what block_sort_descending() counts in int
+constexpr int64_t kMostBlocks = 512;  // with keys in global memory
 constexpr uint64_t kNoCandidate = 0;  // below the key of every finite score
 
 struct OrderCall {
@@ -30,6 +33,7 @@ struct OrderCall {
   float* out_scores;  // [batch, k]
   int64_t k;
   int num_keys;    // a power of two
+  uint64_t* keys;  // [blocks, num_keys], or null: in shared memory
   int* bad_value;  // set when a score is not finite, or null
 };
 
@@ -43,8 +47,10 @@ __device__ uint64_t candidate_key(const OrderCall& call, int64_t row, int64_t co
 
 // A block for a row at a time. Rows of more candidates than keys are taken in parts: the best half
 // so far stays, the next candidates take the place of the other half.
+template <bool kShared>
 __global__ void __launch_bounds__(kMaxThreads) order_kernel(const OrderCall call) {
-  auto* const keys = cuda::dynamic_shared<uint64_t>();
+  uint64_t* const keys =
+      kShared ? cuda::dynamic_shared<uint64_t>() : call.keys + int64_t{blockIdx.x} * call.num_keys;
   const auto thread = static_cast<int>(threadIdx.x);
   const auto num_threads = static_cast<int>(blockDim.x);
   for (int64_t row = blockIdx.x; row < call.batch; row += gridDim.x) {
@@ -68,10 +74,32 @@ __global__ void __launch_bounds__(kMaxThreads) order_kernel(const OrderCall call
   }
 }
 
-int keys_for(int64_t n) {
+// All candidates, or twice K of them at a time.
+int keys_for(int64_t n, int64_t k) {
+  const int64_t wanted = std::min(n, std::max<int64_t>(kSharedKeys, 2 * k));
+  if (wanted > kMostKeys) {
+    throw InputError("[order] k: expected at most " + std::to_string(kMostKeys / 2) +
+                     " on a GPU, found " + std::to_string(k));
+  }
   int keys = kMinKeys;
-  while (keys < n && keys < kMaxKeys) keys *= 2;
+  while (keys < wanted) keys *= 2;
   return keys;
+}
+
+void sort_in_shared_memory(const OrderCall& call, cudaStream_t stream) {
+  const size_t bytes = static_cast<size_t>(call.num_keys) * sizeof(uint64_t);
+  if (bytes > cuda::kSharedBytes) cuda::allow_shared(order_kernel<true>, bytes);
+  const dim3 threads(static_cast<unsigned>(std::min(call.num_keys / 2, kMaxThreads)));
+  const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(call.batch, INT32_MAX)));
+  cuda::launch(order_kernel<true>, blocks, threads, bytes, stream, call);
+}
+
+void sort_in_global_memory(OrderCall call, const CudaContext& context) {
+  const int64_t blocks = std::min(call.batch, kMostBlocks);
+  const cuda::DeviceBuffer<uint64_t> keys(blocks * call.num_keys, context);
+  call.keys = keys.data();
+  cuda::launch(order_kernel<false>, static_cast<unsigned>(blocks), kMaxThreads, 0,
+               static_cast<cudaStream_t>(context.stream), call);
 }
 
 // On the host, where the message is made.
@@ -90,26 +118,20 @@ int keys_for(int64_t n) {
 void order_cuda(const CudaContext& context, Matrix<const int64_t> candidate_ids,
                 Matrix<const float> scores, Matrix<int64_t> out_ids, Matrix<float> out_scores) {
   check_order_shapes(candidate_ids, scores, out_ids, out_scores);
-  if (scores.cols > kMaxKeys && out_ids.cols > kMaxKeys / 2) {
-    throw InputError("[order] k: expected at most " + std::to_string(kMaxKeys / 2) +
-                     " of more than " + std::to_string(kMaxKeys) + " candidates on a GPU, found " +
-                     std::to_string(out_ids.cols));
-  }
   if (scores.cols > INT32_MAX) {
     throw InputError("[order] scores: expected at most 2147483647 columns, found " +
                      std::to_string(scores.cols));
   }
   const cuda::DeviceGuard guard(context.device);
   const cuda::ValueCheck values("[order]", context);
-  const OrderCall call{candidate_ids.data, scores.data,           scores.cols,
-                       scores.rows,        out_ids.data,          out_scores.data,
-                       out_ids.cols,       keys_for(scores.cols), values.found()};
-  const size_t shared = static_cast<size_t>(call.num_keys) * sizeof(uint64_t);
-  if (shared > cuda::kSharedBytes) cuda::allow_shared(order_kernel, shared);
-  const dim3 threads(static_cast<unsigned>(std::min(call.num_keys / 2, kMaxThreads)));
-  const dim3 blocks(static_cast<unsigned>(std::min<int64_t>(scores.rows, INT32_MAX)));
-  cuda::launch(order_kernel, blocks, threads, shared, static_cast<cudaStream_t>(context.stream),
-               call);
+  const int num_keys = keys_for(scores.cols, out_ids.cols);
+  const OrderCall call{candidate_ids.data, scores.data,  scores.cols, scores.rows, out_ids.data,
+                       out_scores.data,    out_ids.cols, num_keys,    nullptr,     values.found()};
+  if (num_keys <= kSharedKeys) {
+    sort_in_shared_memory(call, static_cast<cudaStream_t>(context.stream));
+  } else {
+    sort_in_global_memory(call, context);
+  }
   if (values.failed()) fail_scores(context, candidate_ids, scores);
 }
 

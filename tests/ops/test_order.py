@@ -56,7 +56,7 @@ def test_shapes_that_disagree_are_refused(device):
 
 
 @pytest.mark.parametrize("n", [63, 64, 65, 1000, 8192, 8193, 30_000])
-@pytest.mark.parametrize("k", [1, 100, 4096])
+@pytest.mark.parametrize("k", [1, 100, 4096, 4097, 9000])
 def test_many_candidates(device, n, k):
     rng = np.random.default_rng(n)
     candidate_ids = rng.integers(-1, 1000, (2, n))
@@ -72,13 +72,6 @@ def test_many_candidates(device, n, k):
 def test_an_empty_batch_gives_an_empty_answer(device):
     found_ids, found_scores = device.order(np.empty((0, 5), int), np.empty((0, 5)), 3)
     assert found_ids.shape == found_scores.shape == (0, 3)
-
-
-@pytest.mark.cuda
-def test_a_gpu_says_what_it_cannot_sort():
-    ids, scores = ops.to_device(np.zeros((1, 8193), int)), ops.to_device(np.zeros((1, 8193), "f4"))
-    with pytest.raises(InputError, match="expected at most 4096 of more than 8192 candidates"):
-        ops.order(ids, scores, 4097)
 
 
 @pytest.mark.cuda

@@ -13,7 +13,7 @@ namespace recengine {
 void order(Matrix<const int64_t> candidate_ids, Matrix<const float> scores, Matrix<int64_t> out_ids,
            Matrix<float> out_scores);
 
-// The same over arrays of a GPU. Beyond 8192 candidates K is at most 4096, else InputError.
+// The same over arrays of a GPU; the smaller of n and 2 K is at most 2^29.
 void order_cuda(const CudaContext& context, Matrix<const int64_t> candidate_ids,
                 Matrix<const float> scores, Matrix<int64_t> out_ids, Matrix<float> out_scores);
 
