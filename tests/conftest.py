@@ -31,6 +31,14 @@ def pytest_runtest_setup(item):
         pytest.skip("there is no GPU")
 
 
+@pytest.fixture
+def emulated_driver(monkeypatch):
+    """Sets the CUDA version of the emulated driver, 1000 * major + 10 * minor."""
+    if not any("emulated" in device for device in ops.cuda_devices()):
+        pytest.skip("a real driver is of one version")
+    return lambda version: monkeypatch.setenv("CUDA_EMULATED_DRIVER", str(version))
+
+
 @pytest.fixture(scope="session")
 def golden():
     """The committed bundle of the current format version."""

@@ -22,17 +22,9 @@ def test_a_device_says_its_name_capability_and_memory():
         assert re.search(r"., compute capability \d+\.\d, \d+ MiB$", device)
 
 
-@pytest.fixture
-def driver(monkeypatch):
-    """Sets the CUDA version of the emulated driver, 1000 * major + 10 * minor."""
-    if not any("emulated" in device for device in ops.cuda_devices()):
-        pytest.skip("a real driver is of one version")
-    return lambda version: monkeypatch.setenv("CUDA_EMULATED_DRIVER", str(version))
-
-
 @pytest.mark.cuda
-def test_a_driver_older_than_the_build_is_an_error_that_the_doctor_tells(driver):
-    driver(12040)
+def test_a_driver_older_than_the_build_is_an_error_that_the_doctor_tells(emulated_driver):
+    emulated_driver(12040)
     with pytest.raises(DeviceError, match=r"expected one for CUDA 13 .* found one for CUDA 12\.4$"):
         ops.cuda_devices()
     finding = doctor._cuda()
@@ -41,7 +33,7 @@ def test_a_driver_older_than_the_build_is_an_error_that_the_doctor_tells(driver)
 
 
 @pytest.mark.cuda
-def test_without_a_driver_there_is_no_gpu(driver):
-    driver(0)
+def test_without_a_driver_there_is_no_gpu(emulated_driver):
+    emulated_driver(0)
     assert ops.cuda_devices() == []
     assert doctor._cuda().found == "built, no GPU found"

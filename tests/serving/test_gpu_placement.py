@@ -49,6 +49,16 @@ def test_a_model_with_its_graphs_is_refused_on_a_gpu(golden_repository, tmp_path
         TritonServer(repository, log=tmp_path / "log").start()
 
 
+def test_a_model_that_may_run_anywhere_is_refused_where_the_driver_is_too_old(
+    stages, tmp_path, emulated_driver
+):
+    emulated_driver(12040)
+    config = stages / "retrieval_topk" / "config.pbtxt"
+    config.write_text(config.read_text().replace("KIND_CPU", "KIND_MODEL"))
+    with pytest.raises(ServerError, match=r"driver: .* found one for CUDA 12\.4"):
+        TritonServer(stages, log=tmp_path / "log").start()
+
+
 def test_a_server_answers_the_same_with_tables_larger_than_its_budget(
     stages, tmp_path, users, tensors
 ):
