@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # On a GPU host: builds the CUDA parts for its GPU, runs the tests marked `cuda` on it, those marked
-# `tensorrt` where that is installed, some under compute-sanitizer, and profiles calls with ncu; says
-# why tests were skipped. Needs nvcc, and no network.
+# `tensorrt` where that is installed, every kernel under compute-sanitizer, and profiles calls with
+# ncu; says why tests were skipped. Needs nvcc, and no network.
 # usage: gpu_checks.sh VENV [FOLDER FOR gpu-checks-<GPU>.txt]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$(realpath "${1:-.venv}")
 out=${2:-bench/results}
 python=$venv/bin/python
+source tools/kernel_tests.sh
 export PATH=$PATH:/usr/local/cuda/bin
 command -v nvcc >/dev/null || { echo "gpu_checks: no nvcc on PATH"; exit 1; }
 
@@ -51,10 +52,7 @@ if command -v compute-sanitizer >/dev/null; then
     # Tests ask for devices that are not there.
     [[ $tool == memcheck ]] && options+=(--report-api-errors no)
     check "compute-sanitizer $tool" compute-sanitizer "${options[@]}" \
-      "$python" -m pytest tests/ops -m cuda --hypothesis-profile=few -o timeout=0 \
-      -k "row_cache or order or vocabulary or \
-        (embedding_bag_cuda or cosine_topk_cuda) and \
-        (several_warps and fp16 or batches_of_every_size or list_that_overflows)"
+      "$python" -m pytest "${kernel_tests[@]}"
   done
 else
   echo "gpu_checks: no compute-sanitizer on PATH"

@@ -1,10 +1,14 @@
 // The fibers that threads of a block are; see cuda_runtime.h.
 
+#include <dlfcn.h>
+
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -256,6 +260,19 @@ bool run_blocks(const cudaLaunchConfig_t& config) {
   return true;
 }
 
+// Adds a kernel that this process launches for the first time, as its place in its library, to the
+// file that CUDA_EMULATED_KERNELS names.
+void list_kernel(const void* kernel) {
+  static const char* const path = std::getenv("CUDA_EMULATED_KERNELS");
+  static std::set<const void*> listed;
+  Dl_info library;
+  if (path == nullptr || !listed.insert(kernel).second || dladdr(kernel, &library) == 0) return;
+  char line[32];
+  std::snprintf(line, sizeof line, "%016tx\n",
+                static_cast<const char*>(kernel) - static_cast<char*>(library.dli_fbase));
+  std::ofstream(path, std::ios::app) << line;  // an address as nm writes it
+}
+
 bool valid(const cudaLaunchConfig_t& config, const void* kernel) {
   const dim3& grid = config.gridDim;
   const dim3& threads = config.blockDim;
@@ -300,6 +317,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel,
   const std::lock_guard<std::mutex> lock(launch_mutex);
   const DeviceAccess access;
   if (!valid(config, kernel)) return cudaErrorInvalidConfiguration;
+  list_kernel(kernel);
   gridDim = config.gridDim;
   blockDim = config.blockDim;
   block.threads = static_cast<int>(blockDim.x * blockDim.y * blockDim.z);
