@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.ops import cosine_topk as topk
-from bench.ops.embedding_bag import label
+from bench.ops.contest import peers_ahead
+from bench.ops.embedding_bag import find_ratios, label
 
 README = Path("README.md")
 RESULTS = Path("bench/results")
@@ -32,11 +33,13 @@ def cosine_topk(result: dict[str, Any]) -> str:
                 f"| {point['least_ms']:.2f} | {point['ms'][peer]:.2f} ({peer}) "
                 f"| {point['ratio']:.1f} |"
             )
+    filtered = topk.low_rate_ratios(result.get("low_rates", []))
+    lines += ["", peers_ahead(topk.find_ratios(result["results"]) | filtered)]
     return "\n".join(lines)
 
 
 def embedding_bag(result: dict[str, Any]) -> str:
-    """The same for every set of tables, with uniform ids."""
+    """The same for every set of tables, with uniform ids; below, of Zipf ids what peers win."""
     lines = [
         "| tables, batch × ids | recengine µs | limit µs | best peer µs | ratio |",
         "| --- | --- | --- | --- | --- |",
@@ -50,6 +53,7 @@ def embedding_bag(result: dict[str, Any]) -> str:
             f"| {1e3 * point['least_ms']:.1f} | {1e3 * point['ms'][peer]:.1f} ({peer}) "
             f"| {point['ratio']:.1f} |"
         )
+    lines += ["", peers_ahead(find_ratios(result["points"]), " with uniform and Zipf ids")]
     return "\n".join(lines)
 
 

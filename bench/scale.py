@@ -143,7 +143,8 @@ def write(
         [
             f"{size.users:,} users and {size.items:,} items of {size.dim} dimensions, int8 tables, "
             f"{size.candidates} candidates; a synthetic recommender. A restart is from the start "
-            "of the process to ready: every file is checked against its SHA-256 and mapped.",
+            "of the process to ready, with the files in the page cache: every file is checked "
+            "against its SHA-256 and mapped.",
             "\n".join(facts),
             serving_table(series),
         ],

@@ -1,6 +1,6 @@
 // What the check of every id costs a lookup: the kernel as it is and a copy without the check, in
-// turns on one thread. Prints one JSON object, of each case both medians in microseconds.
-#include <algorithm>
+// turns on one thread. Prints one JSON object, of each case the microseconds of a call in every
+// round, with the check and without.
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -23,7 +23,8 @@ using recengine::RowType;
 constexpr int64_t kTables = 8;
 constexpr int32_t kDim = 64;
 constexpr int64_t kRowsInPool = int64_t{1} << 20;  // of different ids: more than caches hold
-constexpr int kRounds = 41;
+constexpr int kRounds = 61;
+constexpr int kSlices = 16;  // of the pool: turns so short that a slow moment hits both kernels
 
 struct Case {
   const char* name;
@@ -46,11 +47,6 @@ double now_us() {
   return std::chrono::duration<double, std::micro>(
              std::chrono::steady_clock::now().time_since_epoch())
       .count();
-}
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
 }
 
 void run(const Case& what, bool last) {
@@ -78,9 +74,9 @@ void run(const Case& what, bool last) {
   for (int64_t& row : rows) row = static_cast<int64_t>(random() % static_cast<uint64_t>(what.rows));
   std::vector<float> out(static_cast<size_t>(what.batch * kTables * kDim));
 
-  const auto time = [&](bool (*kernel)(const BagChunk&)) {
+  const auto time = [&](bool (*kernel)(const BagChunk&), int slice) {
     const double start = now_us();
-    for (int64_t i = 0; i < calls; ++i) {
+    for (int64_t i = calls * slice / kSlices; i < calls * (slice + 1) / kSlices; ++i) {
       const BagChunk chunk = {columns.data(), kTables,       rows.data() + i * ids,
                               lengths.data(), nullptr,       what.batch,
                               out.data(),     kTables * kDim};
@@ -88,16 +84,20 @@ void run(const Case& what, bool last) {
     }
     return (now_us() - start) / static_cast<double>(calls);
   };
-  std::vector<double> checked;
-  std::vector<double> unchecked;
+  std::printf("  \"%s\": [", what.name);
   for (int round = 0; round < kRounds; ++round) {
-    const bool first = round % 2 == 0;
-    if (first) checked.push_back(time(recengine::CHECKED_KERNEL));
-    unchecked.push_back(time(recengine::unchecked_kernel));
-    if (!first) checked.push_back(time(recengine::CHECKED_KERNEL));
+    double checked = 0;
+    double unchecked = 0;
+    for (int turn = 0; turn < kSlices; ++turn) {
+      const int other = (turn + kSlices / 2) % kSlices;  // whose rows are in no cache
+      const bool checked_first = (round + turn) % 2 == 0;
+      if (checked_first) checked += time(recengine::CHECKED_KERNEL, turn);
+      unchecked += time(recengine::unchecked_kernel, other);
+      if (!checked_first) checked += time(recengine::CHECKED_KERNEL, turn);
+    }
+    std::printf("%s[%.3f, %.3f]", round > 0 ? ", " : "", checked, unchecked);
   }
-  std::printf("  \"%s\": [%.3f, %.3f]%s\n", what.name, median(checked), median(unchecked),
-              last ? "" : ",");
+  std::printf("]%s\n", last ? "" : ",");
 }
 
 }  // namespace

@@ -53,16 +53,52 @@ def times_json(times: Mapping[str, Times]) -> dict[str, Any]:
     }
 
 
+def spread(point: Mapping[str, Any], scale: float = 1.0, digits: int = 2) -> str:
+    """Our 25 and 75 % quantiles of `times_json`, times `scale`, as one cell of a table."""
+    low, high = point["quartiles_ms"][OURS]
+    return f"{scale * low:.{digits}f}–{scale * high:.{digits}f}"
+
+
+def peers_ahead(ratios: Mapping[str, float], kinds: str = "") -> str:
+    """In which cases a peer is faster, in one sentence.
+
+    Args:
+        ratios: the best peer's time over ours, by case.
+        kinds: of cases, in words behind their number.
+    """
+    behind = [f"{name} ({ratio:.3g})" for name, ratio in ratios.items() if ratio < 1]
+    if not behind:
+        return f"No peer is faster in any of the {len(ratios)} cases{kinds}."
+    return (
+        f"A peer is faster in {len(behind)} of the {len(ratios)} cases{kinds} (its time over "
+        f"ours): {'; '.join(behind)}."
+    )
+
+
 def race(
-    contenders: Mapping[str, Contender], pool: int, rounds: int, seconds: float
+    contenders: Mapping[str, Contender],
+    pool: int,
+    rounds: int,
+    seconds: float,
+    known: Mapping[str, float] | None = None,
 ) -> dict[str, Times]:
     """Times calls over a pool of work, `seconds` each and round, in random order.
 
     The first call of each turn is not counted, unless it takes all of it; who takes longer than
     SECONDS_OF_ONE_TURN has only one.
+
+    Args:
+        contenders: by name.
+        pool: pieces of work.
+        rounds: turns of each.
+        seconds: of a turn.
+        known: seconds of a call before the race, by contender; a slow one's is its only one.
     """
     order = random.Random(0)
     taken: dict[str, list[float]] = {name: [] for name in contenders}
+    for name, took in (known or {}).items():
+        if took > SECONDS_OF_ONE_TURN:
+            taken[name].append(took)
     for _ in range(rounds):
         for name in order.sample(list(contenders), len(contenders)):
             run, times = contenders[name], taken[name]
@@ -88,6 +124,7 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     )
     made.add_argument("--work", type=Path, default=Path("build/bench"))
     made.add_argument("--out", type=Path, default=Path("bench/results"))
+    made.set_defaults(started=time.monotonic())
     return made
 
 
@@ -102,7 +139,7 @@ def publish(
     ratios: Mapping[str, float],
     bars: Sequence[Bar],
 ) -> None:
-    """Writes <name>-<machine>.{json,md,png} and prints the bars.
+    """Writes <name>-<machine>.{json,md,png}; prints the bars and what the run took.
 
     Args:
         arguments: of `parser`; a quick run writes nothing.
@@ -115,18 +152,21 @@ def publish(
         ratios: the best peer's time over ours, by case.
         bars: what was promised.
     """
-    for bar in bars:
-        print(bar)
+    minutes = (time.monotonic() - arguments.started) / 60
+    took = f"Took {minutes:.1f} min."
+    for line in (*bars, peers_ahead(ratios), took):
+        print(line)
     if arguments.quick:
         return
     result = {
         **provenance(packages),
         "threads": ops.usable_cores(),
+        "took_minutes": minutes,
         "limits": dataclasses.asdict(limits),
         **measured,
     }
     path = arguments.out / f"{name}-{machine_name()}"
-    write_result(path, title, result, text, bars)
+    write_result(path, title, result, [*text, peers_ahead(ratios), took], bars)
     plot_ratios(path.with_suffix(".png"), ratios, title)
 
 

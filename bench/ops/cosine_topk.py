@@ -1,12 +1,13 @@
 """Exact top-K beside faiss, torch and usearch: the same items, queries and threads, in one run.
 
 Before they are timed at a batch size, all answers are held against every item's score in fp64: the
-best items, near ties aside.
+best items, near ties aside. All items lie in huge pages.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.ops.contest import OURS, parser, publish, race, times_json
+from bench.ops import huge_pages
+from bench.ops.contest import OURS, parser, publish, race, spread, times_json
 from bench.ops.limits import Limits, measure_limits
 from recengine import ops
 from recengine.data import read
@@ -32,6 +34,10 @@ BLOCK_ROWS = 1 << 14  # scored at a time in fp64: 64 MiB for all queries
 NEAR_TIE = 1e-5  # scores that fp32 may round to another order
 CHECKED_WITH_FILTERS = 8  # queries
 EXCLUDED = 200  # items of each query, where their cost is measured
+LOW_RATES = (0.001, 0.01, 0.03)  # of items that a filter lets pass
+LOW_RATE_BATCHES = (1, 32, 256)
+VECTORS_ISA = "avx512_vnni"  # of a CPU with tiles: the kernel that multiplies in vectors
+TRAINED_REST = 0.04  # of the energy, in the second half of the dimensions
 PACKAGES = ("faiss-cpu", "torch", "usearch")
 
 
@@ -49,6 +55,7 @@ CASES = (
     Case("gaussian", 1_000_000, 64, (8, 8, 7, 5.5)),
     Case("decaying", 1_000_000, 64, (10, 10, 10, 10)),
     Case("movielens", 1_000_000, 64, (10, 10, 10, 10)),
+    Case("trained", 1_000_000, 64, (10, 10, 10, 10)),
     Case("gaussian", 1_000_000, 128, (6.4, 6.4, 5.6, 4.4)),
     Case("gaussian", 20_000, 64, (1, 1, 1, 1)),
 )
@@ -67,7 +74,8 @@ def make_catalog(kind: str, rows: int, dim: int, data: Path) -> Catalog:
 
     Args:
         kind: "gaussian"; "decaying": dimension i is 1 / sqrt(i) as wide; "movielens": normal with
-            the means and covariances of item and user factors.
+            the means and covariances of item and user factors; "trained": 96 % of the energy in
+            half of the directions, which are no axes.
         rows: items.
         dim: of all vectors.
         data: folder of MovieLens-100K.
@@ -76,14 +84,22 @@ def make_catalog(kind: str, rows: int, dim: int, data: Path) -> Catalog:
     if kind == "movielens":
         users, items = movielens_factors(data, dim)
         return Catalog(like(items, rows, rng), like(users, QUERY_POOL, rng))
-    power = -0.5 if kind == "decaying" else 0.0
-    widths = np.arange(1, dim + 1, dtype=np.float32) ** np.float32(power)
+    directions = spectrum(kind, dim, rng).astype(np.float32)
     return Catalog(
         *(
-            to_unit(rng.standard_normal((count, dim), dtype=np.float32) * widths)
+            to_unit(rng.standard_normal((count, dim), dtype=np.float32) @ directions)
             for count in (rows, QUERY_POOL)
         )
     )
+
+
+def spectrum(kind: str, dim: int, rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Directions [dim, dim] of a catalog's vectors, each as long as vectors are wide there."""
+    if kind == "trained":
+        turn = np.linalg.qr(rng.standard_normal((dim, dim)))[0]
+        return np.asarray(TRAINED_REST ** (np.arange(dim)[:, None] / dim) * turn)
+    power = -0.5 if kind == "decaying" else 0.0
+    return np.diag(np.arange(1, dim + 1, dtype=np.float64) ** power)
 
 
 def movielens_factors(data: Path, dim: int) -> tuple[Vectors, Vectors]:
@@ -112,8 +128,23 @@ def to_unit(vectors: Vectors) -> Vectors:
     return vectors
 
 
-def contenders(items: Vectors, k: int, threads: int) -> dict[str, Search]:
-    """Every library's way to the rows [batch, k] of unit queries."""
+@dataclasses.dataclass(frozen=True)
+class Contest:
+    """The contenders over one catalog.
+
+    Attributes:
+        index: ours.
+        searches: every library's way to the rows [batch, k] of unit queries.
+        memory: the items as each has them.
+    """
+
+    index: ops.ItemIndex
+    searches: dict[str, Search]
+    memory: dict[str, huge_pages.Memory]
+
+
+def contenders(items: Vectors, k: int, threads: int) -> Contest:
+    """Every library over the same items; faiss and recengine have their own copies."""
     import faiss
     import torch
     from usearch.compiled import MetricKind
@@ -146,7 +177,7 @@ def contenders(items: Vectors, k: int, threads: int) -> dict[str, Search]:
         found = search(items, queries, k, MetricKind.IP, exact=True, threads=threads)
         return np.asarray(found.keys, np.int64).reshape(len(queries), k)
 
-    return {
+    searches = {
         OURS: ours,
         "faiss": faiss_with(default),
         "faiss, BLAS always": faiss_with(1),
@@ -154,6 +185,13 @@ def contenders(items: Vectors, k: int, threads: int) -> dict[str, Search]:
         "torch": torch_topk,
         "usearch": usearch_exact,
     }
+    memory: dict[str, huge_pages.Memory] = {
+        OURS: [index.unit_vectors, *(index.stored_codes() or {}).values()],
+        "faiss": [faiss.rev_swig_ptr(flat.get_xb(), items.size)],
+        "torch": [items],
+        "usearch": [items],
+    }
+    return Contest(index, searches, memory)
 
 
 def best_scores(vectors: StoredVectors, queries: Vectors, k: int) -> npt.NDArray[np.float64]:
@@ -193,14 +231,18 @@ def run(
     """One data set: the table's rows, as JSON values."""
     items, pool = catalog.items, catalog.queries
     rows, dim = items.shape
-    searches = contenders(items, k, ops.usable_cores())
+    contest = contenders(items, k, ops.usable_cores())
+    searches = contest.searches
     best = best_scores(items, pool, k)
     points = []
     for batch in BATCHES:
         batches = [pool[i : i + batch] for i in range(0, len(pool) - batch + 1, batch)]
+        took = {}
         for name, search in searches.items():
             checked = batches if name == OURS else batches[:1]
+            start = time.perf_counter()
             found = np.concatenate([search(queries) for queries in checked])
+            took[name] = (time.perf_counter() - start) / len(checked)
             asked = slice(len(found))
             check_rows(f"{name}, batch {batch}", items, pool[asked], found, best[asked])
         calls = {
@@ -209,16 +251,36 @@ def run(
         }
         point = {
             "batch": batch,
-            **times_json(race(calls, len(batches), rounds, seconds)),
+            **times_json(race(calls, len(batches), rounds, seconds, took)),
             "least_ms": limits.scan_ms(rows, dim, batch),
         }
         points.append(point)
         ms, peer = point["ms"], point["best_peer"]
         print(
             f"{kind} {rows:,} x {dim}, batch {batch}: {ms[OURS]:.2f} ms, {peer} "
-            f"{ms[peer]:.2f} ms, ratio {point['ratio']:.2f}, limit {point['least_ms']:.2f} ms"
+            f"{ms[peer]:.2f} ms, ratio {point['ratio']:.2f}, limit {point['least_ms']:.2f} ms",
+            flush=True,
         )
-    return {"kind": kind, "rows": rows, "dim": dim, "k": k, "points": points}
+    return {
+        "kind": kind,
+        "rows": rows,
+        "dim": dim,
+        "k": k,
+        "partial_scans": contest.index.partial_scans,
+        "huge_pages": huge_pages.shares(contest.memory),
+        "points": points,
+    }
+
+
+def vectors_ms(catalog: Catalog, k: int, rounds: int, seconds: float) -> float:
+    """Of a search for 256 queries by the kernel that multiplies in vectors, not in tiles."""
+    index = ops.ItemIndex(catalog.items)
+    batches = [catalog.queries[:256], catalog.queries[256:]]
+
+    def search(i: int) -> object:
+        return ops.cosine_topk(index, batches[i], k, isa=VECTORS_ISA)
+
+    return race({OURS: search}, len(batches), rounds, seconds)[OURS].median
 
 
 def filter_costs(
@@ -265,6 +327,77 @@ def filter_table(costs: list[dict[str, float | int]]) -> str:
     return "\n".join(lines)
 
 
+def low_rates(catalog: Catalog, k: int, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Searches of the few items that a filter lets pass, beside faiss and one of all items."""
+    import faiss
+
+    items, pool = catalog.items, catalog.queries
+    rows = len(items)
+    rng = np.random.default_rng(0)
+    index = ops.ItemIndex(items)
+    flat = faiss.IndexFlatIP(items.shape[1])
+    flat.add(items)
+    few = pool[:CHECKED_WITH_FILTERS]
+    points = []
+    for rate in LOW_RATES:
+        allowed = np.sort(rng.choice(rows, max(k, round(rate * rows)), replace=False))
+        bits = np.zeros(-(-rows // 64) * 64, bool)
+        bits[allowed] = True
+        bitmap = np.packbits(bits, bitorder="little")
+        words = bitmap.view(np.uint64)
+        selector: Any = faiss.IDSelectorBitmap  # its Python takes an array; its stubs do not say so
+        parameters = faiss.SearchParameters(sel=selector(bitmap))  # type: ignore[call-arg]
+
+        def ours(queries: Vectors, words: npt.NDArray[np.uint64] = words) -> Rows:
+            return ops.cosine_topk(index, queries, k, allow=words)[0]
+
+        def faiss_selector(queries: Vectors, parameters: Any = parameters) -> Rows:
+            found: Rows = flat.search(queries, k, params=parameters)[1]
+            return found
+
+        searches: dict[str, Search] = {OURS: ours, "faiss": faiss_selector}
+        best = best_scores(items[allowed], few, k)
+        for name, search in searches.items():
+            found = search(few)
+            if not np.isin(found, allowed).all():
+                raise RecengineError(f"[bench] {name}: a row is found that is not allowed")
+            check_rows(f"{name}, {rate:.1%} allowed", items, few, found, best)
+        searches["plain"] = lambda queries: ops.cosine_topk(index, queries, k)[0]
+        for batch in LOW_RATE_BATCHES:
+            batches = [pool[i : i + batch] for i in range(0, len(pool) - batch + 1, batch)]
+            calls = {
+                name: lambda i, search=search, batches=batches: search(batches[i])
+                for name, search in searches.items()
+            }
+            times = race(calls, len(batches), rounds, seconds)
+            plain = times.pop("plain").median
+            points.append({"rate": rate, "batch": batch, **times_json(times), "plain_ms": plain})
+    return points
+
+
+def low_rate_table(points: list[dict[str, Any]]) -> str:
+    """Milliseconds of searches with filters, one line per rate and batch, as markdown."""
+    lines = [
+        f"| allowed | batch | all items, {OURS} | {OURS} | 25–75 % | faiss, IDSelectorBitmap "
+        f"| faiss ÷ {OURS} |",
+        "|---:" * 7 + "|",
+    ]
+    for point in points:
+        lines.append(
+            f"| {point['rate']:.1%} | {point['batch']} | {point['plain_ms']:.2f} "
+            f"| {point['ms'][OURS]:.2f} | {spread(point)} | {point['ms']['faiss']:.2f} "
+            f"| {point['ratio']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def low_rate_ratios(points: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The time of faiss over ours, by case."""
+    return {
+        f"{point['rate']:.1%} allowed, batch {point['batch']}": point["ratio"] for point in points
+    }
+
+
 def label(measured: dict[str, Any]) -> str:
     """A catalog in words: "gaussian 1M x 64"."""
     rows = measured["rows"]
@@ -284,21 +417,39 @@ def find_ratios(results: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def table(result: dict[str, Any]) -> str:
     """Milliseconds of every contender, one line per batch, as markdown."""
-    names = list(result["points"][0]["ms"])
+    peers = [name for name in result["points"][0]["ms"] if name != OURS]
+    scans = " or ".join(map(str, result["partial_scans"]))
     lines = [
         f"### {result['kind']}, {result['rows']:,} × {result['dim']}, K = {result['k']}",
         "",
-        f"| batch | {' | '.join(names)} | best peer ÷ recengine | limit ms | of the limit |",
-        "|---:" * (len(names) + 4) + "|",
+        f"Scans of {scans} dimensions were chosen at build."
+        if scans
+        else "No partial scans were chosen at build.",
+        "",
+        f"| batch | {OURS} | 25–75 % | {' | '.join(peers)} | best peer ÷ recengine | limit ms "
+        "| of the limit |",
+        "|---:" * (len(peers) + 6) + "|",
     ]
     for point in result["points"]:
-        cells = " | ".join(f"{point['ms'][name]:.2f}" for name in names)
+        cells = " | ".join(f"{point['ms'][name]:.2f}" for name in peers)
         share = point["least_ms"] / point["ms"][OURS]
         lines.append(
-            f"| {point['batch']} | {cells} | {point['ratio']:.2f} | {point['least_ms']:.2f} "
-            f"| {share:.0%} |"
+            f"| {point['batch']} | {point['ms'][OURS]:.2f} | {spread(point)} | {cells} "
+            f"| {point['ratio']:.2f} | {point['least_ms']:.2f} | {share:.0%} |"
         )
     return "\n".join(lines)
+
+
+def limit_bars(first: dict[str, Any], limits: Limits, in_vectors_ms: float) -> list[Bar]:
+    """Shares of the machine's own limits at batch 1 and 256."""
+    rows, dim = first["rows"], first["dim"]
+    read = limits.read_ms(rows, dim) / first["points"][0]["ms"][OURS]
+    multiplied = limits.multiply_ms(rows, dim, 256, tiles=False) / in_vectors_ms
+    how = f" in {VECTORS_ISA}" if limits.tile_macs_per_s > 0 else ""
+    return [
+        Bar(f"{label(first)}, batch 1: share of the read bandwidth", 0.7, read, True),
+        Bar(f"{label(first)}, batch 256{how}: share of the vectors' rate", 0.85, multiplied, True),
+    ]
 
 
 def main() -> None:
@@ -306,58 +457,89 @@ def main() -> None:
     arguments_parser.add_argument("--k", type=int, default=100)
     arguments_parser.add_argument("--data", type=Path, default=Path("data/ml-100k"))
     arguments = arguments_parser.parse_args()
-    shrink = 10 if arguments.quick else 1
-    seconds = 0.2 if arguments.quick else 0.7
-    if arguments.quick:
-        arguments.rounds = 1
+    huge_pages.for_every_malloc()
+    shrink, rounds, seconds = (10, 1, 0.1) if arguments.quick else (1, arguments.rounds, 0.5)
     threads = ops.usable_cores()
-    limits = measure_limits(arguments.work, threads)
-    results = []
+    sizes = sorted({case.rows // shrink * case.dim for case in CASES})
+    limits = measure_limits(arguments.work, threads, sizes=sizes, quick=arguments.quick)
+    results: list[dict[str, Any]] = []
     costs: list[dict[str, float | int]] = []
+    filtered: list[dict[str, Any]] = []
+    in_vectors_ms = 0.0
     for case in CASES:
         catalog = make_catalog(case.kind, case.rows // shrink, case.dim, arguments.data)
-        measured = run(case.kind, catalog, arguments.k, arguments.rounds, seconds, limits)
-        results.append(measured)
-        costs = costs or filter_costs(catalog, arguments.k, arguments.rounds, seconds)
+        results.append(run(case.kind, catalog, arguments.k, rounds, seconds, limits))
+        if case is CASES[0]:
+            costs = filter_costs(catalog, arguments.k, rounds, seconds)
+            filtered = low_rates(catalog, arguments.k, rounds, seconds)
+            in_vectors_ms = (
+                vectors_ms(catalog, arguments.k, rounds, seconds)
+                if limits.tile_macs_per_s > 0
+                else results[0]["points"][-1]["ms"][OURS]
+            )
+    first = results[0]
+    pages = {label(result): result["huge_pages"] for result in results}
     bars = [
         Bar(f"{label(result)}, batch {batch}: best peer over ours", bar, point["ratio"], True)
         for case, result in zip(CASES, results, strict=True)
         for batch, bar, point in zip(BATCHES, case.bars, result["points"], strict=True)
     ]
-    first = results[0]
-    ours = {point["batch"]: point["ms"][OURS] for point in first["points"]}
-    read = limits.read_ms(first["rows"], first["dim"]) / ours[1]
-    multiplied = limits.multiply_ms(first["rows"], first["dim"], 256, tiles=False) / ours[256]
-    per_s = limits.tile_macs_per_s / 1e9
-    tiles = f" or {per_s:.0f} in AMX's tiles" if per_s > 0 else ""
-    bars += [
-        Bar(f"{label(first)}, batch 1: share of the read bandwidth", 0.7, read, True),
-        Bar(f"{label(first)}, batch 256: share of the vectors' rate", 0.85, multiplied, True),
-    ]
+    bars += limit_bars(first, limits, in_vectors_ms)
     bars += [
         Bar(f"batch {cost['batch']}: cost of {EXCLUDED} excluded", 0.1, cost["exclude"], False)
         for cost in costs
     ]
+    bars += huge_pages.find_bars(pages)
+    per_s = limits.tile_macs_per_s / 1e9
+    tiles = f" or {per_s:.0f} in AMX's tiles" if per_s > 0 else ""
     publish(
         arguments,
         "cosine-topk",
         "Exact top-K",
         limits,
         PACKAGES,
-        {"results": results, "filters": costs},
+        {
+            "results": results,
+            "filters": costs,
+            "low_rates": filtered,
+            "vectors_ms_at_256": in_vectors_ms,
+        },
         [
             f"Median milliseconds of a call, {threads} threads. Limit: reading every 8-bit code "
-            f"once at {limits.read_bytes_per_s / 1e9:.0f} GB/s, or multiplying it by every query "
+            "once, at the rate of as many bytes in order ("
+            + ", ".join(
+                f"{int(size) / 1e6:.3g} MB: {rate / 1e9:.0f} GB/s"
+                for size, rate in limits.read_bytes_per_s.items()
+            )
+            + "), or multiplying it by every query "
             f"at {limits.int8_macs_per_s / 1e9:.0f} G multiply-adds/s in vectors{tiles}, all "
-            "measured in this run. "
-            "Where the items' spectrum decays, recengine reads fewer dimensions and can be faster. "
-            "Movielens: normal vectors with the means and covariances of a factorisation.",
-            *[table(measured) for measured in results],
-            f"### What filters add, {label(results[0])}",
+            "measured in this run. Where the build chose partial scans, a search may read fewer "
+            "dimensions than the limit counts. "
+            "Movielens: normal vectors with the means and covariances of a factorisation. Trained: "
+            f"{1 - TRAINED_REST:.0%} of the energy in half of the directions.",
+            *[table(result) for result in results],
+            tile_share(first, limits, in_vectors_ms),
+            f"### What filters add, {label(first)}",
             filter_table(costs),
+            "Filters that let few items pass, milliseconds:",
+            low_rate_table(filtered),
+            huge_pages.HOW,
+            huge_pages.table(pages),
         ],
-        find_ratios(results),
+        find_ratios(results) | low_rate_ratios(filtered),
         bars,
+    )
+
+
+def tile_share(first: dict[str, Any], limits: Limits, in_vectors_ms: float) -> str:
+    """A sentence about batch 256 in tiles and in vectors; empty where the CPU has no tiles."""
+    if limits.tile_macs_per_s == 0:
+        return ""
+    ms = first["points"][-1]["ms"][OURS]
+    share = limits.multiply_ms(first["rows"], first["dim"], 256) / ms
+    return (
+        f"{label(first)}, batch 256: {ms:.2f} ms in tiles, {share:.0%} of their rate; "
+        f"{in_vectors_ms:.2f} ms in vectors ({VECTORS_ISA}), which the bar below is about."
     )
 
 

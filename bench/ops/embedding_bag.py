@@ -1,7 +1,7 @@
 """Embedding bags beside torch and FBGEMM: the same rows, ids and threads, in one run.
 
 Before the contenders are timed their sums are compared with fp64. FBGEMM reads the same bytes as
-recengine: its fused int8 and int4 rows are taken as they are.
+recengine: its fused int8 and int4 rows are taken as they are. All rows lie in huge pages.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.ops import checked_ids
-from bench.ops.contest import OURS, Contender, parser, publish, race, times_json
+from bench.ops import checked_ids, huge_pages
+from bench.ops.contest import OURS, Contender, parser, publish, race, spread, times_json
 from bench.ops.limits import Limits, measure_limits
 from recengine import ops
 from recengine.errors import RecengineError
@@ -25,10 +25,14 @@ Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
 
 PACKAGES = ("torch", "fbgemm-gpu-cpu")
+FBGEMM = "FBGEMM"
+FBGEMM_SPLIT = "FBGEMM, tables on two threads"
 ZIPF = 1.05
 LINE_BYTES = 64
 CHECKED_USERS = 64
 IDS_IN_POOL = 1 << 22
+BF16_EPS = 2.0**-7
+OF_RANDOM_LINES = 0.75  # of the rate at which they can be read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Tables:
     @property
     def row_bytes(self) -> int:
         """As FBGEMM stores a row: int8 and int4 with fp16 scale and bias inline."""
-        code_bits = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}[self.row_type]
+        code_bits = {"fp32": 32, "fp16": 16, "bf16": 16, "int8": 8, "int4": 4}[self.row_type]
         return self.dim * code_bits // 8 + (4 if code_bits < 16 else 0)
 
     @property
@@ -57,12 +61,18 @@ class Tables:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One call: `batch` users, `length` ids of every table for each; `bar`: best peer over ours."""
+    """One call: `batch` users, `length` ids of every table for each.
+
+    Attributes:
+        bar: best peer over ours, at least.
+        of_limit: the limit over ours, at least.
+    """
 
     tables: Tables
     batch: int
     length: int
     bar: float | None = None
+    of_limit: float | None = None
 
 
 def cases() -> list[Case]:
@@ -77,9 +87,16 @@ def cases() -> list[Case]:
         ("int8", 4096): 3.0,
     }
     shapes = [(1, 1), (64, 20), (1024, 20), (4096, 1)]
-    row_types: tuple[ops.RowType, ...] = ("fp32", "fp16", "int8", "int4")
+    of_limit = {("fp32", 1024): OF_RANDOM_LINES, ("int8", 1024): OF_RANDOM_LINES}
+    row_types: tuple[ops.RowType, ...] = ("fp32", "fp16", "bf16", "int8", "int4")
     mission = [
-        Case(Tables(8, 1_000_000, 64, row_type), batch, length, bars.get((row_type, batch)))
+        Case(
+            Tables(8, 1_000_000, 64, row_type),
+            batch,
+            length,
+            bars.get((row_type, batch)),
+            of_limit.get((row_type, batch)),
+        )
         for row_type in row_types
         for batch, length in shapes
     ]
@@ -89,15 +106,19 @@ def cases() -> list[Case]:
 
 def make_rows(tables: Tables, rng: np.random.Generator) -> list[npt.NDArray[Any]]:
     """The stored rows of every table, from a cache line on; NumPy asks for huge pages."""
-    made = []
+    made: list[npt.NDArray[Any]] = []
     for _ in range(tables.count):
         memory = np.empty(tables.rows * tables.row_bytes + LINE_BYTES, np.uint8)
         start = -memory.ctypes.data % LINE_BYTES
         rows = memory[start : start + tables.rows * tables.row_bytes].reshape(tables.rows, -1)
-        if tables.row_type in ("fp32", "fp16"):
-            values = rows.view(np.float32 if tables.row_type == "fp32" else np.float16)
-            values[:] = rng.standard_normal((tables.rows, tables.dim), dtype=np.float32)
-            made.append(values)
+        if tables.row_type in ("fp32", "fp16", "bf16"):
+            values = rng.standard_normal((tables.rows, tables.dim), dtype=np.float32)
+            if tables.row_type == "bf16":
+                made.append(rows.view(np.uint16))
+                made[-1][:] = values.view(np.uint32) >> 16
+            else:
+                made.append(rows.view(np.float32 if tables.row_type == "fp32" else np.float16))
+                made[-1][:] = values
         else:
             rows[:] = rng.integers(0, 256, rows.shape, np.uint8)
             head = rng.uniform(0.01, 0.02, (tables.rows, 2)).astype(np.float16)
@@ -148,7 +169,7 @@ def fbgemm_module(tables: Tables, stored: Sequence[npt.NDArray[Any]]) -> Any:
         pooling_mode=PoolingMode.SUM,
         output_dtype=SparseType.FP32,
     )
-    module.fill_random_weights()
+    module.initialize_weights()
     weights = module.split_embedding_weights(split_scale_shifts=False)
     for (target, _), rows in zip(weights, stored, strict=True):
         target.copy_(torch.from_numpy(rows.view(np.uint8)))
@@ -166,18 +187,29 @@ class Contest:
         self.threads = threads
         self.stored = make_rows(tables, rng)
         self.ours = our_tables(tables, self.stored)
-        self.fbgemm = fbgemm_module(tables, self.stored)
         half = tables.count // 2
-        self.halves = [
-            fbgemm_module(tables, self.stored[:half]),
-            fbgemm_module(tables, self.stored[half:]),
-        ]
-        self.weights = (
-            [torch.from_numpy(rows) for rows in self.stored]
-            if tables.row_type in ("fp32", "fp16")
-            else None
+        self.modules = (  # all tables, and both halves
+            [
+                fbgemm_module(tables, part)
+                for part in (self.stored, self.stored[:half], self.stored[half:])
+            ]
+            if tables.row_type != "bf16"  # FBGEMM's for inference has no such rows on a CPU
+            else []
         )
+        self.weights: list[Any] = []
+        if tables.row_type in ("fp32", "fp16", "bf16"):
+            self.weights = [torch.from_numpy(rows) for rows in self.stored]
+        if tables.row_type == "bf16":
+            self.weights = [weight.view(torch.bfloat16) for weight in self.weights]
         self.pool = ThreadPoolExecutor(1)
+
+    def memory(self) -> dict[str, huge_pages.Memory]:
+        """Every contender's rows."""
+        found: dict[str, huge_pages.Memory] = {OURS: self.stored}
+        if self.modules:
+            whole, *halves = (module.weights_host.numpy() for module in self.modules)
+            found |= {FBGEMM: [whole], FBGEMM_SPLIT: halves}
+        return found | ({"torch": self.stored} if self.weights else {})
 
     def contenders(self, ids: Sequence[Rows]) -> dict[str, Contender]:
         """Each with its inputs laid out as it wants them, before the clock runs."""
@@ -199,21 +231,21 @@ class Contest:
                 self.ours, flat[i], lengths, pooling="sum", threads=self.threads
             )
 
-        def fbgemm(i: int) -> Any:
-            return self.fbgemm(stacked[i], offsets)
+        def fbgemm(module: Any, ids: Any, offsets: Any) -> Any:
+            with torch.inference_mode():  # of the thread that calls
+                return module(ids, offsets)
 
         def fbgemm_on_two_threads(i: int) -> Any:
-            other = self.pool.submit(self.halves[0], split[i][0], first)
-            result = self.halves[1](split[i][1], second)
+            _, one, two = self.modules
+            other = self.pool.submit(fbgemm, one, split[i][0], first)
+            result = fbgemm(two, split[i][1], second)
             return other.result(), result
 
-        found: dict[str, Contender] = {
-            OURS: ours,
-            "FBGEMM": fbgemm,
-            "FBGEMM, tables on two threads": fbgemm_on_two_threads,
-        }
-        if self.weights is not None:
-            weights = self.weights
+        found: dict[str, Contender] = {OURS: ours}
+        if self.modules:
+            found[FBGEMM] = lambda i: fbgemm(self.modules[0], stacked[i], offsets)
+            found[FBGEMM_SPLIT] = fbgemm_on_two_threads
+        if self.weights:
             starts = torch.arange(0, batch * length, length)
             columns = [[torch.from_numpy(table.reshape(-1)) for table in i] for i in by_table]
 
@@ -221,7 +253,7 @@ class Contest:
                 with torch.inference_mode():
                     return [
                         torch.nn.functional.embedding_bag(table_ids, weight, starts, mode="sum")
-                        for table_ids, weight in zip(columns[i], weights, strict=True)
+                        for table_ids, weight in zip(columns[i], self.weights, strict=True)
                     ]
 
             found["torch"] = torch_bags
@@ -233,8 +265,16 @@ def check(
     stored: Sequence[npt.NDArray[Any]],
     answers: Mapping[str, Callable[[], npt.NDArray[Any]]],
     ids: Rows,
+    eps: Mapping[str, float] | None = None,
 ) -> None:
     """Every contender's sums [batch, width] against fp64, for users all over the batch.
+
+    Args:
+        tables: of all contenders.
+        stored: their rows.
+        answers: the sums, by contender.
+        ids: [batch, tables, length].
+        eps: of contenders whose sums were coarser than the type that they are in here.
 
     Raises:
         RecengineError: a sum is off by more than rounding to the output's type allows.
@@ -253,16 +293,19 @@ def check(
     for name, answer in answers.items():
         sums = answer()[places]
         error = np.abs(sums - expected).max()
-        if error > 32 * np.finfo(sums.dtype).eps * np.abs(expected).max():
+        step = (eps or {}).get(name, np.finfo(sums.dtype).eps)
+        if error > 32 * step * np.abs(expected).max():
             raise RecengineError(f"[bench] {name} is off by {error:.2g} from fp64")
 
 
 def as_sums(found: Any) -> npt.NDArray[Any]:
-    """What a contender on the CPU returned: one array, or columns of them."""
+    """What a contender on the CPU returned: one array, or columns of them; bf16 as fp32."""
     import torch
 
     if isinstance(found, (list, tuple)):
         found = torch.cat(list(found), dim=1)
+    if isinstance(found, torch.Tensor) and found.dtype == torch.bfloat16:
+        found = found.float()
     return np.asarray(found)
 
 
@@ -275,7 +318,8 @@ def measure(
     ids = make_ids(case, zipf, max(8, min(64, IDS_IN_POOL // rows)), rng)
     contenders = contest.contenders(ids)
     answers = {name: lambda run=run: as_sums(run(0)) for name, run in contenders.items()}
-    check(case.tables, contest.stored, answers, ids[0])
+    eps = {"torch": BF16_EPS} if case.tables.row_type == "bf16" else None
+    check(case.tables, contest.stored, answers, ids[0], eps)
     times = times_json(race(contenders, len(ids), rounds, seconds))
     ms, best = times["ms"], times["best_peer"]
     least = limits.lookup_ms(rows, case.tables.lines)
@@ -287,6 +331,7 @@ def measure(
         **times,
         "least_ms": least,
         "bar": None if zipf else case.bar,
+        "bar_of_limit": None if zipf else case.of_limit,
     }
     print(
         f"{label(point)}: {1e3 * ms[OURS]:.1f} us, {best} {1e3 * ms[best]:.1f} us, "
@@ -308,30 +353,56 @@ def find_ratios(points: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 def table(points: Sequence[dict[str, Any]]) -> str:
     """Microseconds of every contender, one line per case, as markdown."""
-    names = list(dict.fromkeys(name for point in points for name in point["ms"]))
+    peers = list(dict.fromkeys(name for point in points for name in point["ms"] if name != OURS))
+    names = [OURS, *peers]
     lines = [
-        f"| tables | batch × ids | ids | {' | '.join(names)} | best peer ÷ recengine | limit "
-        "| of the limit |",
-        "|---|---|---|" + "---:|" * (len(names) + 3),
+        f"| tables | batch × ids | ids | {OURS} | 25–75 % | {' | '.join(peers)} "
+        "| best peer ÷ recengine | limit | of the limit |",
+        "|---|---|---|" + "---:|" * (len(names) + 4),
     ]
     for point in points:
-        cells = " | ".join(
-            f"{1e3 * point['ms'][name]:.1f}" if name in point["ms"] else "" for name in names
-        )
-        share = point["least_ms"] / point["ms"][OURS]
+        times = [f"{1e3 * point['ms'][name]:.1f}" if name in point["ms"] else "" for name in names]
+        times.insert(1, spread(point, 1e3, 1))
         lines.append(
             f"| {point['tables']} | {point['batch']} × {point['length']} | {point['ids']} "
-            f"| {cells} | {point['ratio']:.2f} | {1e3 * point['least_ms']:.1f} | {share:.0%} |"
+            f"| {' | '.join(times)} | {point['ratio']:.2f} | {1e3 * point['least_ms']:.1f} "
+            f"| {of_limit(point):.0%} |"
         )
     return "\n".join(lines)
 
 
+def of_limit(point: dict[str, Any]) -> float:
+    """The rate of the lines of all rows over that of random lines."""
+    return float(point["least_ms"] / point["ms"][OURS])
+
+
+def find_bars(points: Sequence[dict[str, Any]]) -> list[Bar]:
+    """Of the contests."""
+    return [
+        Bar(f"{label(point)}: best peer over ours", point["bar"], point["ratio"], True)
+        for point in points
+        if point["bar"] is not None
+    ] + [
+        Bar(
+            f"{label(point)}: share of the random-line rate",
+            point["bar_of_limit"],
+            of_limit(point),
+            True,
+        )
+        for point in points
+        if point["bar_of_limit"] is not None
+    ]
+
+
 def main() -> None:
     arguments = parser(__doc__).parse_args()
+    huge_pages.for_every_malloc()
     threads = ops.usable_cores()
-    limits = measure_limits(arguments.work, threads)
+    rounds, seconds = (1, 0.05) if arguments.quick else (arguments.rounds, 0.4)
+    limits = measure_limits(arguments.work, threads, quick=arguments.quick)
     rng = np.random.default_rng(0)
     points: list[dict[str, Any]] = []
+    pages: dict[str, dict[str, float]] = {}
     contest: Contest | None = None
     for case in cases():
         if arguments.quick:
@@ -340,17 +411,14 @@ def main() -> None:
         if contest is None or contest.tables != case.tables:
             contest = None  # its tables go before the next ones come
             contest = Contest(case.tables, threads, rng)
-        rounds, seconds = (1, 0.1) if arguments.quick else (arguments.rounds, 0.5)
+            pages[str(case.tables)] = huge_pages.shares(contest.memory())
         points += [measure(contest, case, zipf, rounds, seconds, limits) for zipf in (False, True)]
     contest = None
     checks = {} if arguments.quick else checked_ids.measure(arguments.work)
     bars = [
-        Bar(f"{label(point)}: best peer over ours", point["bar"], point["ratio"], True)
-        for point in points
-        if point["bar"] is not None
-    ] + [
-        Bar(f"{name}: cost of checking ids", checked_ids.MOST_COST, cost, False)
-        for name, cost in checked_ids.costs(checks).items()
+        *find_bars(points),
+        *huge_pages.find_bars(pages),
+        *checked_ids.find_bars(checks),
     ]
     rates = limits.random_lines_per_s
     publish(
@@ -359,16 +427,19 @@ def main() -> None:
         "Embedding bags",
         limits,
         PACKAGES,
-        {"points": points, "checked_ids_us": checks},
+        {"points": points, "huge_pages": pages, "checked_ids": checked_ids.to_json(checks)},
         [
             f"Median microseconds of a call from Python, sum pooling, fp32 output, {threads} "
-            "threads. Limit: the cache lines of all rows at the rate at which this machine read "
+            "threads (torch's sums of fp16 and bf16 rows have the rows' type; FBGEMM has no bf16 "
+            "rows here). Limit: the cache lines of all rows at the rate at which this machine read "
             "random rows of that many lines in this run: "
             + ", ".join(f"{rate / 1e6:.0f} M lines/s at {n}" for n, rate in rates.items())
-            + ". Zipf: hot rows stay in caches, so the limit does not bind.",
+            + ". It counts neither ids nor outputs. Zipf: hot rows stay in caches, so the limit "
+            "does not bind.",
             table(points),
-            "What it costs that every id is checked: the kernel beside a copy without the check, "
-            "on one thread.",
+            huge_pages.HOW,
+            huge_pages.table(pages),
+            checked_ids.HOW,
             checked_ids.table(checks),
         ],
         find_ratios(points),

@@ -1,8 +1,9 @@
 // What this machine can do at most, measured on N threads at once: 8-bit multiply-adds on registers
 // alone (vpdpbusd, or the instructions of AVX2 that take its place; AMX's tiles where there are),
-// bytes read in order, again and again, out of as many as the arguments behind the first name (what
-// fits into caches is read faster), and cache lines read at random, in runs of one to eight
-// neighbours, out of 2 MB pages and out of 4 KB pages. Prints one JSON object.
+// bytes read in order, again and again, out of as many as the last arguments say (what fits into
+// caches is read faster), and cache lines read at random, in runs of one to eight neighbours, out
+// of 2 MB pages and out of 4 KB pages. Arguments: N, seconds of each measurement, bytes. Prints one
+// JSON object.
 #include <immintrin.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -18,7 +19,11 @@
 
 namespace {
 
-constexpr double kSeconds = 0.5;
+struct Plan {
+  int threads;
+  double seconds;  // of each measurement, after a quarter as long to warm up
+};
+
 constexpr int64_t kLine = 64;
 
 double now() {
@@ -201,15 +206,15 @@ int64_t read_random(const uint8_t* buffer, uint64_t& state) {
 
 // Units per second of all threads together; `work` does some and says how many.
 template <typename Work>
-double rate(int threads, const Work& work) {
-  std::vector<double> rates(static_cast<size_t>(threads));
+double rate(const Plan& plan, const Work& work) {
+  std::vector<double> rates(static_cast<size_t>(plan.threads));
   std::vector<std::thread> workers;
-  for (int t = 0; t < threads; ++t) {
+  for (int t = 0; t < plan.threads; ++t) {
     workers.emplace_back([&, t] {
-      for (const double end = now() + kSeconds / 4; now() < end;) work(t);
+      for (const double end = now() + plan.seconds / 4; now() < end;) work(t);
       double units = 0;
       const double start = now();
-      while (now() < start + kSeconds) units += static_cast<double>(work(t));
+      while (now() < start + plan.seconds) units += static_cast<double>(work(t));
       rates[static_cast<size_t>(t)] = units / (now() - start);
     });
   }
@@ -231,12 +236,12 @@ uint8_t* make_buffer(int64_t bytes, int advice) {
   return values;
 }
 
-void print_random(const char* name, int threads, int advice) {
+void print_random(const char* name, const Plan& plan, int advice) {
   uint8_t* const buffer = make_buffer(kRandomBytes, advice);
   std::vector<uint64_t> states;
-  for (int t = 0; t < threads; ++t) states.push_back(static_cast<uint64_t>(t) + 1);
+  for (int t = 0; t < plan.threads; ++t) states.push_back(static_cast<uint64_t>(t) + 1);
   const auto run_one = [&](auto read) {
-    return rate(threads, [&](int t) { return read(buffer, states[static_cast<size_t>(t)]); });
+    return rate(plan, [&](int t) { return read(buffer, states[static_cast<size_t>(t)]); });
   };
   const auto run = [&](auto read, auto read_ahead) {  // as the CPU likes
     return std::max(run_one(read), run_one(read_ahead));
@@ -248,23 +253,23 @@ void print_random(const char* name, int threads, int advice) {
 }
 
 // Every thread reads its share of the bytes.
-double read_rate(int threads, int64_t bytes) {
-  const int64_t share = (bytes / threads + kFewLines - 1) / kFewLines * kFewLines;
+double read_rate(const Plan& plan, int64_t bytes) {
+  const int64_t share = (bytes / plan.threads + kFewLines - 1) / kFewLines * kFewLines;
   std::vector<uint8_t*> buffers;
-  for (int t = 0; t < threads; ++t) buffers.push_back(make_buffer(share, MADV_HUGEPAGE));
+  for (int t = 0; t < plan.threads; ++t) buffers.push_back(make_buffer(share, MADV_HUGEPAGE));
   const auto rate_of = [&](auto read) {
-    return rate(threads, [&](int t) { return read(buffers[static_cast<size_t>(t)], share); });
+    return rate(plan, [&](int t) { return read(buffers[static_cast<size_t>(t)], share); });
   };
   const double found = std::max(rate_of(read<1024>), rate_of(read<8192>));  // as the CPU likes
   for (uint8_t* buffer : buffers) std::free(buffer);
   return found;
 }
 
-void print_read(int threads, int count, char** sizes) {
+void print_read(const Plan& plan, int count, char** sizes) {
   std::printf(", \"read_bytes_per_s\": {");
   for (int i = 0; i < count; ++i) {
     std::printf("%s\"%s\": %.4g", i == 0 ? "" : ", ", sizes[i],
-                read_rate(threads, std::atoll(sizes[i])));
+                read_rate(plan, std::atoll(sizes[i])));
   }
   std::printf("}");
 }
@@ -272,13 +277,17 @@ void print_read(int threads, int count, char** sizes) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
-  const double macs = rate(threads, [](int) { return multiply(); });
-  const double tiles = may_use_tiles() ? rate(threads, [](int) { return multiply_tiles(); }) : 0;
+  if (argc < 3) {
+    std::fprintf(stderr, "limits: expected threads, seconds, and sizes in bytes\n");
+    return 1;
+  }
+  const Plan plan = {std::atoi(argv[1]), std::atof(argv[2])};
+  const double macs = rate(plan, [](int) { return multiply(); });
+  const double tiles = may_use_tiles() ? rate(plan, [](int) { return multiply_tiles(); }) : 0;
   std::printf("{\"int8_macs_per_s\": %.4g, \"tile_macs_per_s\": %.4g", macs, tiles);
-  print_read(threads, argc - 2, argv + 2);
-  print_random("random_lines_per_s", threads, MADV_HUGEPAGE);
-  print_random("random_lines_small_pages_per_s", threads, MADV_NOHUGEPAGE);
+  print_read(plan, argc - 3, argv + 3);
+  print_random("random_lines_per_s", plan, MADV_HUGEPAGE);
+  print_random("random_lines_small_pages_per_s", plan, MADV_NOHUGEPAGE);
   std::printf("}\n");
   return 0;
 }

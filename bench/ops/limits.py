@@ -15,6 +15,8 @@ from recengine import ops
 from recengine.errors import RecengineError
 
 RUNS = 3
+SECONDS = 0.5  # of each measurement
+QUICK_SECONDS = 0.1
 VECTORS = {
     "amx_int8": ("-mavx512f", "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
     "avx512_vnni": ("-mavx512f", "-mavx512vnni"),
@@ -68,11 +70,15 @@ class Limits:
 
 
 def measure_limits(
-    folder: Path, threads: int, runs: int = RUNS, sizes: Sequence[int] = ()
+    folder: Path, threads: int, *, sizes: Sequence[int] = (), quick: bool = False
 ) -> Limits:
-    """Builds limits.cc and runs it `runs` times, in processes of its own: the best is the limit.
+    """Builds limits.cc and runs it some times, in processes of its own: the best is the limit.
 
-    Reading in order is measured for these sizes in bytes.
+    Args:
+        folder: for the program.
+        threads: of the measurements.
+        sizes: in bytes, for which reading in order is measured.
+        quick: whether to run it once, and briefly.
 
     Raises:
         RecengineError: the CPU has no AVX2.
@@ -83,7 +89,8 @@ def measure_limits(
         raise RecengineError(f"[bench] limits: expected a CPU with AVX2, found kernels of {isa}")
     vectors = VECTORS[isa]
     compile_cpp(Path(__file__).with_name("limits.cc"), program, [*vectors, "-pthread"])
-    command = [str(program), str(threads), *map(str, sizes)]
+    runs, seconds = (1, QUICK_SECONDS) if quick else (RUNS, SECONDS)
+    command = [str(program), str(threads), str(seconds), *map(str, sizes)]
     found = [_run(command) for _ in range(runs)]
     return Limits(**{name: _best([run[name] for run in found]) for name in found[0]})
 

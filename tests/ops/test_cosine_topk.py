@@ -107,7 +107,7 @@ def catalog(rng, kind, rows, dim):
 def coded_searches(draw):
     """Catalogs large enough to be searched by codes: at least 2^19 values."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    dim = draw(st.sampled_from([17, 30, 64, 100, 257]))
+    dim = draw(st.sampled_from([17, 30, 64, 100, 257, 512]))
     rows = -(-(2**19) // dim) + draw(st.integers(0, 200))
     kind = draw(
         st.sampled_from(["gaussian", "decaying", "steep", "ties", "copies", "spikes", "zeros"])
