@@ -44,9 +44,9 @@ class ItemIndex:
     """Item vectors packed for exact search: immutable, shared by all queries.
 
     From 2^19 values on the index also holds an 8-bit code of each, at most dim + 8 bytes an item in
-    all, which is what a search reads; of the float32 vectors it then reads some hundred rows. Vectors
-    that are long along few principal axes, as trained ones are, are rotated for the codes, so that
-    a search need not read all dimensions; the index measures whether that pays.
+    all, which is what a search reads; of the float32 vectors it then reads some hundred rows.
+    Vectors that are long along few principal axes, as trained ones are, are rotated for the codes,
+    so that a search need not read all dimensions; the index measures whether that pays.
 
     Args:
         vectors: float [rows, dim], normalised here; a row of zeros stays so and scores 0.
