@@ -29,23 +29,26 @@ constexpr double kChosenFor = 0.1;    // product cost: an index does not depend 
 constexpr double kScoreCost = 1500;   // finding, fetching and scoring an item
 constexpr double kAloneCost = 3000;   // more for a lone query, whose items wait for each other
 
-// `dims` codes are read of an item, the share `passing` of them is scored.
-double cost_of(int64_t dims, double passing, int64_t queries, double product_cost) {
+// `dims` codes of every item are read and multiplied.
+double scan_cost(int64_t dims, int64_t queries, double product_cost) {
   const auto read = static_cast<double>(dims);
-  const auto count = static_cast<double>(queries);
-  return std::max(read, (product_cost * read + kCompareCost) * count) +
-         (kScoreCost * count + kAloneCost) * passing;
+  return std::max(read, (product_cost * read + kCompareCost) * static_cast<double>(queries));
+}
+
+double scan_cost(const PartialScan& scan, int64_t queries, double product_cost) {
+  return scan_cost(scan.dims + kStepDims, queries, product_cost);
 }
 
 double cost_of(const PartialScan& scan, int64_t queries, double product_cost) {
-  return cost_of(scan.dims + kStepDims, scan.passing, queries, product_cost);
+  const auto count = static_cast<double>(queries);
+  return scan_cost(scan, queries, product_cost) + (kScoreCost * count + kAloneCost) * scan.passing;
 }
 
 // Null when none costs clearly less than a scan of all dimensions.
 const PartialScan* cheapest(const std::vector<PartialScan>& scans, int64_t dim, int64_t queries,
                             double product_cost) {
   const PartialScan* best = nullptr;
-  double least = kWorthwhile * cost_of(dim, 0, queries, product_cost);
+  double least = kWorthwhile * scan_cost(dim, queries, product_cost);
   for (const PartialScan& scan : scans) {
     const double cost = cost_of(scan, queries, product_cost);
     if (cost < least) {
@@ -348,8 +351,10 @@ void Rotation::apply(const float* in, float* out) const {
 
 bool Rotation::pays(const PartialScan& scan, double passing, int64_t queries,
                     double product_cost) const {
-  return cost_of({scan.dims, passing}, queries, product_cost) <
-         cost_of(dim_, 0, queries, product_cost);
+  // Several times as many items pass a guessed bound as are scored in the end. One of a lone query
+  // costs as one of many, for only those that are scored wait for memory.
+  const double found = kScoreCost * static_cast<double>(queries) * passing;
+  return scan_cost(scan, queries, product_cost) + found < scan_cost(dim_, queries, product_cost);
 }
 
 const PartialScan* Rotation::best(int64_t queries, double product_cost) const {

@@ -52,7 +52,8 @@ class Rotation {
   // that of the kernel that scans.
   const PartialScan* best(int64_t queries, double product_cost) const;
 
-  // Whether a scan costs less than one of all dimensions when that share of items passes it.
+  // Whether a scan costs less than one of all dimensions when that share of items passes a guessed
+  // bound in it.
   bool pays(const PartialScan& scan, double passing, int64_t queries, double product_cost) const;
 
   // At most kMostScans, of different dims; none where only mixing pays.

@@ -38,7 +38,7 @@ constexpr int64_t kLeastQueries = 8;
 constexpr int64_t kLeastBlocks = 512;
 constexpr int64_t kLeastSteps = 2;  // for each thread
 
-// About the share of items that a view leaves to be scored, from a few blocks.
+// About the share of items that pass the guessed bounds in a view, from a few blocks.
 double passing_share(const ItemCodes& codes, const CodedQueries& queries,
                      const std::vector<float>& guesses) {
   const CodeScans scans(queries, 0, queries.tiles());
