@@ -22,7 +22,9 @@ class Columns:
     Attributes:
         user: ids of users; the column has the same name in a table of users.
         item: ids of items; likewise.
-        time: integers; None when there is none: rows then stand oldest first.
+        time: numbers, of which whole seconds are kept, or dates (Parquet), which become seconds
+            since 1970; equal times keep the order of the file. None when there is none: rows then
+            stand oldest first.
         rating: numbers; None to read none.
         strings: which of the columns `user` and `item` hold strings, even if these look like
             integers.
@@ -107,7 +109,7 @@ def _times(interactions: Table, column: str | None) -> Int64s:
         raise InputError(
             f"{error}; time=NAME names another, time= says that rows stand oldest first"
         ) from None
-    return cells.integers(interactions, column)
+    return cells.integers(interactions, column, cut=True)
 
 
 def _hashed(tables: Sequence[Table], key: str, columns: Columns) -> bool:

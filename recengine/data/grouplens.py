@@ -87,6 +87,11 @@ def _with_genres(items: Table | None) -> Table | None:
     """The 19 genre flags of u.item as one list, its release date as a year."""
     if items is None:
         return None
+    for genre in _GENRES:
+        wrong = ~items.frame[genre].is_in(["0", "1"])
+        if wrong.any():
+            row = int(wrong.arg_max() or 0)
+            raise items.bad_row(row, f"0 or 1 for {genre}", items.frame[genre][row])
     names = [pl.when(pl.col(genre) == "1").then(pl.lit(genre)) for genre in _GENRES]
     frame = items.frame.select(
         "item_id",

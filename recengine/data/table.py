@@ -93,10 +93,11 @@ def read_delimited(
             number of cells.
     """
     lines = _read_lines(path)
+    if lines.is_empty():
+        expected = "rows" if columns else "a line of column names"
+        raise InputError(f"{path}:1: expected {expected}, found an empty file")
     first_line = 1
     if columns is None:
-        if lines.is_empty():
-            raise InputError(f"{path}:1: expected a line of column names, found an empty file")
         columns = _split_line(lines[0], separator, quoted)
         refuse_repeated_names(path, columns)
         lines, first_line = lines[1:], 2
@@ -181,13 +182,29 @@ def whole_ids(table: Table, name: str, *, strings: bool) -> Table:
     return replace(table, frame=table.frame.with_columns(column), kinds=kinds)
 
 
-def integers(table: Table, name: str) -> Int64s:
-    """A column of int64, e.g. times; `881250949.0` is one too."""
+def integers(table: Table, name: str, *, cut: bool = False) -> Int64s:
+    """A column of int64; `881250949.0` is one too.
+
+    Args:
+        table: any.
+        name: of the column.
+        cut: of numbers with a fraction, the whole part is taken; else they are refused.
+
+    Raises:
+        InputError: naming the first row that holds none, or one that its float does not hold
+            exactly.
+    """
     column = table.column(name)
-    numbers = column.cast(pl.Int64, strict=False)
-    if numbers.null_count() and not column.dtype.is_integer():
+    if column.dtype.is_integer():
+        numbers = column.cast(pl.Int64, strict=False)
+    else:
         floats = column.cast(pl.Float64, strict=False)
-        numbers = numbers.fill_null(floats.cast(pl.Int64, strict=False))
+        fits = floats.abs() < _EXACT.get(type(column.dtype), _EXACT[pl.Float64])
+        if not cut:
+            fits &= floats == floats.floor()
+        numbers = floats.set(~fits, None).floor().cast(pl.Int64, strict=False)
+        if column.dtype == pl.String:
+            numbers = column.cast(pl.Int64, strict=False).fill_null(numbers)
     _refuse_null(table, name, numbers, "an integer")
     return numbers.to_numpy().astype(np.int64)
 
@@ -285,13 +302,11 @@ def _read_lines(path: Path) -> pl.Series:
         lines = pl.read_lines(path)["line"]
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except pl.exceptions.NoDataError:
-        return pl.Series([], dtype=pl.String)
     except pl.exceptions.ComputeError:
         # Not splitlines(): in Latin-1, 0x85 is a character that ends no line.
         text = path.read_bytes().decode("latin-1").removesuffix("\n")
         return pl.Series(text.split("\n"), dtype=pl.String).str.strip_suffix("\r")
-    if lines[0].startswith(_BYTE_ORDER_MARK):
+    if len(lines) and lines[0].startswith(_BYTE_ORDER_MARK):
         lines[0] = lines[0].removeprefix(_BYTE_ORDER_MARK)
     return lines
 

@@ -38,3 +38,44 @@ def test_a_line_short_of_cells_is_refused(ratings_dat):
     (ratings_dat / "ratings.dat").write_text("1::10::3::30\n1::20::5\n")
     with pytest.raises(InputError, match=r"ratings\.dat:2: expected 4 cells, found '1::20::5'"):
         read(ratings_dat)
+
+
+@pytest.mark.parametrize(
+    ("row", "column"),
+    [
+        ("1.9\t2\t3\t10", "user_id"),
+        ("1\t2.7\t3\t10", "item_id"),
+        ("1\t1e17\t3\t10", "item_id"),
+    ],
+)
+def test_ids_that_are_no_whole_numbers_are_refused(u_data, row, column):
+    (u_data / "u.data").write_text(f"1.0\t10.0\t3\t30.0\n{row}\n")
+    with pytest.raises(InputError, match=rf"u\.data:2: expected an integer in {column}, found"):
+        read(u_data)
+
+
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("u_data", "u.data"),
+        ("u_data", "u.user"),
+        ("ratings_dat", "ratings.dat"),
+        ("ratings_csv", "ratings.csv"),
+        ("ratings_csv", "movies.csv"),
+    ],
+)
+def test_an_empty_file_is_refused_by_name(folder, name, request):
+    directory = request.getfixturevalue(folder)
+    (directory / name).write_text("")
+    with pytest.raises(InputError, match=rf"{name}:1: expected .*, found an empty file"):
+        read(directory)
+
+
+@pytest.mark.parametrize("flag", ["2", "", "x"])
+def test_a_genre_flag_that_is_neither_0_nor_1_is_refused(u_data, flag):
+    path = u_data / "u.item"
+    path.write_bytes(path.read_bytes().removesuffix(b"0") + flag.encode())
+    with pytest.raises(
+        InputError, match=rf"u\.item:2: expected 0 or 1 for Western, found '{flag}'"
+    ):
+        read(u_data)

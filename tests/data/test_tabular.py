@@ -152,3 +152,32 @@ def test_a_null_among_float_ids_is_refused_with_its_row(tmp_path):
     pl.DataFrame({"who": [1.0, None], "what": [1, 2]}).write_parquet(path)
     with pytest.raises(InputError, match="row 2: expected an integer in who, found None"):
         read(path, columns=FLOATS)
+
+
+@pytest.mark.parametrize("name", ["taken.csv", "taken.tsv"])
+def test_an_empty_file_is_refused_by_name(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(InputError, match=rf"{name}:1: expected .* names, found an empty file"):
+        read(tmp_path / name, columns=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("times", "dtype"), [([2.5, 2.0, 1.75], pl.Float64), (["2.5", "2.0", "1.75"], pl.String)]
+)
+def test_of_times_whole_seconds_are_kept(tmp_path, times, dtype):
+    path = tmp_path / "taken.parquet"
+    TAKEN.with_columns(when=pl.Series(times, dtype=dtype)).write_parquet(path)
+    interactions = read(path, columns=NAMES).interactions
+    assert interactions.times.tolist() == [1, 2, 2]
+    assert interactions.users.tolist() == [2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("times", "dtype"), [([2.0**53, 1], pl.Float64), ([2.0**24, 1], pl.Float32)]
+)
+def test_times_that_a_float_does_not_hold_exactly_are_refused(tmp_path, times, dtype):
+    path = tmp_path / "taken.parquet"
+    when = pl.Series("when", times, dtype)
+    pl.DataFrame([when, pl.Series("who", [1, 2]), pl.Series("what", [1, 2])]).write_parquet(path)
+    with pytest.raises(InputError, match="row 1: expected an integer in when, found"):
+        read(path, columns=NAMES)
