@@ -487,10 +487,16 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray[Any, Any]]) -> No
 def write_bundle(staging: Path, manifest: Manifest, destination: Path) -> Manifest:
     """Hashes `manifest`'s files in `staging`, writes manifest.json there and renames the directory.
 
-    `manifest.files` need only have the right keys (UNHASHED). The destination appears whole or
-    not at all; a directory that stands there is replaced.
+    `manifest.files` need only have the right keys (UNHASHED). They become read-only, as a server
+    that maps them dies where one is changed in place; files that are links to another directory's
+    keep their mode. The destination appears whole or not at all; a directory that stands there is
+    replaced.
     """
     files = {name: hash_file(staging / name) for name in sorted(manifest.files)}
+    for name in files:
+        status = (staging / name).stat()
+        if status.st_nlink == 1:
+            (staging / name).chmod(status.st_mode & 0o444)
     complete = manifest.model_copy(update={"files": files})
     write_manifest(staging, complete)
     publish_directory(staging, destination)

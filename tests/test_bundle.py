@@ -1,6 +1,7 @@
 """The reader of bundles: what it takes, and what each kind of damage is called."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -195,6 +196,19 @@ def test_a_bundle_replaces_the_one_that_stands(copy, golden, tmp_path):
     bundle.write_bundle(staging, manifest, copy)
     assert bundle.verify(copy).name == "other"
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+
+
+def test_files_of_a_bundle_are_read_only_and_those_that_are_linked_stay_as_they_are(
+    copy, golden, tmp_path
+):
+    """Whoever overwrites one kills the server that maps it."""
+    staging = shutil.copytree(golden, tmp_path / "staging", copy_function=shutil.copyfile)
+    manifest = bundle.read_manifest(staging)
+    linked, *written = sorted(manifest.files)
+    os.link(staging / linked, tmp_path / "other")
+    bundle.write_bundle(staging, manifest, copy)
+    assert {(copy / name).stat().st_mode & 0o222 for name in written} == {0}
+    assert (copy / linked).stat().st_mode & 0o200
 
 
 def test_versions_are_numbers_in_numeric_order(tmp_path):

@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import signal
@@ -21,7 +22,7 @@ from recengine.compile import compile_bundle
 from recengine.data import Dataset, FeatureTable, Interactions, Ragged
 from recengine.errors import InputError
 from recengine.keys import hash_key
-from recengine.serving.server import wheel_tritonserver
+from recengine.serving.server import TritonServer, wheel_tritonserver
 from recengine.training import checkpoint
 
 COMMANDS = {
@@ -229,6 +230,30 @@ def serving(golden_repository, tmp_path):
 def test_serve_prints_its_endpoints_and_ends_on_sigterm(serving):
     with serving() as (_, grpc, _, _), RecommenderClient(grpc) as client:
         assert client.ready(timeout=10)
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [
+        (signal.SIGSEGV, "error: [serve] tritonserver ended by signal 11 (SIGSEGV)"),
+        (
+            signal.SIGBUS,
+            "error: [serve] tritonserver ended by signal 7 (SIGBUS); "
+            "was a served file changed in place?",
+        ),
+    ],
+)
+def test_serve_says_by_which_signal_the_server_died(golden_repository, monkeypatch, number, said):
+    def wait(server, begun):
+        os.kill(server.pid, number)
+        return original(server, begun)
+
+    original = TritonServer.wait
+    monkeypatch.setattr(TritonServer, "wait", wait)
+    ports = [f"--{kind}-port=0" for kind in ("grpc", "http", "metrics")]
+    result = invoke("serve", golden_repository, *ports)
+    assert result.exit_code == 128 + number
+    assert result.stderr.splitlines()[-1] == said
 
 
 def test_serve_passes_on_what_stands_after_two_dashes(serving, tmp_path):

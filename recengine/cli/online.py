@@ -63,7 +63,13 @@ def serve(
     With --model-control explicit, after `recengine compile`, ask for what is new; the server goes
     on answering while it loads: curl -X POST 127.0.0.1:8000/v2/repository/models/recommend/load
     """
-    from recengine.serving.server import TritonServer, find_tritonserver, wheel_tritonserver
+    from recengine.serving.server import (
+        STOP_SIGNALS,
+        TritonServer,
+        ending,
+        find_tritonserver,
+        wheel_tritonserver,
+    )
 
     binary, wheel = find_tritonserver(tritonserver), wheel_tritonserver()
     if wheel is not None and binary.samefile(wheel):
@@ -81,7 +87,11 @@ def serve(
         ready_timeout=ready_timeout,
     )
     with server:
-        raise typer.Exit(server.wait(lambda: typer.echo(f"ready: {server.endpoints}")))
+        status = server.wait(lambda: typer.echo(f"ready: {server.endpoints}"))
+    if status < 0 and -status not in STOP_SIGNALS:
+        message = f"error: [serve] tritonserver {ending(status)}"
+        typer.secho(message, fg=typer.colors.RED, err=True)
+    raise typer.Exit(status if status >= 0 else 128 - status)
 
 
 def recommend(

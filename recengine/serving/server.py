@@ -32,6 +32,8 @@ from tritonclient.utils import InferenceServerException
 from recengine.errors import BundleError, ServerError
 from recengine.serving.backends import backend_directory as linked_backends
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Those that ask a server to end."""
 BACKEND_DIRECTORY = "RECENGINE_BACKEND_DIRECTORY"
 """Environment variable that names a directory with recengine/libtriton_recengine.so to use."""
 
@@ -122,6 +124,14 @@ def find_backends(directory: Path | None = None) -> Path:
         f"[serve] {_LIBRARY.name}: the recengine that is installed has no backend; "
         "build it with `pip install .`"
     )
+
+
+def ending(status: int) -> str:
+    """How a process ended, by its exit status, which is -N for signal N."""
+    if status >= 0:
+        return f"ended with status {status}"
+    hint = "; was a served file changed in place?" if status == -signal.SIGBUS else ""
+    return f"ended by signal {-status} ({signal.Signals(-status).name}){hint}"
 
 
 class _ServerEnded(ServerError):
@@ -256,28 +266,32 @@ class TritonServer:
         return self
 
     def wait(self, begun: Callable[[], object] = lambda: None) -> int:
-        """Waits until the server ends and returns its exit status.
+        """Waits until the server ends and returns its exit status: -N for signal N.
 
-        SIGINT and SIGTERM are passed on to the server, which answers what it has accepted before
-        it ends. Call it from the main thread.
+        SIGINT, SIGTERM and SIGHUP (unless it is ignored, as under nohup) are passed on to the
+        server and all processes of its group, SIGHUP as SIGTERM; it answers what it has accepted
+        before it ends. Call it from the main thread.
 
         Args:
             begun: called once signals are passed on, to tell those who may send them.
         """
-        popen = self._running().popen
+        process = self._running()
 
         def pass_on(number: int, frame: FrameType | None) -> None:
-            popen.send_signal(number)
+            process.signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
         with ExitStack() as stack:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                stack.callback(signal.signal, number, signal.signal(number, pass_on))
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    stack.callback(signal.signal, number, signal.signal(number, pass_on))
             begun()
             # Without a timeout, a signal that arrives just before wait() blocks would be handled
             # only after the server has ended, so never.
-            while True:
+            while process.popen.poll() is None:
                 with suppress(subprocess.TimeoutExpired):
-                    return popen.wait(_SIGNAL_CHECK_S)
+                    process.popen.wait(_SIGNAL_CHECK_S)
+            self.stop()  # what a wrapper has left
+            return process.popen.returncode
 
     def stop(self, timeout: float = 30.0) -> int | None:
         """Asks the server to end, after `timeout` seconds makes it. Returns its exit status.
@@ -323,10 +337,8 @@ class TritonServer:
         while True:
             ready = self._is_ready()
             if process.popen.poll() is not None:
-                raise _ServerEnded(
-                    f"[serve] tritonserver ended with status {process.popen.returncode}:\n"
-                    + process.last_words()
-                )
+                how = ending(process.popen.returncode)
+                raise _ServerEnded(f"[serve] tritonserver {how}:\n{process.last_words()}")
             if ready:
                 return
             if time.monotonic() > deadline:
@@ -427,12 +439,17 @@ class _Process:
         errors = [line for line in lines if line.startswith(("E", "error", "failed"))]
         return "".join((errors or lines)[-_SHOWN_LINES:]).rstrip()
 
+    def signal(self, number: int) -> None:
+        """Signals all processes of the group: a wrapper need not pass it on to the server."""
+        # The log is open as long as one of them runs.
+        if self._thread.is_alive():
+            with suppress(ProcessLookupError):
+                os.killpg(self.popen.pid, number)
+
     def stop(self, timeout: float) -> int:
-        self.popen.terminate()
-        try:
-            self.popen.wait(timeout)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.popen.pid, signal.SIGKILL)
+        self.signal(signal.SIGTERM)
+        self._thread.join(timeout)
+        self.signal(signal.SIGKILL)
         self._thread.join()
         return self.popen.wait()
 

@@ -28,6 +28,8 @@ def changed_bundle(bundle, tmp_path):
             save_file(tensors, staging / file)
         manifest = read_manifest(staging).model_copy(update=update)
         write_bundle(staging, manifest, tmp_path / "changed")
+        for path in (tmp_path / "changed").iterdir():
+            path.chmod(0o644)  # a test may change it further
         return tmp_path / "changed"
 
     return make

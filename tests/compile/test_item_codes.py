@@ -42,7 +42,9 @@ def compiled(large_bundle, tmp_path_factory):
 @pytest.fixture
 def version(compiled, tmp_path):
     """A copy of what is served as `retrieval`."""
-    return shutil.copytree(compiled / "retrieval" / "1", tmp_path / "version")
+    return shutil.copytree(
+        compiled / "retrieval" / "1", tmp_path / "version", copy_function=shutil.copyfile
+    )
 
 
 def write_codes(version, codes):
@@ -95,7 +97,7 @@ def test_answers_are_those_of_an_engine_that_packs(version):
 
 def changed_bundle(large_bundle, destination, vectors=None, rename=None):
     """The large bundle with another item in its vectors, or with a file under another name."""
-    staging = shutil.copytree(large_bundle, destination / "staging")
+    staging = shutil.copytree(large_bundle, destination / "staging", copy_function=shutil.copyfile)
     tensors = load_file(staging / "index.safetensors")
     if vectors is not None:
         tensors["vectors"] = vectors(tensors["vectors"])

@@ -152,16 +152,30 @@ import sys
 from pathlib import Path
 from recengine.serving.server import TritonServer
 
-with TritonServer(sys.argv[1], log=Path(sys.argv[2])) as server:
+binary = Path(sys.argv[3]) if sys.argv[3:] else None
+with TritonServer(sys.argv[1], log=Path(sys.argv[2]), tritonserver=binary) as server:
     print(server.pid, flush=True)
     sys.exit(server.wait())
 """
 
 
 @pytest.fixture
-def command(own_repository, tmp_path):
+def wrapper(tmp_path):
+    """A script that starts tritonserver and stays its parent; the server's pid is in `pid`."""
+    path = tmp_path / "wrapper"
+    path.write_text(
+        f'#!/bin/sh\n{find_tritonserver()} "$@" &\necho $! > {tmp_path}/pid\nwait\nexit 3\n'
+    )
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def command(own_repository, tmp_path, request):
     """A process that serves until it is told to end, and the pid of its tritonserver."""
     arguments = [str(own_repository), str(tmp_path / "log")]
+    if hasattr(request, "param"):
+        arguments.append(str(request.getfixturevalue(request.param)))
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(SERVE), *arguments],
         stdout=subprocess.PIPE,
@@ -180,11 +194,32 @@ def catches(pid, number):
     return bool(caught >> (number - 1) & 1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_are_passed_on_and_the_server_ends_cleanly(command, number):
     process, server = command
     process.send_signal(number)
     assert process.wait(timeout=20) == 0
+    assert not is_running(server)
+
+
+@pytest.mark.parametrize("command", ["wrapper"], indirect=True)
+@pytest.mark.parametrize("number", serving.STOP_SIGNALS)
+def test_a_server_whose_wrapper_passes_no_signals_on_ends_with_it(command, tmp_path, number):
+    process, _ = command
+    server = int((tmp_path / "pid").read_text())
+    assert is_running(server)
+    process.send_signal(number)
+    process.wait(timeout=20)
+    assert not is_running(server)
+    assert "Waiting for in-flight requests to complete" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("command", ["wrapper"], indirect=True)
+def test_a_server_that_outlives_its_wrapper_is_ended(command, tmp_path):
+    process, wrapper = command
+    server = int((tmp_path / "pid").read_text())
+    os.kill(wrapper, signal.SIGKILL)
+    process.wait(timeout=20)
     assert not is_running(server)
 
 
