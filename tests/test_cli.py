@@ -8,6 +8,7 @@ import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -429,6 +430,14 @@ def test_a_catalog_shows_the_id_where_there_is_no_title():
     catalog = Catalog(DATASET)
     assert (catalog.title(1), catalog.genres(1)) == ("Toy Story", "Comedy")
     assert (catalog.title(2), catalog.title(99), catalog.genres(99)) == ("2", "99", "")
+
+
+def test_a_catalog_shows_the_key_of_an_item_that_has_no_title():
+    ids = np.sort([hash_key("B1"), hash_key("B2")])
+    keys = sorted(["B1", "B2"], key=hash_key)
+    items = FeatureTable(ids, text={"title": ["", "Heat"]}, keys=keys)
+    catalog = Catalog(replace(DATASET, items=items, hashed_items=True))
+    assert [catalog.title(item) for item in ids.tolist()] == [keys[0], "Heat"]
 
 
 def test_a_catalog_hashes_user_ids_that_are_strings():

@@ -26,9 +26,12 @@ class Catalog:
         self._genres = self._column(_GENRES)
 
     def title(self, item: int) -> str:
-        """The item's title, or its id where the data set has none."""
-        row = self._item_rows.get(item)
-        return (self._titles[row] if self._titles and row is not None else "") or str(item)
+        """The item's title, or where the data set has none its id, as it stands there."""
+        row, keys = self._item_rows.get(item), self._dataset.items.keys
+        if row is None:
+            return str(item)
+        title = self._titles[row] if self._titles else ""
+        return title or (keys[row] if keys else str(item))
 
     def genres(self, item: int) -> str:
         """The item's genres, if the data set has any."""

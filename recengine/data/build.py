@@ -92,8 +92,8 @@ def build(
             times[order],
             None if ratings is None else ratings[order],
         ),
-        users=_features(users, columns.user, user_ids, hashed_users),
-        items=_features(items, columns.item, item_ids, hashed_items),
+        users=_features(users, interactions, columns.user, user_ids, hashed_users),
+        items=_features(items, interactions, columns.item, item_ids, hashed_items),
         hashed_users=hashed_users,
         hashed_items=hashed_items,
         source={"format": format, "path": str(paths[0]), "sha256": _sha256(paths)},
@@ -116,13 +116,16 @@ def _hashed(tables: Sequence[Table], key: str, columns: Columns) -> bool:
     return key in columns.strings or cells.are_strings(tables, key)
 
 
-def _features(table: Table | None, key: str, taken: Int64s, hashed: bool) -> FeatureTable:
+def _features(
+    table: Table | None, interactions: Table, key: str, taken: Int64s, hashed: bool
+) -> FeatureTable:
     if table is None:
-        return FeatureTable(np.unique(taken))
+        ids, keys = _distinct(taken, [interactions], key, hashed)
+        return FeatureTable(ids, keys=keys)
     table = cells.spread_vectors(table)
     own = cells.ids(table, key, hashed=hashed)
     _refuse_duplicates(table, key, own)
-    ids = np.unique(np.concatenate([own, taken]))
+    ids, keys = _distinct(np.concatenate([own, taken]), [table, interactions], key, hashed)
     rows = np.searchsorted(ids, own)
     sparse: dict[str, Ragged] = {}
     dense: dict[str, Float32s] = {}
@@ -133,15 +136,27 @@ def _features(table: Table | None, key: str, taken: Int64s, hashed: bool) -> Fea
             dense[name] = np.full(len(ids), np.nan, np.float32)
             dense[name][rows] = cells.numbers(table, name)
             continue
-        strings = hashed if name == key else not cells.is_integer(table, name)
+        if name == key:
+            continue
+        strings = not cells.is_integer(table, name)
         if strings or kind == "text":
             text[name] = _scatter_text(cells.strings(table, name), rows, len(ids))
-        if name == key or kind == "text" or cells.is_title(table, name):
+        if kind == "text" or cells.is_title(table, name):
             continue
         sparse[name] = _scatter(cells.id_lists(table, name, hashed=strings), rows, len(ids))
         if strings:
             hashed_features.add(name)
-    return FeatureTable(ids, sparse, dense, text, frozenset(hashed_features))
+    return FeatureTable(ids, sparse, dense, text, frozenset(hashed_features), keys)
+
+
+def _distinct(
+    ids: Int64s, tables: Sequence[Table], key: str, hashed: bool
+) -> tuple[Int64s, list[str]]:
+    """The distinct ids and, of those that are hashes, the strings; `ids` are those of all rows."""
+    if not hashed:
+        return np.unique(ids), []
+    distinct, first = np.unique(ids, return_index=True)
+    return distinct, cells.keys(tables, key, first)
 
 
 def _scatter(lists: Ragged, rows: Int64s, size: int) -> Ragged:

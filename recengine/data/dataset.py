@@ -77,6 +77,7 @@ class FeatureTable:
         dense: fp32 [n] by feature name; an unknown value is NaN.
         text: strings for display by column name.
         hashed: sparse features whose ids are `recengine.keys.hash_key` of strings.
+        keys: the strings [n] where `ids` are hashes themselves, else none.
     """
 
     ids: Int64s
@@ -84,6 +85,7 @@ class FeatureTable:
     dense: dict[str, Float32s] = field(default_factory=dict)
     text: dict[str, list[str]] = field(default_factory=dict)
     hashed: frozenset[str] = frozenset()
+    keys: list[str] = field(default_factory=list)
 
     def find(self, ids: Int64s) -> Int64s:
         """Row of each id.

@@ -265,6 +265,12 @@ def ids(table: Table, name: str, *, hashed: bool) -> Int64s:
     return values
 
 
+def keys(tables: Sequence[Table], name: str, rows: Int64s) -> list[str]:
+    """The cells of an id column in these rows of the tables, one table after the other."""
+    columns = [table.column(name).cast(pl.String) for table in tables]
+    return pl.concat(columns).gather(rows).to_list()
+
+
 def id_lists(table: Table, name: str, *, hashed: bool) -> Ragged:
     """A column of feature ids as lists; an empty cell is an empty list."""
     flat, rows = _flat(table, name)

@@ -51,7 +51,20 @@ def test_string_item_ids_are_hashed_in_every_file(recbole):
     assert dataset.hashed_items
     assert not dataset.hashed_users
     assert hash_key("B20") in dataset.items.ids
-    assert "B20" in dataset.items.text["item_id"]
+    assert dataset.items.ids.tolist() == [hash_key(key) for key in dataset.items.keys]
+    assert set(dataset.items.keys) == {"10", "B20", "30", "40", "50", "60"}
+    assert dataset.users.keys == []
+
+
+def test_string_ids_that_only_the_interactions_name_are_kept(recbole):
+    (recbole / "tiny.item").unlink()
+    path = recbole / "tiny.inter"
+    path.write_text(path.read_text().replace("20\t", "B20\t") + "ann\tB21\t3\t50\n")
+    dataset = read(recbole)
+    assert set(dataset.items.keys) == {"10", "B20", "30", "B21"}
+    assert set(dataset.users.keys) == {"1", "2", "3", "4", "ann"}
+    for table in (dataset.items, dataset.users):
+        assert table.ids.tolist() == [hash_key(key) for key in table.keys]
 
 
 def test_an_item_without_features_has_empty_lists(recbole):
