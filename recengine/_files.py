@@ -51,11 +51,18 @@ def replace_file(path: Path, content: bytes) -> None:
     temporary.rename(path)
 
 
+def refuse_file(path: Path) -> None:
+    """Raises NotADirectoryError where something else than a directory stands."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+
+
 def publish_directory(staging: Path, destination: Path) -> None:
     """Flushes the files of `staging` and makes it `destination`, in one step.
 
-    A directory that stands there is replaced. Both must be on one file system.
+    A directory that stands there is replaced, a file is not. Both must be on one file system.
     """
+    refuse_file(destination)
     for file in staging.rglob("*"):
         sync(file)
     sync(staging)

@@ -16,7 +16,7 @@ from tritonclient.grpc import InferenceServerClient
 from typer.testing import CliRunner
 
 from recengine.bundle import load_tensor, read_manifest
-from recengine.cli import app
+from recengine.cli import app, show
 from recengine.cli.catalog import Catalog
 from recengine.client import RecommenderClient
 from recengine.compile import compile_bundle
@@ -24,7 +24,7 @@ from recengine.data import Dataset, FeatureTable, Interactions, Ragged
 from recengine.errors import InputError
 from recengine.keys import hash_key
 from recengine.serving.server import TritonServer, wheel_tritonserver
-from recengine.training import checkpoint
+from recengine.training import checkpoint, train
 
 COMMANDS = {
     "train",
@@ -132,6 +132,39 @@ def test_train_takes_names_of_columns_and_tables_of_features(plays, tmp_path):
     assert {spec.name for spec in recommender.item_features} == {"item_id", "style"}
     assert recommender.item_dense.shape == (9, 1)
     assert set(recommender.item_keys) == {hash_key(str(item)) for item in range(9)}
+
+
+@pytest.mark.parametrize("out", ["file", "/proc/no/checkpoint"])
+def test_train_refuses_before_it_fits_to_write_where_it_cannot(plays, tmp_path, out, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(train, "fit_retrieval", None)
+    result = invoke("train", plays[0], "--out", tmp_path / out, *NAMES)
+    assert result.exit_code == 1
+    reason = r"(Not a directory|No such file or directory)"
+    assert re.fullmatch(rf"error: {tmp_path / out}: {reason}\n", result.stderr)
+
+
+@pytest.mark.parametrize("out", ["file", "/proc/no/models"])
+def test_compile_names_what_it_cannot_write(golden, tmp_path, out):
+    (tmp_path / "file").touch()
+    result = invoke("compile", golden, "--out", tmp_path / out)
+    assert result.exit_code == 1
+    assert re.fullmatch(rf"error: (/proc/no|{tmp_path}/file): [A-Z].*\n", result.stderr)
+
+
+def test_train_says_what_it_fits_and_shows_no_bar_where_no_terminal_is(plays, tmp_path):
+    result = invoke("train", plays[0], "--out", tmp_path / "out", "--max-epochs", "1", *NAMES)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.splitlines() == ["fitting retrieval", "fitting ranking"]
+    assert "Epoch" not in result.output
+
+
+def test_the_table_of_quality_says_which_baseline_is_left_out(capsys):
+    rows = [("popularity", {"ndcg@10": 0.1}), ("item-kNN", {"ndcg@10": 0.2})]
+    show.quality("large", rows)
+    assert "left out" not in capsys.readouterr().out
+    show.quality("large", rows[:1])
+    assert "item-kNN is left out of catalogs above 20,000 items" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("names", ["usr=listener", "user", "user=", "user=listener,user=artist"])

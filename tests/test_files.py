@@ -24,6 +24,13 @@ def test_a_directory_is_published_where_there_is_none(publish):
     assert publish("first").read_text() == "first"
 
 
+def test_a_file_that_stands_there_is_not_replaced(publish, tmp_path):
+    (tmp_path / "published").write_text("precious")
+    with pytest.raises(NotADirectoryError, match="published"):
+        publish("new")
+    assert (tmp_path / "published").read_text() == "precious"
+
+
 def test_a_directory_that_is_replaced_is_there_at_all_times(publish):
     file = publish("old")
     published = file.parent.parent

@@ -24,7 +24,10 @@ _EXTRAS = {
 
 
 class _OneLineErrors(TyperGroup):
-    """Prints recengine's own errors as one line and exits with 1; others keep their traceback."""
+    """Prints recengine's own errors, and those of files, as one line and exits with 1.
+
+    Others keep their traceback.
+    """
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -36,6 +39,11 @@ class _OneLineErrors(TyperGroup):
             if extra is None:
                 raise
             message = f"this command needs {error.name}: pip install 'recengine[{extra}]'"
+        except BrokenPipeError:
+            raise  # nobody reads the output any more: typer ends quietly
+        except OSError as error:
+            reason = error.strerror or str(error)
+            message = reason if error.filename is None else f"{error.filename}: {reason}"
         typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
         raise typer.Exit(1)
 

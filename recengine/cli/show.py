@@ -34,12 +34,17 @@ def recommendations(
 
 def quality(name: str, rows: Iterable[tuple[str, Mapping[str, float]]]) -> None:
     """One row per method: its name and its metrics."""
+    from recengine.training.config import MOST_KNN_ITEMS
+
     listed = list(rows)
     columns = listed[0][1] if listed else ()
     table = Table("method", *columns, title=f"{name}: held-out users, whole catalog")
     for method, metrics in listed:
         table.add_row(method, *(f"{value:.4f}" for value in metrics.values()))
     console.print(table)
+    methods = {method for method, _ in listed}
+    if "popularity" in methods and "item-kNN" not in methods:
+        console.print(f"item-kNN is left out of catalogs above {MOST_KNN_ITEMS:,} items")
 
 
 def fidelity(rows: Iterable[FidelityRow]) -> None:

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from recengine._files import publish_directory
+from recengine._files import publish_directory, refuse_file
 from recengine.data.dataset import Ragged
 from recengine.errors import BundleError, InputError
 from recengine.models import DLRM, DLRMConfig, TwoTower, TwoTowerConfig
@@ -40,10 +40,7 @@ def save(recommender: Recommender, directory: Path | str) -> None:
     the rest.
     """
     directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    staging = directory.with_name(f".{directory.name}.{os.getpid()}")
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    staging = _staging(directory)
     arrays = {_ARRAYS + name: array for name, array in _arrays(recommender).items()}
     save_file(
         _weights(recommender.retrieval)
@@ -52,7 +49,32 @@ def save(recommender: Recommender, directory: Path | str) -> None:
     )
     save_file(_weights(recommender.ranking), staging / _RANKING)
     (staging / _JSON).write_text(json.dumps(_description(recommender), indent=2) + "\n")
+    for name in (_RETRIEVAL, _RANKING):  # safetensors lets nobody but the owner read them
+        shutil.copymode(staging / _JSON, staging / name)
     publish_directory(staging, directory)
+
+
+def require_writable(directory: Path | str) -> None:
+    """Finds out before the training whether `save` can write its directory.
+
+    Raises:
+        OSError: it cannot.
+    """
+    directory = Path(directory)
+    try:
+        _staging(directory).rmdir()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(directory)) from None
+
+
+def _staging(directory: Path) -> Path:
+    """An empty directory beside `directory`, which it may become."""
+    refuse_file(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    staging = directory.with_name(f".{directory.name}.{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    return staging
 
 
 def load(path: Path | str) -> Recommender:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
+MOST_KNN_ITEMS = 20_000
+"""Of a catalog that item-kNN is measured on: it compares each item with each."""
+
 
 class RetrievalConfig(BaseModel):
     """The two-tower model and how it is fitted."""

@@ -10,13 +10,12 @@ from torch import Tensor
 from recengine.data.dataset import Int64s
 from recengine.models import DLRM, TwoTower
 from recengine.training.baselines import ItemKNN, popularity_scores
+from recengine.training.config import MOST_KNN_ITEMS
 from recengine.training.encode import Encoded
 from recengine.training.metrics import catalog_places, metrics_of
 from recengine.training.ranking import order
 from recengine.training.recommender import Quality
 from recengine.training.retrieval import top_candidates
-
-_MOST_KNN_ITEMS = 20_000  # item-kNN compares each item with each
 
 
 @torch.no_grad()
@@ -56,7 +55,7 @@ def evaluate(
     methods: dict[str, Callable[[Int64s], Tensor]] = {
         "popularity": lambda part: popularity_scores(encoded, part)
     }
-    if encoded.num_items <= _MOST_KNN_ITEMS:
+    if encoded.num_items <= MOST_KNN_ITEMS:
         methods["item-kNN"] = ItemKNN(encoded).scores
     methods |= {"retrieval": retrieved, "retrieval + ranking": ranked}
     return tuple(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -43,9 +44,10 @@ def fit(
         epochs: how many, at most.
         patience: keep the epoch of the best NDCG@10 on the validation targets, and stop after so
             many without a better one; by default all epochs are run and the last one is kept.
-        progress: show a progress bar.
+        progress: show a progress bar, on a terminal.
     """
     _quiet()
+    progress = progress and sys.stdout.isatty() and sys.stderr.isatty()
     with tempfile.TemporaryDirectory() as directory:
         keep = ModelCheckpoint(directory, "best", MONITOR, mode="max", save_weights_only=True)
         callbacks: list[Callback] = []

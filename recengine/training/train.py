@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def train(
         config: all settings; the defaults suit MovieLens-100K.
         split: what to learn from, choose by and report; by default each user's last item is the
             test and the second last the validation.
-        progress: show progress bars.
+        progress: say on standard error which model is fitted, and on a terminal how far it is.
         **overrides: single settings of `config`, as in `seed=1, max_epochs=10`.
 
     Returns:
@@ -46,7 +47,9 @@ def train(
 
     Raises:
         InputError: there is nothing to learn from, or no user to validate or test with.
+        OSError: `out` cannot be written.
     """
+    checkpoint.require_writable(out)
     config = TrainingConfig(**{**(config or TrainingConfig()).model_dump(), **overrides})
     split = split or leave_last_out(dataset)
     for name, targets in (
@@ -64,11 +67,18 @@ def train(
         raise InputError(
             f"[train] {dataset.name}: expected users with two train targets, found none"
         )
+    _say("fitting retrieval", progress)
     retrieval = fit_retrieval(encoded, config, progress=progress)
+    _say("fitting ranking", progress)
     ranking = fit_ranking(encoded, retrieval, config, progress=progress)
     quality = evaluate(encoded, retrieval, ranking, split.test, config.num_candidates)
     checkpoint.save(_recommender(encoded, retrieval, ranking, quality, config), out)
     return quality
+
+
+def _say(what: str, progress: bool) -> None:
+    if progress:
+        print(what, file=sys.stderr, flush=True)
 
 
 def _why_none(split: Split) -> str:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import numpy as np
@@ -36,6 +37,15 @@ def test_a_round_trip_keeps_everything(trained, tmp_path):
 def test_a_checkpoint_is_three_files_without_pickle(trained):
     names = {path.name for path in trained[0].iterdir()}
     assert names == {"retrieval.safetensors", "ranking.safetensors", "recommender.json"}
+
+
+def test_all_files_may_be_read_by_those_whom_the_umask_lets(trained, tmp_path):
+    old = os.umask(0o027)
+    try:
+        checkpoint.save(checkpoint.load(trained[0]), tmp_path / "again")
+    finally:
+        os.umask(old)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "again").iterdir()} == {0o640}
 
 
 @pytest.mark.parametrize("name", ["retrieval.safetensors", "ranking.safetensors"])
