@@ -370,6 +370,12 @@ def test_serve_refuses_what_is_no_repository(golden, tmp_path, options):
     assert expected in result.stderr
 
 
+def test_serve_refuses_a_port_that_is_none(golden_repository):
+    result = invoke("serve", golden_repository, "--grpc-port", "99999")
+    assert result.exit_code == 2
+    assert "65535" in result.stderr
+
+
 def test_serve_refuses_a_port_that_is_taken(golden_repository, golden_server):
     port = golden_server.endpoints.grpc.rpartition(":")[2]
     result = invoke("serve", golden_repository, "--grpc-port", port)

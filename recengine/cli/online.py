@@ -18,6 +18,7 @@ _OF_THE_WHEEL = (
 _PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 
 Url = Annotated[str, typer.Option(help="host:port of the server's gRPC endpoint.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")]
 Tritonserver = Annotated[
     Path | None,
     typer.Option(exists=True, dir_okay=False, help="Server binary; else PATH, then the wheel's."),
@@ -42,9 +43,9 @@ def serve(
     ] = None,
     tritonserver: Tritonserver = None,
     address: Annotated[str, typer.Option(help="What the endpoints bind to.")] = "127.0.0.1",
-    grpc_port: Annotated[int, typer.Option(help="0: any free port.")] = 8001,
-    http_port: Annotated[int, typer.Option(help="0: any free port.")] = 8000,
-    metrics_port: Annotated[int, typer.Option(help="0: any free port.")] = 8002,
+    grpc_port: Port = 8001,
+    http_port: Port = 8000,
+    metrics_port: Port = 8002,
     model_control: Annotated[
         Literal["none", "explicit"],
         typer.Option(

@@ -7,6 +7,7 @@ import math
 import re
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -41,6 +42,8 @@ ChannelArgs: TypeAlias = Mapping[str, int | str] | Sequence[tuple[str, int | str
 
 RETRIEVAL, RANKING = "retrieval", "ranking"
 
+_HOST_PORT = re.compile(r"(?:\[[^\s\[\]]+\]|[^\s\[\]:/@]+):([0-9]{1,5})", re.ASCII)
+_GRPC_NAME = re.compile("(?:dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):.")
 # What gRPC allows in the name of a header, and not in its text.
 _HEADER_NAME = re.compile("[a-z0-9_.-]+")
 _NOT_IN_HEADER = re.compile("[^ -~]")
@@ -246,9 +249,7 @@ class ClientState:
     def __init__(
         self, url: str, model: str, timeout: float, headers: Headers | None, retries: int
     ) -> None:
-        if not isinstance(url, str) or "://" in url:
-            raise InputError(f"[url] expected host:port, found {url!r}")
-        self.url = url
+        self.url = _address(url)
         self.model = model
         self.timeout = _seconds(timeout)
         self._headers = _lower(headers)
@@ -303,6 +304,33 @@ def infer_arguments(request: Request, model: str, headers: Headers, left: float)
         "client_timeout": left,
         "timeout": max(1, int(left * 1e6)),
     }
+
+
+def _address(url: Any) -> str:
+    """What gRPC dials; without a port that is 443, and a port too large is cut to 16 bits.
+
+    Raises:
+        InputError: it is neither host:port nor a name that gRPC resolves by its scheme.
+    """
+    if isinstance(url, str):
+        host_port = _HOST_PORT.fullmatch(url)
+        if _GRPC_NAME.match(url) or (host_port and 0 < int(host_port[1]) < 1 << 16):
+            return url
+    raise InputError(f"[url] expected host:port, found {url!r}")
+
+
+def check_files(**paths: str | None) -> None:
+    """Whether these files of TLS can be read.
+
+    Raises:
+        InputError: naming the first that cannot.
+    """
+    for name, path in paths.items():
+        try:
+            if path is not None:
+                Path(path).open("rb").close()
+        except OSError as error:
+            raise InputError(f"[{name}] {path}: {error.strerror}") from None
 
 
 def _seconds(timeout: Any) -> float:

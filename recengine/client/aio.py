@@ -46,6 +46,11 @@ class RecommenderClient(_request.ClientState):
         channel_args: ChannelArgs | None = None,
     ) -> None:
         super().__init__(url, model, timeout, headers, retries)
+        _request.check_files(
+            root_certificates=root_certificates,
+            private_key=private_key,
+            certificate_chain=certificate_chain,
+        )
         self._triton = InferenceServerClient(
             url,
             ssl=ssl,

@@ -27,7 +27,8 @@ class RecommenderClient(_request.ClientState):
     """Asks a served recommender; safe to share between threads.
 
     Args:
-        url: host:port of the server's gRPC endpoint.
+        url: host:port of the server's gRPC endpoint, or a name with a scheme of gRPC, as in
+            dns:///host:port or unix:/path.
         model: the public model.
         timeout: seconds that a call may take, its retries included, unless the call says.
         retries: most times that one shed request is sent again, within a budget over all calls; 0
@@ -60,6 +61,11 @@ class RecommenderClient(_request.ClientState):
         channel_args: ChannelArgs | None = None,
     ) -> None:
         super().__init__(url, model, timeout, headers, retries)
+        _request.check_files(
+            root_certificates=root_certificates,
+            private_key=private_key,
+            certificate_chain=certificate_chain,
+        )
         self._triton = InferenceServerClient(
             url,
             ssl=ssl,

@@ -486,6 +486,8 @@ def _free_ports(address: str, ports: Sequence[int], arguments: Sequence[str]) ->
     chosen = []
     with ExitStack() as stack:
         for protocol, port in zip(_PROTOCOLS, ports, strict=True):
+            if not 0 <= port < 1 << 16:
+                raise ServerError(f"[serve] {protocol} port: expected 0 to 65535, found {port}")
             unused = (f"--allow-{protocol}=false", f"--reuse-{protocol}-port=true")
             if port != 0 and any(argument.lower() in unused for argument in arguments):
                 chosen.append(port)

@@ -402,7 +402,7 @@ def test_a_name_that_is_not_found_is_waited_for_until_the_deadline(make_client, 
 
 def test_a_port_that_is_no_number_is_refused(make_client, users):
     with (
-        make_client("127.0.0.1:grpc", timeout=TIMEOUT) as client,
+        make_client("dns:///127.0.0.1:grpc", timeout=TIMEOUT) as client,
         pytest.raises(InputError, match=r"Failed to parse port in name: 127\.0\.0\.1:grpc"),
     ):
         client.recommend(users)
@@ -434,9 +434,36 @@ def test_a_client_closed_under_a_call_says_so(users):
             waiting.result()
 
 
-def test_a_url_with_a_scheme_is_refused(make_client):
-    with pytest.raises(InputError, match=r"expected host:port, found 'http://127\.0"):
-        make_client("http://127.0.0.1:8001")
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("http://127.0.0.1:8001", "127.0.0.1", "localhost", "127.0.0.1:99999", "127.0.0.1:0"),
+        *(":8001", "", "127.0.0.1:", "127.0.0.1:grpc", " 127.0.0.1:8001", "::1:8001", None),
+    ],
+)
+def test_a_url_that_is_no_host_and_port_is_refused(make_client, url):
+    with pytest.raises(InputError, match=rf"^\[url\] expected host:port, found {url!r}$"):
+        make_client(url)
+
+
+@pytest.mark.parametrize("form", ["{}", "localhost:{port}", "dns:///{}", "ipv4:{}"])
+def test_a_url_may_be_what_grpc_resolves(make_client, golden_server, form):
+    url = golden_server.endpoints.grpc
+    with make_client(form.format(url, port=url.rpartition(":")[2]), timeout=TIMEOUT) as client:
+        assert client.ready()
+
+
+@pytest.mark.parametrize("url", ["unix:/run/recengine", "[::1]:8001", "ipv6:[::1]:8001"])
+def test_other_urls_of_grpc_are_taken(make_client, url):
+    with make_client(url, timeout=0.1) as client:
+        assert not client.ready()
+
+
+@pytest.mark.parametrize("name", ["root_certificates", "private_key", "certificate_chain"])
+def test_a_file_of_tls_that_is_not_there_is_named(make_client, tmp_path, name):
+    message = rf"^\[{name}\] {tmp_path}/none: No such file or directory$"
+    with pytest.raises(InputError, match=message):
+        make_client("127.0.0.1:8001", ssl=True, **{name: str(tmp_path / "none")})
 
 
 @contextlib.contextmanager

@@ -92,6 +92,12 @@ def test_a_port_that_is_taken_is_refused_by_name(serve, golden_server, tmp_path,
     assert not (tmp_path / "log").exists()
 
 
+@pytest.mark.parametrize("port", [-1, 65536])
+def test_a_port_that_is_none_is_refused(serve, port):
+    with pytest.raises(ServerError, match=f"http port: expected 0 to 65535, found {port}"):
+        serve(http_port=port).start()
+
+
 def test_another_server_that_answers_on_the_port_is_not_taken_for_ready(
     serve, golden_server, monkeypatch
 ):
