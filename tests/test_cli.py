@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from recengine.bundle import load_tensor, read_manifest
 from recengine.cli import app, show
 from recengine.cli.catalog import Catalog
-from recengine.client import RecommenderClient
+from recengine.client import Feature, RecommenderClient, Schema
 from recengine.compile import compile_bundle
 from recengine.data import Dataset, FeatureTable, Interactions, Ragged
 from recengine.errors import InputError
@@ -457,6 +457,20 @@ def test_a_catalog_gives_features_as_training_names_them():
     assert set(features) == {"user_id", "history", "gender", "age"}
     assert (features["user_id"], features["history"], features["age"]) == (7, [1, 2], 20.0)
     assert features["gender"].tolist() == [3]
+
+
+def test_a_catalog_packs_ids_of_strings_as_the_hashes_that_they_are():
+    schema = Schema(
+        "test",
+        (Feature("history", 9, hashed=True), Feature("gender", 1, hashed=True)),
+        *(("age",), 2, 2, 2, 2),
+        hashed_items=True,
+        dense_defaults={"age": 30.0},
+    )
+    wire = Catalog(DATASET).pack(schema, [7, 8])
+    assert wire.ids.tolist() == [[1, 2, 3, 1, 2], [1, 1, -1, -1, -1]]
+    assert wire.lengths.tolist() == [[2, 1, 2], [1, 0, 1]]
+    assert wire.dense.tolist() == [[20], [30]]
 
 
 def test_a_catalog_leaves_out_an_unknown_number():

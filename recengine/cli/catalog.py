@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 
-from recengine.client import User
+from recengine.client import Schema, User, WireUsers, pack_users
 from recengine.client.wire import Value
 from recengine.data import Dataset
 from recengine.errors import InputError
@@ -65,6 +67,21 @@ class Catalog:
         values |= {name: lists[row] for name, lists in table.sparse.items()}
         dense = {name: float(column[row]) for name, column in table.dense.items()}
         return values | {name: value for name, value in dense.items() if not math.isnan(value)}
+
+    def pack(self, schema: Schema, users: Sequence[int]) -> WireUsers:
+        """Users as a request takes them; items that they took are not to be recommended.
+
+        Only features that the schema names are taken.
+        """
+        taken = {feature.name for feature in schema.features}.union(schema.dense_features)
+        asking = [
+            {name: value for name, value in self.features(user).items() if name in taken}
+            for user in users
+        ]
+        # Strings are hashed already.
+        features = tuple(replace(feature, hashed=False) for feature in schema.features)
+        plain = replace(schema, features=features, hashed_items=False)
+        return pack_users(plain, asking, [self.history(user) for user in users])
 
     def _column(self, pattern: re.Pattern[str]) -> list[str] | None:
         text = self._dataset.items.text

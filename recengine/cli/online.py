@@ -115,17 +115,10 @@ def recommend(
 
     catalog = Catalog(dataset.read(data, columns, strings, users, items))
     ids = [catalog.user_id(text) for text in user]
-    histories = [catalog.history(one) for one in ids]
     with RecommenderClient(url, timeout=timeout) as client:
-        schema = client.schema
-        taken = {feature.name for feature in schema.features}.union(schema.dense_features)
-        asking = [
-            {name: value for name, value in catalog.features(one).items() if name in taken}
-            for one in ids
-        ]
-        answers = client.recommend(asking, k=k, exclude=histories)
-    for text, answer, history in zip(user, answers, histories, strict=True):
-        show.recommendations(catalog, text, answer, history)
+        answers = client.recommend(catalog.pack(client.schema, ids), k=k)
+    for text, one, answer in zip(user, ids, answers, strict=True):
+        show.recommendations(catalog, text, answer, catalog.history(one))
 
 
 def bench(context: typer.Context) -> None:

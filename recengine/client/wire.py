@@ -51,8 +51,8 @@ def pack_users(
         users: per user, feature name -> id, list of ids (oldest first) or, for a dense feature, a
             number. None is as absent: a sparse feature has length 0, a dense one counts as its
             `dense_defaults`. Of a longer list the last `max_length` ids are sent. Strings are
-            taken where the schema says `hashed`. Whether a user is known is judged by sparse ids
-            alone: one with dense features only gets the fallback list.
+            taken where the schema says `hashed`, and only strings there. Whether a user is known is
+            judged by sparse ids alone: one with dense features only gets the fallback list.
         exclude: per user, a list or set of item ids that must not be recommended, or None;
             strings where the schema says `hashed_items`.
 
@@ -147,15 +147,27 @@ def _append(flat: list[Any], user: User, feature: Feature, index: int) -> int:
     value = user.get(feature.name)
     if value is None:
         return 0
-    if type(value) is int:
+    if type(value) is int and not feature.hashed:
         flat.append(value)
         return 1
     start = len(flat)
     ids = [value] if feature.hashed and isinstance(value, str) else value
     count = _extend(flat, ids, index, feature.name, feature.max_length)
     if feature.hashed:
+        _refuse_numbers(flat[start:], index, feature.name)
         flat[start:] = hash_strings(flat[start:])
     return count
+
+
+def _refuse_numbers(keys: list[Any], index: int, name: str) -> None:
+    """Raises InputError where a key of a hashed feature is no string: it would be an unknown id."""
+    for key in keys:
+        padding = isinstance(key, (int, np.integer)) and key == NO_ITEM
+        if not isinstance(key, str) and not padding:
+            raise InputError(
+                f"[users] user {index}, {name!r}: expected strings, which the schema hashes, "
+                f"found {_type(key)} {key!r:.40}"
+            )
 
 
 def _exclude(flat: list[Any], items: Exclude | None, index: int, schema: Schema) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from recengine.data.build import Columns, build, refuse_missing
 from recengine.data.dataset import Dataset
 from recengine.data.table import Kind, Table, read_delimited
 from recengine.errors import InputError
+
+_FEW = 0.1  # of the cells that are not empty
 
 
 def read(
@@ -24,18 +27,33 @@ def read(
     dense, lists (in CSV: ids with `|` between) are lists of categories; lists of numbers that are
     no integers (Parquet) are vectors, one dense feature per place.
     """
-    interactions = _read(path)
     return build(
         path.stem,
         path.suffix[1:],
-        interactions,
+        _read(path, columns),
         columns,
-        _read(users) if users else None,
-        _read(items) if items else None,
+        _features(users, columns.user) if users else None,
+        _features(items, columns.item) if items else None,
     )
 
 
-def _read(path: Path) -> Table:
+def _features(path: Path, key: str) -> Table:
+    """A table of users or items; a warning names what a few cells make strings of."""
+    table = _read(path)
+    for name in table.frame.columns if table.first_line else ():
+        column = table.frame[name]
+        known = column != ""
+        stray = known & column.cast(pl.Float64, strict=False).is_null()
+        few = 0 < int(stray.sum()) <= _FEW * int(known.sum())
+        if few and name != key and table.kinds[name] == "token":
+            row = int(stray.arg_max() or 0)
+            error = table.bad_row(row, f"a number in {name} as in most rows", column[row])
+            warnings.warn(f"{error}; all of the column are taken as strings", stacklevel=2)
+    return table
+
+
+def _read(path: Path, columns: Columns | None = None) -> Table:
+    """Of interactions only the named columns are looked at, and dates become seconds since 1970."""
     refuse_missing(path)
     if path.suffix != ".parquet":
         table = read_delimited(path, "\t" if path.suffix == ".tsv" else ",", quoted=True)
@@ -45,7 +63,15 @@ def _read(path: Path) -> Table:
     except pl.exceptions.PolarsError as error:
         raise InputError(f"{path}: not Parquet: {error}") from None
     frame = frame.with_columns(cs.array().arr.to_list())
-    return Table(path, frame, {name: _kind_of_type(path, frame[name]) for name in frame.columns})
+    names = frame.columns
+    if columns is not None:
+        used = {columns.user, columns.item, columns.time, columns.rating}
+        names = [name for name in names if name in used]
+        dates = cs.date() | cs.datetime()
+        frame = frame.with_columns(
+            (dates & cs.by_name(columns.time or (), require_all=False)).dt.epoch("s")
+        )
+    return Table(path, frame, {name: _kind_of_type(path, frame[name]) for name in names})
 
 
 def _kind_of_text(column: pl.Series) -> Kind:

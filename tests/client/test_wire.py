@@ -31,7 +31,7 @@ USER = st.fixed_dictionaries(
         "history": st.lists(INT64, max_size=9)
         | st.lists(INT64, max_size=9).map(lambda ids: np.array(ids, np.int64))
         | st.lists(INT64, max_size=9).map(tuple),
-        "tags": st.text(max_size=3) | st.lists(st.text(max_size=3) | INT64, max_size=5),
+        "tags": st.text(max_size=3) | st.lists(st.text(max_size=3) | st.just(-1), max_size=5),
     },
 )
 BATCH = st.lists(st.tuples(USER, st.lists(INT64, max_size=5)), min_size=1, max_size=6)
@@ -108,7 +108,11 @@ AGED = {"age": 1, "income": 2.5}
         ({**AGED, "history": np.zeros((2, 2), int)}, r"'history': expected ids \[length\], found"),
         ({**AGED, "history": np.array([2**63], np.uint64)}, "'history': expected an id in int64"),
         ({**AGED, "history": [np.array([1, 2])]}, "user 1, 'history': expected an int64 id, found"),
-        ({**AGED, "tags": b"x"}, "user 1, 'tags': expected an int64 id, found bytes"),
+        ({**AGED, "tags": b"x"}, "user 1, 'tags': expected strings, .*, found bytes b'x'"),
+        ({**AGED, "tags": 3}, "user 1, 'tags': expected strings, .*, found int 3"),
+        ({**AGED, "tags": ["a", 3]}, "user 1, 'tags': expected strings, .*, found int 3"),
+        ({**AGED, "tags": np.int64(3)}, "user 1, 'tags': expected strings, .*, found int64 "),
+        ({**AGED, "tags": np.array([3])}, "user 1, 'tags': expected strings, .*, found int 3"),
         ({"age": 1}, "user 1, 'income': expected a number, found nothing"),
         ({**AGED, "age": "1"}, "user 1, 'age': expected a number, found str '1'"),
         ({**AGED, "age": True}, "user 1, 'age': expected a number, found bool True"),

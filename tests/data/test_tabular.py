@@ -1,3 +1,6 @@
+import warnings
+from datetime import datetime
+
 import numpy as np
 import polars as pl
 import pytest
@@ -180,4 +183,45 @@ def test_times_that_a_float_does_not_hold_exactly_are_refused(tmp_path, times, d
     when = pl.Series("when", times, dtype)
     pl.DataFrame([when, pl.Series("who", [1, 2]), pl.Series("what", [1, 2])]).write_parquet(path)
     with pytest.raises(InputError, match="row 1: expected an integer in when, found"):
+        read(path, columns=NAMES)
+
+
+@pytest.mark.parametrize(("stray", "warned"), [("n/a", True), ("", False), ("0.5", False)])
+def test_a_few_cells_that_make_strings_of_a_column_are_warned_of(tmp_path, stray, warned):
+    """Prices that are all distinct would be taken for a title, and be no feature at all."""
+    taken, items = tmp_path / "taken.csv", tmp_path / "items.csv"
+    taken.write_text("who,what,when\n1,1,1\n")
+    rows = [f"{item},{item}.5,{'ab'[item % 2]}" for item in range(50)] + [f"50,{stray},a"]
+    items.write_text("\n".join(["what,price,kind", *rows]) + "\n")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        read(taken, columns=NAMES, items=items)
+    said = [str(one.message) for one in caught]
+    expected = f"{items}:52: expected a number in price as in most rows, found 'n/a'; "
+    assert said == [expected + "all of the column are taken as strings"] * warned
+
+
+def test_columns_of_interactions_that_nobody_names_may_be_of_any_type(tmp_path):
+    path = tmp_path / "taken.parquet"
+    other = {"seen": [True, False, None], "at": [datetime(2020, 1, 1)] * 3, "who": [1, 1, 2]}
+    taken = TAKEN.drop("who").with_columns(pl.struct("what").alias("pair"))
+    pl.concat([pl.DataFrame(other), taken], how="horizontal").write_parquet(path)
+    assert read(path, columns=NAMES).interactions.users.tolist() == [1, 2, 1]
+    with pytest.raises(InputError, match="column 'pair': expected integers, numbers, strings"):
+        read(path, columns=Columns("pair", "what", "when"))
+
+
+@pytest.mark.parametrize(
+    "dtype", [pl.Date, pl.Datetime("ms"), pl.Datetime("ns"), pl.Datetime("us", "Asia/Tokyo")]
+)
+def test_dates_become_seconds_since_1970(tmp_path, dtype):
+    path = tmp_path / "taken.parquet"
+    when = pl.Series("when", [86400 * 2, 86400, None], pl.Int64) * 1000
+    when = when.cast(pl.Datetime("ms")).cast(dtype)
+    TAKEN.with_columns(when).head(2).write_parquet(path)
+    interactions = read(path, columns=NAMES).interactions
+    assert interactions.times.tolist() == [86400, 172800]
+    assert interactions.users.tolist() == [1, 1]
+    TAKEN.with_columns(when).write_parquet(path)
+    with pytest.raises(InputError, match="row 3: expected an integer in when, found None"):
         read(path, columns=NAMES)
