@@ -98,7 +98,7 @@ class RecommenderClient(_request.ClientState):
             users: one mapping feature name -> value, a sequence of them, or packed users.
             k: items per user; the schema's k when not given.
             exclude: a list or set of item ids not to recommend; for several users, one per user,
-                or None for who has none.
+                or None for who has none. Those of the history are not excluded by themselves.
             num_candidates: items retrieved before ranking; the schema's when not given.
             timeout: seconds that this call may take.
             headers: sent with this call.
