@@ -15,7 +15,7 @@ import pytest
 from tritonclient.grpc import InferenceServerClient
 from typer.testing import CliRunner
 
-from recengine.bundle import load_tensor, read_manifest
+from recengine.bundle import load_tensor, read_manifest, write_manifest
 from recengine.cli import app, show
 from recengine.cli.catalog import Catalog
 from recengine.client import Feature, RecommenderClient, Schema
@@ -388,6 +388,22 @@ def test_evaluate_compares_the_served_answers_with_the_reference(golden_server, 
     assert result.exit_code == 0, result.stderr
     assert re.search(r"retrieval +│ served +│ 20", result.stdout)
     assert re.search(r"recommend +│ served +│ 20", result.stdout)
+
+
+def test_evaluate_says_that_a_server_has_another_model_than_the_bundle(
+    golden_server, golden, tmp_path
+):
+    other = shutil.copytree(golden, tmp_path / "other")
+    manifest = read_manifest(other)
+    retrieval = manifest.retrieval.model_copy(update={"num_candidates": 7})
+    write_manifest(other, manifest.model_copy(update={"name": "films", "retrieval": retrieval}))
+    url = golden_server.endpoints.grpc
+    result = invoke("evaluate", other, "--url", url)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"error: [evaluate] {url} serves the model 'golden', but {other} is 'films': "
+        "their schemas differ in name, num_candidates\n"
+    )
 
 
 def test_evaluate_shows_what_compile_measured(golden_repository):

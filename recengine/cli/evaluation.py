@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from recengine.bundle import latest_version, read_manifest
 from recengine.cli import show
-from recengine.client import RecommenderClient
+from recengine.client import RecommenderClient, Schema
 from recengine.compile import MEASURED
 from recengine.compile.fidelity import gate, load_reference, served, served_answer
 from recengine.compile.lowering import BOUNDS
-from recengine.errors import BundleError, CompileError
+from recengine.compile.repository import schema
+from recengine.errors import BundleError, CompileError, ServerError
 from recengine.plans import Precision, plans
 
 _TIMEOUT_S = 30.0
@@ -30,6 +32,7 @@ def of_bundle(path: Path, url: str | None, precision: Precision | None) -> None:
     A bundle does not know in which precision a server runs its graphs.
 
     Raises:
+        ServerError: the server has another model, or did not answer.
         CompileError: answers are farther from eager PyTorch than graphs in `precision` may be; None
             is fp32.
     """
@@ -43,6 +46,7 @@ def of_bundle(path: Path, url: str | None, precision: Precision | None) -> None:
         raise BundleError(f"{path}: no reference users; export writes them")
     reference = load_reference(path, manifest.reference)
     with RecommenderClient(url, timeout=_TIMEOUT_S) as client:
+        _require_same_model(client, schema(manifest), path)
         answer = served_answer(client, reference)
         try:
             rows = gate(reference, answer, "served", BOUNDS[precision or "fp32"])
@@ -51,6 +55,20 @@ def of_bundle(path: Path, url: str | None, precision: Precision | None) -> None:
                 raise
             raise CompileError(f"{error}\nif it runs graphs below fp32, say --precision") from None
     show.fidelity(rows)
+
+
+def _require_same_model(client: RecommenderClient, expected: Schema, bundle: Path) -> None:
+    served = client.schema
+    differ = [
+        field.name
+        for field in dataclasses.fields(Schema)
+        if getattr(served, field.name) != getattr(expected, field.name)
+    ]
+    if differ:
+        raise ServerError(
+            f"[evaluate] {client.url} serves the model {served.name!r}, but {bundle} is "
+            f"{expected.name!r}: their schemas differ in {', '.join(differ)}"
+        )
 
 
 def of_repository(path: Path, url: str | None) -> None:

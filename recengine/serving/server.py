@@ -44,6 +44,7 @@ _SIGNAL_CHECK_S = 1.0
 _PROTOCOLS = ("grpc", "http", "metrics")
 _TAIL_LINES = 200
 _SHOWN_LINES = 20
+_WITHOUT_GPU = ("CudaDriverHelper has not been initialized", "Failed to initialize NVML")
 
 # Asks the kernel to end the server with its parent, then becomes the server.
 _LAUNCHER = """
@@ -433,9 +434,9 @@ class _Process:
             popen.wait()
 
     def last_words(self) -> str:
-        """The errors that the server logged, or the end of its log."""
+        """The errors that the server logged, or the end of its log; not what any CPU has."""
         self._thread.join(timeout=0.5)
-        lines = list(self._tail)
+        lines = [line for line in self._tail if not any(text in line for text in _WITHOUT_GPU)]
         errors = [line for line in lines if line.startswith(("E", "error", "failed"))]
         return "".join((errors or lines)[-_SHOWN_LINES:]).rstrip()
 
