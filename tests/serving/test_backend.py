@@ -140,7 +140,8 @@ def test_every_request_is_in_the_statistics_with_sane_durations(client, users, t
         assert 0 <= spent_ns < 60e9, name
 
 
-def test_cancelled_requests_end_and_the_next_is_answered(client, golden_server, users, tensors):
+def test_after_cancelled_requests_the_next_is_answered(client, golden_server, users, tensors):
+    """That those which wait are not computed, test_large_catalog.py shows."""
     asked = tensors(users.batch(np.random.default_rng(9), 32))
     os.kill(golden_server.pid, signal.SIGSTOP)
     try:

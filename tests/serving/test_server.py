@@ -101,13 +101,13 @@ def test_a_port_that_is_none_is_refused(serve, port):
 
 
 def test_another_server_that_answers_on_the_port_is_not_taken_for_ready(
-    serve, golden_server, monkeypatch
+    serve, golden_server, ended, monkeypatch
 ):
     """One that took the port between the check and the start."""
     endpoints = dataclasses.astuple(golden_server.endpoints)
     taken = [int(endpoint.rpartition(":")[2]) for endpoint in endpoints]
     monkeypatch.setattr(serving, "_free_ports", lambda address, ports, arguments: taken)
-    with pytest.raises(ServerError, match=r"ended with status 1:(.|\n)*failed to start"):
+    with pytest.raises(ServerError, match=rf"{ended}:(.|\n)*failed to start"):
         serve().start()
 
 
