@@ -149,7 +149,9 @@ class TritonServer:
 
     Args:
         model_repository: the directory of models.
-        tritonserver: the binary; None: see `find_tritonserver`.
+        tritonserver: the binary, or a script that runs it with exec (of another one the server
+            ends on signals, but not with this process where that is killed); None: see
+            `find_tritonserver`.
         backend_directory: see `find_backends`; backends that it lacks and the repository needs are
             taken from the server's own.
         address: what the endpoints bind to.
@@ -279,7 +281,7 @@ class TritonServer:
         process = self._running()
 
         def pass_on(number: int, frame: FrameType | None) -> None:
-            process.signal(signal.SIGTERM if number == signal.SIGHUP else number)
+            process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
         with ExitStack() as stack:
             for number in STOP_SIGNALS:
@@ -440,7 +442,7 @@ class _Process:
         errors = [line for line in lines if line.startswith(("E", "error", "failed"))]
         return "".join((errors or lines)[-_SHOWN_LINES:]).rstrip()
 
-    def signal(self, number: int) -> None:
+    def send_signal(self, number: int) -> None:
         """Signals all processes of the group: a wrapper need not pass it on to the server."""
         # The log is open as long as one of them runs.
         if self._thread.is_alive():
@@ -448,9 +450,9 @@ class _Process:
                 os.killpg(self.popen.pid, number)
 
     def stop(self, timeout: float) -> int:
-        self.signal(signal.SIGTERM)
+        self.send_signal(signal.SIGTERM)
         self._thread.join(timeout)
-        self.signal(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
         self._thread.join()
         return self.popen.wait()
 

@@ -20,6 +20,7 @@ TENSORS = "index.safetensors"
 def bundle(tmp_path):
     size = synthetic.Size(items=ITEMS, users=USERS, candidates=20, hidden=(8, 4))
     synthetic.write(tmp_path / "bundle", size)
+    (tmp_path / "bundle" / TENSORS).chmod(0o644)  # tests damage it
     return tmp_path / "bundle"
 
 
