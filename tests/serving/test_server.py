@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import os
 import re
@@ -175,7 +176,9 @@ def wrapper(tmp_path):
         f'#!/bin/sh\n{find_tritonserver()} "$@" &\necho $! > {tmp_path}/pid\nwait\nexit 3\n'
     )
     path.chmod(0o755)
-    return path
+    yield path
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)  # a test may have failed
 
 
 @pytest.fixture
