@@ -49,7 +49,7 @@ def pool():
 
 
 def search():
-    index, queries = ops.ItemIndex(vectors(200_000)), vectors(512)
+    index, queries = ops.ItemIndex(vectors(200_000)), vectors(4096)
     return lambda: ops.cosine_topk(index, queries, 100, threads=1)
 
 
