@@ -84,14 +84,15 @@ def test_most_of_a_trained_catalogs_energy_is_in_half_of_the_directions():
     np.testing.assert_allclose(directions @ directions.T, np.diag(energy), atol=1e-12)
 
 
-def test_filters_that_let_few_items_pass_are_compared_with_faiss(tmp_path):
+def test_filters_that_let_few_items_pass_are_compared_with_peers(tmp_path):
     pytest.importorskip("faiss")
     catalog = cosine_topk.make_catalog("gaussian", 9_001, 16, tmp_path)
     points = cosine_topk.low_rates(catalog, 10, 1, 0.005)
     assert [(point["rate"], point["batch"]) for point in points] == [
         (rate, batch) for rate in (0.001, 0.01, 0.03) for batch in (1, 32, 256)
     ]
-    assert all(set(point["ms"]) == {"recengine", "faiss"} for point in points)
+    peers = {"faiss, IDSelectorBitmap", "faiss, IDSelectorArray", "torch, gathered rows"}
+    assert all(set(point["ms"]) == peers | {"recengine"} for point in points)
     assert len(cosine_topk.low_rate_table(points).splitlines()) == 2 + 9
     assert cosine_topk.low_rate_ratios(points)["0.1% allowed, batch 32"] == points[1]["ratio"]
 
@@ -136,12 +137,12 @@ def test_memory_without_huge_pages_is_told_from_memory_with_them():
     without[:] = 1
     assert huge_pages.share([without]) == 0
     advised = np.ones(size, np.uint8)  # NumPy asks for them
-    share = huge_pages.share([advised])
-    assert 0 <= share <= 1
-    assert huge_pages.share([advised, without]) == pytest.approx(share / 2)
+    assert 0 <= huge_pages.share([advised]) <= 1
+    assert 0 <= huge_pages.share([advised, without]) <= 0.5
     found = {"tables": huge_pages.shares({"recengine": [advised], "faiss": [without]})}
     (bar,) = huge_pages.find_bars(found)
-    assert bar.found == -share
+    assert bar.found == -found["tables"]["recengine"]
+    share = found["tables"]["recengine"]
     assert f"| tables | {share:.0%} | 0% |" in huge_pages.table(found)
 
 

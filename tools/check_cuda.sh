@@ -111,4 +111,4 @@ link triton_recengine "$reports/libtriton_recengine.so" \
   -Xlinker --version-script=csrc/triton/exports.map -ldl
 cd "$package" # this folder has a recengine of its own
 PYTHONPATH=$package:$site PYTHONDONTWRITEBYTECODE=1 "$python" -c \
-  'from recengine import ops; print("check_cuda: linked and imported; GPUs:", ops.cuda_devices())'
+  'import recengine.ops; print("check_cuda: linked and imported")'

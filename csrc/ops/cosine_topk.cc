@@ -18,8 +18,8 @@
 namespace recengine {
 namespace {
 
-// Rows that are less than this share of all are scored by themselves; more are searched faster
-// among all. By what multiplies the codes: AMX's tiles want many queries.
+// At most one of so many rows is scored by itself where few are allowed; more of them are searched
+// faster among all. By what multiplies the codes: AMX's tiles want many queries.
 int64_t sparse_share(const Context& context, const Search& search) {
   constexpr int64_t kFewQueries = 8;
   if (search.index->codes() == nullptr) return 2;

@@ -21,8 +21,9 @@ constexpr int kMaxThreads = 512;
 constexpr int kMinKeys = 64;
 constexpr int kSharedKeys = 8192;     // 64 KiB of shared memory; where K needs more, global memory
 constexpr int kMostKeys = 1 << 29;    // what block_sort_descending() counts in int
-constexpr int64_t kMostBlocks = 512;  // with keys in global memory
-constexpr uint64_t kNoCandidate = 0;  // below the key of every finite score
+constexpr int64_t kMostBlocks = 512;  // with keys in global memory,
+constexpr int64_t kMostKeysOfAll = 1 << 25;  // and of all of them, where one needs fewer
+constexpr uint64_t kNoCandidate = 0;         // below the key of every finite score
 
 struct OrderCall {
   const int64_t* candidate_ids;  // [batch, n]
@@ -95,7 +96,8 @@ void sort_in_shared_memory(const OrderCall& call, cudaStream_t stream) {
 }
 
 void sort_in_global_memory(OrderCall call, const CudaContext& context) {
-  const int64_t blocks = std::min(call.batch, kMostBlocks);
+  const int64_t fit = std::max<int64_t>(kMostKeysOfAll / call.num_keys, 1);
+  const int64_t blocks = std::min({call.batch, kMostBlocks, fit});
   const cuda::DeviceBuffer<uint64_t> keys(blocks * call.num_keys, context);
   call.keys = keys.data();
   cuda::launch(order_kernel<false>, static_cast<unsigned>(blocks), kMaxThreads, 0,

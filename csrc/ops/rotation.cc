@@ -29,6 +29,16 @@ constexpr double kChosenFor = 0.1;    // product cost: an index does not depend 
 constexpr double kScoreCost = 1500;   // finding, fetching and scoring an item
 constexpr double kAloneCost = 3000;   // more for a lone query, whose items wait for each other
 
+double axes_bytes(int64_t dim) { return static_cast<double>(dim * dim) * sizeof(float); }
+
+// What axes may take of an item, so that with its code, which fills whole steps, the lengths of its
+// rests and its block's bounds it takes at most dim + 8 bytes.
+double axes_room(int64_t dim) {
+  constexpr double kBlockBounds = 0.5;
+  const int64_t padding = (kStepDims - dim % kStepDims) % kStepDims;
+  return 8 - kBlockBounds - static_cast<double>(kStepDims + padding);
+}
+
 // `dims` codes of every item are read and multiplied.
 double scan_cost(int64_t dims, int64_t queries, double product_cost) {
   const auto read = static_cast<double>(dims);
@@ -277,7 +287,7 @@ float length_of(const float* begin, const float* end) {
 std::shared_ptr<const Rotation> Rotation::find(const ItemVectors& vectors, ThreadPool* pool) {
   const int64_t dim = vectors.dim();
   if (dim <= kDimsApart || dim > kMostRotatedDims || vectors.rows() < kSampleRows) return nullptr;
-  if (dim * dim * int64_t{sizeof(float)} > kMostAxesBytes * vectors.rows()) return nullptr;
+  if (axes_bytes(dim) > axes_room(dim) * static_cast<double>(vectors.rows())) return nullptr;
   std::vector<float> memory;
   const Matrix<const float> sample = spread_rows(vectors, kSampleRows, memory);
   auto found = std::make_shared<Rotation>();

@@ -13,7 +13,6 @@ class ThreadPool;
 
 constexpr int64_t kBlockItems = 64;        // share a scale and an error, and are scored together
 constexpr int64_t kStepDims = 4;           // multiplied by one instruction
-constexpr int64_t kMostAxesBytes = 3;      // an item: with codes and bounds at most dim + 8
 constexpr int64_t kMostRotatedDims = 512;  // to find the axes takes some 50 dim^3 operations
 constexpr int kMostScans = 4;              // the lengths of their rests share a step
 static_assert(kMostScans <= kStepDims);

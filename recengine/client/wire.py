@@ -23,6 +23,7 @@ Exclude: TypeAlias = Ids | Set[int | str]
 _INT64 = np.iinfo(np.int64)
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _EXCLUDE = "exclude"
+_LEAST_HASH = 1 << 32  # one string of two billion has a smaller one
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,8 +52,9 @@ def pack_users(
         users: per user, feature name -> id, list of ids (oldest first) or, for a dense feature, a
             number. None is as absent: a sparse feature has length 0, a dense one counts as its
             `dense_defaults`. Of a longer list the last `max_length` ids are sent. Strings are
-            taken where the schema says `hashed`, and only strings there. Whether a user is known is
-            judged by sparse ids alone: one with dense features only gets the fallback list.
+            taken where the schema says `hashed`, or their hashes, as answers hold them; smaller
+            numbers are refused there. Whether a user is known is judged by sparse ids alone: one
+            with dense features only gets the fallback list.
         exclude: per user, a list or set of item ids that must not be recommended, or None;
             strings where the schema says `hashed_items`.
 
@@ -160,10 +162,10 @@ def _append(flat: list[Any], user: User, feature: Feature, index: int) -> int:
 
 
 def _refuse_numbers(keys: list[Any], index: int, name: str) -> None:
-    """Raises InputError where a key of a hashed feature is no string: it would be an unknown id."""
+    """Raises InputError where a key of a hashed feature is neither a string nor can be a hash."""
     for key in keys:
-        padding = isinstance(key, (int, np.integer)) and key == NO_ITEM
-        if not isinstance(key, str) and not padding:
+        whole = isinstance(key, (int, np.integer))
+        if not isinstance(key, str) and not (whole and (key == NO_ITEM or key >= _LEAST_HASH)):
             raise InputError(
                 f"[users] user {index}, {name!r}: expected strings, which the schema hashes, "
                 f"found {_type(key)} {key!r:.40}"

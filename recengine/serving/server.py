@@ -132,7 +132,9 @@ def ending(status: int) -> str:
     if status >= 0:
         return f"ended with status {status}"
     hint = "; was a served file changed in place?" if status == -signal.SIGBUS else ""
-    return f"ended by signal {-status} ({signal.Signals(-status).name}){hint}"
+    known = -status in set(signal.Signals)  # those for real time have no name
+    name = f" ({signal.Signals(-status).name})" if known else ""
+    return f"ended by signal {-status}{name}{hint}"
 
 
 class _ServerEnded(ServerError):

@@ -47,7 +47,8 @@ def fit(
         progress: show a progress bar, on a terminal.
     """
     _quiet()
-    progress = progress and sys.stdout.isatty() and sys.stderr.isatty()
+    streams = (sys.stdout, sys.stderr)
+    progress = progress and all(stream is not None and stream.isatty() for stream in streams)
     with tempfile.TemporaryDirectory() as directory:
         keep = ModelCheckpoint(directory, "best", MONITOR, mode="max", save_weights_only=True)
         callbacks: list[Callback] = []

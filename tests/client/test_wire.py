@@ -113,6 +113,7 @@ AGED = {"age": 1, "income": 2.5}
         ({**AGED, "tags": ["a", 3]}, "user 1, 'tags': expected strings, .*, found int 3"),
         ({**AGED, "tags": np.int64(3)}, "user 1, 'tags': expected strings, .*, found int64 "),
         ({**AGED, "tags": np.array([3])}, "user 1, 'tags': expected strings, .*, found int 3"),
+        ({**AGED, "tags": [-2, "a"]}, "user 1, 'tags': expected strings, .*, found int -2"),
         ({"age": 1}, "user 1, 'income': expected a number, found nothing"),
         ({**AGED, "age": "1"}, "user 1, 'age': expected a number, found str '1'"),
         ({**AGED, "age": True}, "user 1, 'age': expected a number, found bool True"),

@@ -35,7 +35,6 @@ from recengine.graph_files import verify_graph
 from recengine.serving.server import TritonServer
 
 GRAPHS = ("tower", "ranker")
-HAS_GPU = ops.cuda_built() and bool(ops.cuda_devices())
 ENSEMBLES = ("retrieval", "ranking", "recommend")
 MODELS = (*STAGES, *GRAPHS, *ENSEMBLES)
 EXPECTED = Path(__file__).parent / "expected"
@@ -547,7 +546,8 @@ def test_a_server_reads_the_configs_and_lacks_only_the_backend(
             (repository / graph / "1" / "model.onnx").rename(repository / graph / "1" / file)
         write_configs(repository, *generated(bundle, target))
         for model in STAGES:
-            with nullcontext() if target == "onnxruntime" or HAS_GPU else lacks_a_gpu():
+            has_gpu = ops.cuda_built() and bool(ops.cuda_devices())
+            with nullcontext() if target == "onnxruntime" or has_gpu else lacks_a_gpu():
                 client.load_model(model)
         for model in GRAPHS:
             with pytest.raises(

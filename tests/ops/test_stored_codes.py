@@ -69,7 +69,10 @@ def test_stored_codes_are_a_view_that_is_not_copied_when_they_are_taken(vectors)
     assert np.shares_memory(again["codes"], codes["codes"])
 
 
-@pytest.mark.parametrize(("rows", "dim", "rotated"), [(17_000, 112, True), (17_000, 116, False)])
+@pytest.mark.parametrize(
+    ("rows", "dim", "rotated"),
+    [(17_000, 120, True), (17_000, 124, False), (17_000, 119, False), (18_000, 46, True)],
+)
 def test_codes_bounds_and_axes_take_at_most_eight_bytes_besides_the_dimensions(rows, dim, rotated):
     vectors = steep(np.random.default_rng(1), rows, dim)
     codes = ops.ItemIndex(vectors).stored_codes()
