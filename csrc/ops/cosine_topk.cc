@@ -116,8 +116,8 @@ std::optional<std::vector<uint32_t>> few_allowed(const Context& context, const S
   // Counted first: most bitmaps allow most rows, which is known after a few of the words.
   const int64_t most = total / sparse_share(context, search);
   int64_t allowed = 0;
-  for (int64_t word = 0; word < words; ++word) {
-    if (bitmap[word] != 0) allowed += __builtin_popcountll(bitmap[word]);
+  for (int64_t word = 0; word < words; word += kCountedWords) {
+    allowed += count_set(bitmap + word, std::min(kCountedWords, words - word));
     if (allowed > most) return std::nullopt;
   }
   std::vector<uint32_t> rows;
