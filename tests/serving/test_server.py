@@ -157,10 +157,12 @@ def test_a_restart_is_ready_within_three_seconds(serve):
 
 
 SERVE = """
+import signal
 import sys
 from pathlib import Path
 from recengine.serving.server import TritonServer
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # who runs the tests may ignore it
 binary = Path(sys.argv[3]) if sys.argv[3:] else None
 with TritonServer(sys.argv[1], log=Path(sys.argv[2]), tritonserver=binary) as server:
     print(server.pid, flush=True)
