@@ -63,6 +63,11 @@ class ThreadPool {
   std::vector<std::thread> workers_;
 };
 
+// Threads that run a loop: the caller, and those of the pool if there is one.
+inline int64_t threads_of(const ThreadPool* pool) {
+  return pool == nullptr ? 1 : int64_t{pool->num_workers()} + 1;
+}
+
 // parallel_for() on the pool, or in order on the calling thread when there is none.
 template <typename Body>
 void for_each(ThreadPool* pool, int64_t count, Body&& body) {

@@ -161,7 +161,7 @@ void check_bag_values(Span<const BagColumn> columns, const BagInput& input) {
 void embedding_bag(const Context& context, Span<const BagColumn> columns, const BagInput& input,
                    Matrix<float> out) {
   check_bag_shapes(columns, input, out);
-  const int64_t threads = context.pool == nullptr ? 1 : context.pool->num_workers() + 1;
+  const int64_t threads = threads_of(context.pool);
   // Four chunks a thread even out rows that hit and rows that miss the cache.
   const int64_t wanted = threads == 1 ? 1
                                       : std::clamp<int64_t>(input.rows.size / kRowsPerChunk, 1,

@@ -70,14 +70,13 @@ void score_rows(const ItemVectors& vectors, Span<const uint32_t> rows, const flo
     gather(vectors.floats, rows, query, scores, isa);
     return;
   }
-  static thread_local std::vector<int64_t> some;
   static thread_local std::vector<uint32_t> in_order;
   for (int64_t begin = 0; begin < rows.size; begin += kConvertedTogether) {
     const int64_t count = std::min(kConvertedTogether, rows.size - begin);
-    some.assign(rows.begin() + begin, rows.begin() + begin + count);
     in_order.resize(static_cast<size_t>(count));
     std::iota(in_order.begin(), in_order.end(), 0u);
-    gather(convert(vectors.halves, some, isa), in_order, query, scores + begin, isa);
+    gather(load_rows(vectors, {rows.data + begin, count}, count, isa), in_order, query,
+           scores + begin, isa);
   }
 }
 

@@ -130,8 +130,8 @@ inline void raise(std::atomic<float>& bound, float value) {
 // How many runs of blocks a scan is cut into for the pool, with `worth` of them worth a thread's
 // waking. Eight a thread: one that loses its core for a while does not hold up the others.
 inline int64_t count_chunks(const ThreadPool* pool, int64_t worth, int64_t blocks) {
-  const bool alone = pool == nullptr || pool->num_workers() == 0;
-  const int64_t most = alone ? 1 : 8 * (pool->num_workers() + 1);
+  const int64_t threads = threads_of(pool);
+  const int64_t most = threads == 1 ? 1 : 8 * threads;
   return std::clamp<int64_t>(std::min(worth, most), 1, std::max<int64_t>(blocks, 1));
 }
 

@@ -142,8 +142,7 @@ class CodeSearch {
     if (num_chunks_ > 1) pool_ = context.pool;
     growth_ = 2 * k_ + kLeastGrowth;
     capacity_ = k_ + 3 * growth_;
-    const int64_t lists =
-        pool_ == nullptr ? 1 : std::min<int64_t>(pool_->num_workers() + 1, num_chunks_);
+    const int64_t lists = std::min(threads_of(pool_), num_chunks_);
     memory_.reset(new Candidate[static_cast<size_t>(lists * count * capacity_)]);
     candidates_.resize(static_cast<size_t>(lists * count));
     for (int64_t list = 0; list < lists * count; ++list) {

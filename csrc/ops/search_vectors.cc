@@ -53,10 +53,9 @@ class BestRows {
   float threshold_ = kLowest;
 };
 
-constexpr int64_t kQueriesPerPass = 72;  // bounds its memory
-constexpr int64_t kQueriesPerGather =
-    8;                                // whose scores take as long as to fetch a row from anywhere
-constexpr int64_t kRowsPerKept = 16;  // of a chunk, or it keeps most of what it scores
+constexpr int64_t kQueriesPerPass = 72;   // bounds its memory
+constexpr int64_t kQueriesPerGather = 8;  // their scores take as long as fetching a row
+constexpr int64_t kRowsPerKept = 16;      // of a chunk, or it keeps most of what it scores
 
 // One pass of at most kQueriesPerPass queries over all items, or over these rows alone.
 class VectorSearch {
@@ -72,8 +71,8 @@ class VectorSearch {
     const int64_t reads = is_all_ ? 0 : kQueriesPerGather;
     const int64_t worth = num_rows_ * index.dim() * (num_queries + reads) / kScanProductsPerChunk;
     num_chunks_ = count_chunks(context.pool, worth, blocks);
-    const int64_t threads = context.pool == nullptr ? 1 : context.pool->num_workers() + 1;
-    num_chunks_ = std::min(num_chunks_, std::max(threads, num_rows_ / (kRowsPerKept * k)));
+    const int64_t most = std::max(threads_of(context.pool), num_rows_ / (kRowsPerKept * k));
+    num_chunks_ = std::min(num_chunks_, most);
     if (num_chunks_ > 1) pool_ = context.pool;
     chunk_rows_ = (blocks + num_chunks_ - 1) / num_chunks_ * block_rows_;
     capacity_ = std::min(std::max(2 * k, k + 256), chunk_rows_);
