@@ -18,22 +18,13 @@ inline bool is_set(const uint64_t* words, int64_t row) {
   return words == nullptr || (words[row / kBitmapWord] >> (row % kBitmapWord) & 1) != 0;
 }
 
-constexpr int64_t kCountedWords = 31;  // whose counts of a byte fit into one
-
-// How many bits of at most kCountedWords words are set, without the instruction for it, which code
-// for every CPU may not use.
-inline int64_t count_set(const uint64_t* words, int64_t count) {
+// How many bits are set, without the instruction for it, which code for every CPU may not use.
+inline int64_t count_set(uint64_t bits) {
   constexpr uint64_t kEveryByte = ~uint64_t{0} / 255;
-  uint64_t bytes = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    uint64_t bits = words[i];
-    bits -= bits >> 1 & kEveryByte * 0x55;
-    bits = (bits & kEveryByte * 0x33) + (bits >> 2 & kEveryByte * 0x33);
-    bytes += (bits + (bits >> 4)) & kEveryByte * 0x0f;
-  }
-  constexpr uint64_t kEveryShort = ~uint64_t{0} / 65535;
-  const uint64_t shorts = (bytes & kEveryShort * 255) + (bytes >> 8 & kEveryShort * 255);
-  return static_cast<int64_t>(shorts * kEveryShort >> 48);
+  bits -= bits >> 1 & kEveryByte * 0x55;
+  bits = (bits & kEveryByte * 0x33) + (bits >> 2 & kEveryByte * 0x33);
+  bits = (bits + (bits >> 4)) & kEveryByte * 0x0f;
+  return static_cast<int64_t>(bits * kEveryByte >> 56);
 }
 
 inline void set_row(Bitmap& bitmap, int64_t row) {

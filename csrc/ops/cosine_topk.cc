@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <optional>
 #include <string>
 #include <vector>
 
 #include "cpu/isa.h"
+#include "ops/best_keys.h"
 #include "ops/cosine_topk_check.h"
 #include "ops/item_rows.h"
 #include "ops/search.h"
@@ -18,20 +17,8 @@
 namespace recengine {
 namespace {
 
-// At most one of so many rows is scored by itself where few are allowed; more of them are searched
-// faster among all. By what multiplies the codes: AMX's tiles want many queries.
-int64_t sparse_share(const Context& context, const Search& search) {
-  constexpr int64_t kFewQueries = 8;
-  if (search.index->codes() == nullptr) return 2;
-  if (context.isa < Isa::kAvx512Vnni) return 8;
-  return context.isa == Isa::kAmxInt8 && search.queries.count > kFewQueries ? 32 : 16;
-}
-
 // So many excluded rows are sorted by several threads.
 constexpr int64_t kWorthSharing = 1 << 11;
-
-// Below so many items for each that is wanted, most of them would have to be scored twice.
-constexpr int64_t kItemsPerWanted = 32;
 
 [[noreturn]] void fail(const std::string& what) { throw InputError("[cosine_topk] " + what); }
 
@@ -107,30 +94,6 @@ std::vector<float> normalise_queries(Matrix<const float> queries, int64_t padded
   return units;
 }
 
-// The rows that the bitmap allows, when they are few enough to be scored one by one.
-std::optional<std::vector<uint32_t>> few_allowed(const Context& context, const Search& search) {
-  const uint64_t* const bitmap = search.allow_bitmap;
-  if (bitmap == nullptr) return std::nullopt;
-  const int64_t total = search.index->rows();
-  const int64_t words = bitmap_words(total);
-  // Counted first: most bitmaps allow most rows, which is known after a few of the words.
-  const int64_t most = total / sparse_share(context, search);
-  int64_t allowed = 0;
-  for (int64_t word = 0; word < words; word += kCountedWords) {
-    allowed += count_set(bitmap + word, std::min(kCountedWords, words - word));
-    if (allowed > most) return std::nullopt;
-  }
-  std::vector<uint32_t> rows;
-  rows.reserve(static_cast<size_t>(allowed));
-  for (int64_t word = 0; word < words; ++word) {
-    for (uint64_t bits = bitmap[word]; bits != 0; bits &= bits - 1) {
-      const int64_t row = word * kBitmapWord + __builtin_ctzll(bits);
-      if (row < total) rows.push_back(static_cast<uint32_t>(row));
-    }
-  }
-  return rows;
-}
-
 }  // namespace
 
 void check_topk_shapes(int64_t rows, int64_t dim, const TopKQuery& query, Matrix<int64_t> out_rows,
@@ -176,13 +139,9 @@ Search CheckedCall::over(const ItemIndex& index, const uint64_t* allow_bitmap) c
 void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query,
                   const Effort& effort) {
   const int64_t k = search.k();
-  const int64_t found = std::min(k, static_cast<int64_t>(keys.size()));
-  if (found < static_cast<int64_t>(keys.size())) {
-    std::nth_element(keys.begin(), keys.begin() + found, keys.end(), std::greater<>());
-  }
-  std::sort(keys.begin(), keys.begin() + found, std::greater<>());
+  sort_best(keys, k);
   for (int64_t i = 0; i < k; ++i) {
-    const bool is_item = i < found;
+    const bool is_item = i < static_cast<int64_t>(keys.size());
     const uint64_t key = is_item ? keys[static_cast<size_t>(i)] : 0;
     search.out_rows.row(query)[i] = is_item ? int64_t{key_position(key)} : kNoItem;
     search.out_scores.row(query)[i] = is_item ? key_score(key) : kLowest;
@@ -194,10 +153,12 @@ void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t que
 }
 
 void search(const Context& context, const Search& search) {
+  if (!search_few(context, search)) search_all(context, search);
+}
+
+void search_all(const Context& context, const Search& search) {
   const ItemIndex& index = *search.index;
-  if (const std::optional<std::vector<uint32_t>> rows = few_allowed(context, search)) {
-    search_vectors(context, search, &*rows);
-  } else if (index.codes() != nullptr && search.k() <= index.rows() / kItemsPerWanted) {
+  if (index.codes() != nullptr && worth_codes(index.rows(), search.k())) {
     search_codes(context, search);
   } else {
     search_vectors(context, search);

@@ -42,12 +42,14 @@ void cosine_gather_avx512(Matrix<const float> vectors, Span<const uint32_t> rows
                           const float* query, float* scores);
 
 // Asks for the lines of the rows that come after these, which lie anywhere.
+template <int kLocality = 3>
 RECENGINE_INLINE void prefetch_rows(Matrix<const float> vectors, Span<const uint32_t> rows,
                                     int64_t begin, int64_t count) {
   constexpr int64_t kLineFloats = 16;
   for (int64_t i = begin; i < begin + count && i < rows.size; ++i) {
     const float* row = vectors.row(rows[i]);
-    for (int64_t d = 0; d < vectors.cols; d += kLineFloats) __builtin_prefetch(row + d);
+    for (int64_t d = 0; d < vectors.cols; d += kLineFloats)
+      __builtin_prefetch(row + d, 0, kLocality);
   }
 }
 

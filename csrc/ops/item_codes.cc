@@ -3,8 +3,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <numeric>
+#include <utility>
 
+#include "cpu/isa.h"
 #include "cpu/thread_pool.h"
 #include "ops/item_rows.h"
 #include "recengine/context.h"
@@ -13,8 +14,14 @@
 namespace recengine {
 namespace {
 
-constexpr int64_t kBlocksPerTask = 256;
-constexpr double kRoundUp = 1 + 1e-6;  // more than the conversion to fp32 may take off
+constexpr int64_t kBlocksPerTask = 16;
+
+// The length of the longest item, rounded up, from squares in fp64.
+float longest(const double* squares) {
+  constexpr double kRoundUp = 1 + 1e-6;  // more than the conversion to fp32 may take off
+  return static_cast<float>(std::sqrt(*std::max_element(squares, squares + kBlockItems)) *
+                            kRoundUp);
+}
 
 }  // namespace
 
@@ -49,8 +56,10 @@ ItemCodes::ItemCodes(const ItemVectors& vectors, std::shared_ptr<const Rotation>
   norms_.resize(blocks);
 }
 
-std::shared_ptr<const ItemCodes> ItemCodes::pack(const ItemVectors& vectors, ThreadPool* pool) {
-  const std::shared_ptr<ItemCodes> codes(new ItemCodes(vectors, Rotation::find(vectors, pool)));
+std::shared_ptr<const ItemCodes> ItemCodes::pack(const ItemVectors& vectors,
+                                                 std::shared_ptr<const Rotation> rotation,
+                                                 ThreadPool* pool) {
+  const std::shared_ptr<ItemCodes> codes(new ItemCodes(vectors, std::move(rotation)));
   codes->owned_ = allocate_huge<uint8_t>(codes->blocks_ * codes->block_bytes());
   codes->codes_ = codes->owned_.get();
   std::atomic<bool> codable{true};
@@ -95,63 +104,56 @@ void ItemCodes::find_largest() {
 // What lies behind the last row and the last dimension is coded as zero.
 bool ItemCodes::pack_block(const ItemVectors& vectors, int64_t block, uint8_t* codes,
                            BlockBounds& bounds) const {
-  static thread_local std::vector<float> values;  // [items, steps * kStepDims], as they are coded
+  const PackKernel& kernel = *pick_kernel(default_isa(), &kPackPortable, &kPackAvx2, &kPackAvx512,
+                                          &kPackAvx512, &kPackAvx512);
+  int64_t view_dims[1 + kMostScans];
+  const BlockValues values = coded_values(vectors, block, view_dims);
+  const float largest = kernel.largest(values);
+  if (!std::isfinite(largest)) {
+    throw InputError("[item_index] unit_vectors: expected finite values");
+  }
+  if (largest > 0 && (largest < kSmallestValue || largest > kLargestValue)) return false;
+  bounds.scale = largest > 0 ? largest / kLargestCode : 1.0f;
+  BlockSquares squares;
+  kernel.pack(values, bounds.scale, codes, squares);
+  for (size_t v = 0; v < views_.size(); ++v) {
+    bounds.errors[v] = longest(squares.left[v]);
+  }
+  bounds.largest_norm = longest(squares.norms);
+  return true;
+}
+
+// The values of a block, where they are stored or in memory of this thread.
+BlockValues ItemCodes::coded_values(const ItemVectors& vectors, int64_t block,
+                                    int64_t* view_dims) const {
   const int64_t first = block * kBlockItems;
   const int64_t count = std::min(vectors.rows() - first, kBlockItems);
   const int64_t dim = vectors.dim();
   const Matrix<const float> rows = load_rows(vectors, first, count, default_isa());
   const int64_t width = steps_ * kStepDims;
-  const int64_t rests = views_.front().first_step * kStepDims;  // before the dimensions
+  const int64_t rests = views_.front().first_step * kStepDims;
+  const auto views = static_cast<int64_t>(views_.size());
+  view_dims[0] = width - rests;
+  for (int64_t v = 1; v < views; ++v) {
+    view_dims[v] = views_[static_cast<size_t>(v)].partial->dims;
+  }
+  BlockValues found = {rows.data, width, rests, views, view_dims};
+  if (rotation_ == nullptr && count == kBlockItems && width == dim) return found;
+  static thread_local std::vector<float> values;
   values.assign(static_cast<size_t>(kBlockItems * width), 0.0f);
-  float largest = 0;
-  bool finite = true;
   for (int64_t i = 0; i < count; ++i) {
     float* const item = values.data() + i * width;
     if (rotation_ == nullptr) {
-      std::copy(rows.row(i), rows.row(i) + dim, item);
-    } else {
-      rotation_->apply(rows.row(i), item + rests);
-      for (size_t v = 1; v < views_.size(); ++v) {
-        item[v - 1] = length_of(item + rests + views_[v].partial->dims, item + rests + dim);
-      }
+      std::copy_n(rows.row(i), dim, item);
+      continue;
     }
-    for (int64_t d = 0; d < width; ++d) {
-      finite = finite && std::isfinite(item[d]);
-      largest = std::max(largest, std::fabs(item[d]));
+    rotation_->apply(rows.row(i), item + rests);
+    for (int64_t v = 1; v < views; ++v) {
+      item[v - 1] = length_of(item + rests + view_dims[v], item + rests + dim);
     }
   }
-  if (!finite) throw InputError("[item_index] unit_vectors: expected finite values");
-  if (largest > 0 && (largest < kSmallestValue || largest > kLargestValue)) return false;
-  bounds.scale = largest > 0 ? largest / kLargestCode : 1.0f;
-  const float inverse = 1 / bounds.scale;
-  double longest = 0;
-  double longest_left[1 + kMostScans] = {};
-  static thread_local std::vector<double> left;  // [width], squares
-  left.resize(static_cast<size_t>(width));
-  for (int64_t i = 0; i < kBlockItems; ++i) {
-    double squares = 0;
-    for (int64_t d = 0; d < width; ++d) {
-      const float value = values[static_cast<size_t>(i * width + d)];
-      const float code = std::clamp(std::nearbyint(value * inverse), -kLargestCode, kLargestCode);
-      const double rest = double{value} - double{bounds.scale} * double{code};
-      left[static_cast<size_t>(d)] = rest * rest;
-      if (d >= rests) squares += double{value} * double{value};
-      codes[d / kStepDims * kStepDims * kBlockItems + i * kStepDims + d % kStepDims] =
-          static_cast<uint8_t>(static_cast<int32_t>(code) + kCodeOffset);
-    }
-    longest = std::max(longest, squares);
-    for (size_t v = 0; v < views_.size(); ++v) {
-      const double* const of_dims = left.data() + rests;
-      const int64_t dims = v == 0 ? width - rests : views_[v].partial->dims;
-      const double of_view = std::accumulate(of_dims, of_dims + dims, v == 0 ? 0.0 : left[v - 1]);
-      longest_left[v] = std::max(longest_left[v], of_view);
-    }
-  }
-  for (size_t v = 0; v < views_.size(); ++v) {
-    bounds.errors[v] = static_cast<float>(std::sqrt(longest_left[v]) * kRoundUp);
-  }
-  bounds.largest_norm = static_cast<float>(std::sqrt(longest) * kRoundUp);
-  return true;
+  found.values = values.data();
+  return found;
 }
 
 }  // namespace recengine

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/huge_pages.h"
+#include "ops/item_codes_kernel.h"
 #include "ops/rotation.h"
 #include "recengine/item_index.h"
 
@@ -12,8 +13,6 @@ namespace recengine {
 
 class ThreadPool;
 
-constexpr int32_t kCodeOffset = 128;
-constexpr float kLargestCode = 127;
 constexpr float kSmallestValue = 1e-15f;  // of a block's largest: far from what fp32 loses
 constexpr float kLargestValue = 1e15f;
 constexpr int64_t kMostCodedDims = 1 << 14;  // sums over more could overflow
@@ -35,10 +34,12 @@ struct CodeView {
 // and some bytes a block.
 class ItemCodes {
  public:
-  // Codes of `vectors`, on the pool's threads when there is one; null when values are so large or
-  // so small that the bounds' fp32 arithmetic would not hold. Throws InputError when a value is not
-  // finite.
-  static std::shared_ptr<const ItemCodes> pack(const ItemVectors& vectors, ThreadPool* pool);
+  // Codes of `vectors`, turned by `rotation` if there is one, on the pool's threads when there is
+  // one; null when values are so large or so small that the bounds' fp32 arithmetic would not hold.
+  // Throws InputError when a value is not finite.
+  static std::shared_ptr<const ItemCodes> pack(const ItemVectors& vectors,
+                                               std::shared_ptr<const Rotation> rotation,
+                                               ThreadPool* pool);
 
   // Those that store() gave; see ItemIndex::with_codes().
   static std::shared_ptr<const ItemCodes> load(const ItemVectors& vectors,
@@ -79,6 +80,8 @@ class ItemCodes {
   // Writes the codes of a block; false when its values cannot be coded.
   bool pack_block(const ItemVectors& vectors, int64_t block, uint8_t* codes,
                   BlockBounds& bounds) const;
+
+  BlockValues coded_values(const ItemVectors& vectors, int64_t block, int64_t* view_dims) const;
 
   BlockBounds bounds_of(int64_t block) const;
   void set_bounds(int64_t block, const BlockBounds& bounds);

@@ -6,7 +6,9 @@
 #include <string>
 
 #include "cpu/huge_pages.h"
+#include "cpu/thread_pool.h"
 #include "ops/item_codes.h"
+#include "ops/item_rows.h"
 #include "ops/search.h"
 #include "recengine/error.h"
 
@@ -30,8 +32,10 @@ constexpr int64_t kLeastCoded = 1 << 19;
 std::shared_ptr<const ItemCodes> codes_of(const ItemVectors& unit_vectors, ThreadPool* pool) {
   const bool large = unit_vectors.rows() * unit_vectors.dim() >= kLeastCoded;
   if (!large || unit_vectors.dim() > kMostCodedDims) return nullptr;
-  return ItemCodes::pack(unit_vectors, pool);
+  return ItemCodes::pack(unit_vectors, Rotation::find(unit_vectors, pool), pool);
 }
+
+constexpr int64_t kRowsPerTask = 512;
 
 }  // namespace
 
@@ -39,12 +43,14 @@ ItemIndex ItemIndex::build(Matrix<const float> vectors, ThreadPool* pool) {
   check_shape(vectors.rows, vectors.cols);
   std::shared_ptr<float> owned(allocate_huge<float>(vectors.rows * vectors.cols).release(),
                                FreeMemory());
-  for (int64_t row = 0; row < vectors.rows; ++row) {
-    if (!normalise(vectors.row(row), vectors.cols, owned.get() + row * vectors.cols)) {
+  for_each(pool, (vectors.rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
+    const int64_t end = std::min((task + 1) * kRowsPerTask, vectors.rows);
+    for (int64_t row = task * kRowsPerTask; row < end; ++row) {
+      if (normalise(vectors.row(row), vectors.cols, owned.get() + row * vectors.cols)) continue;
       throw InputError("[item_index] vectors: row " + std::to_string(row) +
                        ": expected finite values");
     }
-  }
+  });
   ItemIndex index;
   index.unit_vectors_.floats = Matrix<const float>(owned.get(), vectors.rows, vectors.cols);
   index.owned_ = std::move(owned);
@@ -58,6 +64,27 @@ ItemIndex ItemIndex::from_unit_vectors(const ItemVectors& unit_vectors, ThreadPo
   index.unit_vectors_ = unit_vectors;
   index.codes_ = codes_of(unit_vectors, pool);
   return index;
+}
+
+ItemIndex ItemIndex::of_rows(const ItemIndex& index, Span<const uint32_t> rows,
+                             const Context& context) {
+  const int64_t dim = index.dim();
+  std::shared_ptr<float> owned(new float[static_cast<size_t>(rows.size * dim)],
+                               std::default_delete<float[]>());
+  const int64_t tasks = (rows.size + kRowsPerTask - 1) / kRowsPerTask;
+  for_each(context.pool, tasks, [&](int64_t task) {
+    const int64_t first = task * kRowsPerTask;
+    const int64_t count = std::min(kRowsPerTask, rows.size - first);
+    copy_rows(index.unit_vectors(), {rows.data + first, rows.size - first}, count, context.isa,
+              owned.get() + first * dim);
+  });
+  ItemIndex some;
+  some.unit_vectors_.floats = Matrix<const float>(owned.get(), rows.size, dim);
+  some.owned_ = std::move(owned);
+  if (index.codes() != nullptr) {
+    some.codes_ = ItemCodes::pack(some.unit_vectors_, nullptr, context.pool);
+  }
+  return some;
 }
 
 ItemIndex ItemIndex::with_codes(const ItemVectors& unit_vectors, const StoredCodes& stored) {

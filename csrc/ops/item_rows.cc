@@ -14,20 +14,20 @@ namespace {
 
 constexpr int64_t kConvertedTogether = 64;  // stay in the caches until they are scored
 
-// Rows of fp16 in fp32, in memory of this thread.
-Matrix<const float> convert(Matrix<const uint16_t> halves, const std::vector<int64_t>& rows,
-                            Isa isa) {
-  static thread_local std::vector<float> values;
-  const auto count = static_cast<int64_t>(rows.size());
-  const auto dim = static_cast<int32_t>(halves.cols);
-  const EmbeddingTable table =
-      plain_table("item vectors", halves.data, halves.rows, dim, RowType::kFloat16);
-  values.resize(static_cast<size_t>(count * halves.cols));
-  const Matrix<float> out(values.data(), count, halves.cols);
+// Rows of fp16 as fp32.
+void convert(Matrix<const uint16_t> halves, Span<const int64_t> rows, Isa isa, float* out) {
+  const EmbeddingTable table = plain_table("item vectors", halves.data, halves.rows,
+                                           static_cast<int32_t>(halves.cols), RowType::kFloat16);
   Context alone;
   alone.isa = isa;
-  gather_rows(alone, table, rows, out);
-  return out;
+  gather_rows(alone, table, rows, {out, rows.size, halves.cols});
+}
+
+// Memory of this thread, until the next call.
+float* values_for(int64_t count) {
+  static thread_local std::vector<float> values;
+  values.resize(static_cast<size_t>(count));
+  return values.data();
 }
 
 void gather(Matrix<const float> vectors, Span<const uint32_t> rows, const float* query,
@@ -43,25 +43,32 @@ Matrix<const float> load_rows(const ItemVectors& vectors, int64_t first, int64_t
   static thread_local std::vector<int64_t> rows;
   rows.resize(static_cast<size_t>(count));
   std::iota(rows.begin(), rows.end(), first);
-  return convert(vectors.halves, rows, isa);
+  float* const values = values_for(count * vectors.dim());
+  convert(vectors.halves, rows, isa, values);
+  return {values, count, vectors.dim()};
 }
 
 Matrix<const float> load_rows(const ItemVectors& vectors, Span<const uint32_t> rows, int64_t count,
                               Isa isa) {
+  float* const values = values_for(count * vectors.dim());
+  copy_rows(vectors, rows, count, isa, values);
+  return {values, count, vectors.dim()};
+}
+
+void copy_rows(const ItemVectors& vectors, Span<const uint32_t> rows, int64_t count, Isa isa,
+               float* out) {
   if (vectors.is_half()) {
     static thread_local std::vector<int64_t> some;
     some.assign(rows.begin(), rows.begin() + count);
-    return convert(vectors.halves, some, isa);
+    convert(vectors.halves, some, isa, out);
+    return;
   }
   constexpr int64_t kAhead = 64;
-  static thread_local std::vector<float> values;
   const int64_t dim = vectors.dim();
-  values.resize(static_cast<size_t>(count * dim));
   for (int64_t i = 0; i < count; ++i) {
-    prefetch_rows(vectors.floats, rows, i + kAhead, 1);
-    std::copy_n(vectors.floats.row(rows[i]), dim, values.data() + i * dim);
+    prefetch_rows<2>(vectors.floats, rows, i + kAhead, 1);
+    std::copy_n(vectors.floats.row(rows[i]), dim, out + i * dim);
   }
-  return {values.data(), count, dim};
 }
 
 void score_rows(const ItemVectors& vectors, Span<const uint32_t> rows, const float* query,

@@ -17,6 +17,10 @@ Matrix<const float> load_rows(const ItemVectors& vectors, int64_t first, int64_t
 Matrix<const float> load_rows(const ItemVectors& vectors, Span<const uint32_t> rows, int64_t count,
                               Isa isa);
 
+// The same, into `out` [count, dim].
+void copy_rows(const ItemVectors& vectors, Span<const uint32_t> rows, int64_t count, Isa isa,
+               float* out);
+
 // Scores, as cosine_topk() defines them, of single rows against one query (padded with zeros to
 // kScoreLanes).
 void score_rows(const ItemVectors& vectors, Span<const uint32_t> rows, const float* query,

@@ -55,10 +55,9 @@ const uint64_t* intersect(const SharedBitmap& live, const uint64_t* allowed, Bit
   return memory.data();
 }
 
-int64_t count_set(const Bitmap& bitmap) {
-  return std::accumulate(bitmap.begin(), bitmap.end(), int64_t{0}, [](int64_t sum, uint64_t word) {
-    return sum + __builtin_popcountll(word);
-  });
+int64_t count_rows(const Bitmap& bitmap) {
+  return std::accumulate(bitmap.begin(), bitmap.end(), int64_t{0},
+                         [](int64_t sum, uint64_t word) { return sum + count_set(word); });
 }
 
 }  // namespace
@@ -160,7 +159,7 @@ ItemSnapshot ItemSnapshot::on(std::shared_ptr<const Base> base, const ItemSnapsh
   Bitmap live = base->rows.to_positions(live_rows(packed.pending()).data());
   ItemSnapshot next = *this;
   next.base_ = std::move(base);
-  next.base_size_ = count_set(live);
+  next.base_size_ = count_rows(live);
   next.base_live_ =
       next.dead_in_base() == 0 ? nullptr : std::make_shared<const Bitmap>(std::move(live));
   next.delta_ = delta_.tail(packed.delta_.count());

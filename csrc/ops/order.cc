@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <string>
 #include <vector>
 
+#include "ops/best_keys.h"
 #include "ops/order_check.h"
 #include "ops/sort_key.h"
 #include "recengine/error.h"
@@ -27,14 +27,6 @@ void check_same_shape(const char* name, const Matrix<A>& expected, const Matrix<
 [[noreturn]] void fail_score(int64_t row, int64_t col, float score) {
   throw InputError("[order] scores[" + std::to_string(row) + ", " + std::to_string(col) +
                    "]: expected a finite score, found " + std::to_string(score));
-}
-
-void sort_best_first(std::vector<uint64_t>& keys, int64_t k) {
-  const auto end = keys.begin() + std::min(k, static_cast<int64_t>(keys.size()));
-  if (end != keys.end()) {
-    std::nth_element(keys.begin(), end, keys.end(), std::greater<>());
-  }
-  std::sort(keys.begin(), end, std::greater<>());
 }
 
 }  // namespace
@@ -74,7 +66,7 @@ void order(Matrix<const int64_t> candidate_ids, Matrix<const float> scores, Matr
       if (!std::isfinite(values[col])) fail_score(row, col, values[col]);
       keys.push_back(sort_key(values[col], static_cast<uint32_t>(col)));
     }
-    sort_best_first(keys, out_ids.cols);
+    sort_best(keys, out_ids.cols);
     for (int64_t i = 0; i < out_ids.cols; ++i) {
       const bool found = i < static_cast<int64_t>(keys.size());
       const uint32_t col = found ? key_position(keys[static_cast<size_t>(i)]) : 0;

@@ -18,6 +18,10 @@ namespace recengine {
 
 constexpr float kLowest = -std::numeric_limits<float>::infinity();
 
+// Of fewer items for each that is wanted, most would have to be scored twice.
+constexpr int64_t kItemsPerWanted = 32;
+inline bool worth_codes(int64_t rows, int64_t k) { return k <= rows / kItemsPerWanted; }
+
 // Items that all queries of a pass score from L1, in scans of vectors.
 constexpr int64_t kScanBlockBytes = 32 << 10;
 
@@ -147,8 +151,12 @@ struct Effort {
 void write_answer(std::vector<uint64_t>& keys, const Search& search, int64_t query,
                   const Effort& effort);
 
-// Searches in the faster of the two ways below; both give the same answer.
+// Searches in the fastest of the ways below; all give the same answer.
 void search(const Context& context, const Search& search);
+
+// Searches the items that the bitmap allows by themselves; false where all are searched faster.
+bool search_few(const Context& context, const Search& search);
+void search_all(const Context& context, const Search& search);
 
 void search_codes(const Context& context, const Search& search);  // needs index->codes()
 // Scores every item, or these alone, ascending, which are all that the bitmap allows.

@@ -341,6 +341,31 @@ def test_a_few_allowed_items_are_scored_by_themselves_for_every_query(isa, half,
     assert (certificate.survivors == allow.sum()).all()
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_for_many_queries_the_few_allowed_items_are_packed(isa, half):
+    rng = np.random.default_rng(29)
+    vectors = rng.standard_normal((20_000, 30), dtype=np.float32)
+    vectors[5000:5300] = vectors[0]  # which tie
+    index = ops.ItemIndex(vectors)
+    if half:
+        units = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+        index, vectors = ops.ItemIndex.from_unit_vectors(units), units.astype(np.float32)
+    queries = rng.standard_normal((200, 30), dtype=np.float32)
+    queries[0] = vectors[0]
+    allow = rng.random(20_000) < 0.1
+    exclude = [rng.integers(0, 20_000, 300) for _ in queries]
+    exclude[1] = np.flatnonzero(allow)[5:]
+    rows, scores, certificate = ops.certified_topk(
+        index, queries, 40, exclude=exclude, allow=allow, isa=isa, check=True
+    )
+    others = [np.union1d(few, np.flatnonzero(~allow)) for few in exclude]
+    expected = ops.cosine_topk(index, queries, 40, exclude=others, isa="portable")
+    np.testing.assert_array_equal(rows, expected[0])
+    np.testing.assert_array_equal(scores, expected[1])
+    if isa != "portable":  # whose products of codes take longer
+        assert (certificate.scored[2:] < 0.5 * allow.sum()).all()
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_check_in_fp64_takes_what_a_search_takes(isa, packed):
     rng = np.random.default_rng(11)

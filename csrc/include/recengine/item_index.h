@@ -5,12 +5,12 @@
 #include <optional>
 #include <vector>
 
+#include "recengine/context.h"
 #include "recengine/tensor.h"
 
 namespace recengine {
 
-class ItemCodes;   // ops/item_codes.h
-class ThreadPool;  // cpu/thread_pool.h
+class ItemCodes;  // ops/item_codes.h
 
 // Unit vectors as they are stored, [rows, dim]; borrowed. Those in fp16 stand for their values in
 // fp32, of which a score is made.
@@ -49,6 +49,11 @@ class ItemIndex {
   // `stored.codes` must outlive it. Throws InputError when they cannot be codes of these vectors;
   // some blocks are packed again and compared.
   static ItemIndex with_codes(const ItemVectors& unit_vectors, const StoredCodes& stored);
+
+  // Some rows of an index, ascending, as an index of their own for a few calls: with codes, however
+  // few they are, where `index` has them.
+  static ItemIndex of_rows(const ItemIndex& index, Span<const uint32_t> rows,
+                           const Context& context);
 
   int64_t rows() const { return unit_vectors_.rows(); }
   int64_t dim() const { return unit_vectors_.dim(); }

@@ -1,0 +1,44 @@
+#include "ops/best_keys.h"
+
+#include <algorithm>
+#include <functional>
+
+#include "ops/rank.h"
+#include "ops/sort_key.h"
+
+namespace recengine {
+namespace {
+
+// Drops most of those that are not among the best `count`: a selection by comparisons of keys
+// mispredicts branches.
+void drop_most(std::vector<uint64_t>& keys, int64_t count) {
+  static thread_local std::vector<float> memory;
+  std::vector<float>& scores = memory;
+  scores.resize(keys.size());
+  std::transform(keys.begin(), keys.end(), scores.begin(), key_score);
+  const float least = value_of_rank(scores, count);
+  size_t kept = 0;
+  for (size_t i = 0; i < scores.size(); ++i) {
+    keys[kept] = keys[i];
+    kept += scores[i] >= least ? 1 : 0;
+  }
+  keys.resize(kept);
+}
+
+}  // namespace
+
+void sort_best(std::vector<uint64_t>& keys, int64_t count) {
+  constexpr int64_t kFew = 32;
+  const auto size = static_cast<int64_t>(keys.size());
+  if (size > count + kFew) drop_most(keys, count);
+  const auto end = keys.begin() + std::min(count, static_cast<int64_t>(keys.size()));
+  // Those that tie with the last may be many.
+  if (keys.end() - end > count / 4 + kFew) {
+    std::nth_element(keys.begin(), end, keys.end(), std::greater<>());
+    keys.erase(end, keys.end());
+  }
+  std::sort(keys.begin(), keys.end(), std::greater<>());
+  keys.resize(static_cast<size_t>(std::min(count, static_cast<int64_t>(keys.size()))));
+}
+
+}  // namespace recengine
