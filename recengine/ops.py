@@ -299,7 +299,8 @@ def certified_topk(
     With arrays on a GPU it waits for the answer, and the certificate comes to the CPU.
 
     With `check`, for debugging, every item is scored in fp64, too, and a RecengineError says what
-    is not the best, up to the rounding of fp32 sums; not for an index that changes, nor on a GPU.
+    is not the best, up to the rounding of fp32 sums; not on a GPU. Of a LiveItemIndex the items
+    that the search has seen are copied for it.
     """
     device = _cuda_topk.search_device(queries, exclude, allow)
     if device is not None:
@@ -313,27 +314,22 @@ def certified_topk(
         raise InputError("[cosine_topk] queries: expected an array on a GPU, as the index is")
     items = index if isinstance(index, (ItemIndex, LiveItemIndex)) else ItemIndex(index)
     exclude_rows, exclude_lengths = (None, None) if exclude is None else _pack_exclude(exclude)
-    rows, scores, bounds, counts = _ops.cosine_topk(
-        items._native,
-        cast_array("[cosine_topk] queries", queries, np.float32),
-        k,
-        exclude_rows,
-        exclude_lengths,
-        None if allow is None else _pack_allow(allow, items.rows),
-        threads,
-        isa,
+    queries = cast_array("[cosine_topk] queries", queries, np.float32)
+    bitmap = None if allow is None else _pack_allow(allow, items.rows)
+    call = queries, k, exclude_rows, exclude_lengths, bitmap, threads, isa
+    if not check:
+        rows, scores, bounds, counts = _ops.cosine_topk(items._native, *call)
+        return rows, scores, TopKCertificate(*bounds.T, *counts.T)
+    (rows, scores, bounds, counts), item_rows, unit_vectors = _search_and_items(items, call)
+    check_against_fp64(
+        item_rows,
+        unit_vectors,
+        queries,
+        rows,
+        scores,
+        _split_exclude(exclude_rows, exclude_lengths, len(rows)),
+        None if bitmap is None else _unpack_allow(bitmap)[item_rows],
     )
-    if check:
-        if not isinstance(items, ItemIndex):
-            raise InputError("[cosine_topk] check: expected an ItemIndex, found a LiveItemIndex")
-        check_against_fp64(
-            items.unit_vectors,
-            cast_array("[cosine_topk] queries", queries, np.float32),
-            rows,
-            scores,
-            _split_exclude(exclude_rows, exclude_lengths, len(rows)),
-            None if allow is None else _unpack_allow(_pack_allow(allow, items.rows), items.rows),
-        )
     return rows, scores, TopKCertificate(*bounds.T, *counts.T)
 
 
@@ -408,6 +404,13 @@ def usable_cores() -> int:
     return _ops.usable_cores()
 
 
+def _search_and_items(items: ItemIndex | LiveItemIndex, call: tuple[Any, ...]) -> Any:
+    """What the search found, and the rows and unit vectors of the items that it has seen."""
+    if isinstance(items, LiveItemIndex):
+        return _ops.cosine_topk_and_items(items._native, *call)
+    return _ops.cosine_topk(items._native, *call), np.arange(items.rows), items.unit_vectors
+
+
 def _pack_exclude(
     exclude: Sequence[npt.ArrayLike] | tuple[npt.ArrayLike, npt.ArrayLike],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
@@ -429,9 +432,8 @@ def _split_exclude(
     return np.split(rows, np.cumsum(lengths)[:-1])
 
 
-def _unpack_allow(words: npt.NDArray[np.uint64], rows: int) -> npt.NDArray[np.bool_]:
-    bits = np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little", count=rows)
-    return bits.astype(bool)
+def _unpack_allow(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    return np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little").astype(bool)
 
 
 def _pack_allow(allow: npt.ArrayLike, rows: int) -> npt.NDArray[np.uint64]:
