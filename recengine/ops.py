@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from recengine import _cuda_ops, _cuda_topk, _ops
-from recengine._arrays import as_numpy, cast_array, expect_output
+from recengine._arrays import DlpackArray, as_numpy, cast_array, expect_output
 from recengine._device import CudaArray, call_device, to_device
 from recengine._device_table import CacheStats, DeviceTable
 from recengine._embedding_table import EmbeddingTable, RowType, fuse_rows, quantize_rows
@@ -64,6 +64,7 @@ __all__ = [
 ]
 
 Pooling = Literal["sum", "mean", "none"]
+_Output = TypeVar("_Output", bound=DlpackArray)
 
 
 @overload
@@ -75,10 +76,25 @@ def embedding_bag(
     pooling: Pooling | Sequence[Pooling],
     weights: npt.ArrayLike | None = None,
     max_length: int | Sequence[int] = 0,
-    out: npt.NDArray[np.float32] | None = None,
+    out: None = None,
     threads: int | None = None,
     isa: str | None = None,
 ) -> npt.NDArray[np.float32]: ...
+
+
+@overload
+def embedding_bag(
+    tables: Sequence[EmbeddingTable],
+    rows: npt.ArrayLike,
+    lengths: npt.ArrayLike,
+    *,
+    pooling: Pooling | Sequence[Pooling],
+    weights: npt.ArrayLike | None = None,
+    max_length: int | Sequence[int] = 0,
+    out: _Output,
+    threads: int | None = None,
+    isa: str | None = None,
+) -> _Output: ...
 
 
 @overload
@@ -125,18 +141,21 @@ def embedding_bag(
         weights: float32 [total], multiplied into each row.
         max_length: longest sequence of "none" columns; one for all, or one each. On a GPU also a
             hint for the others, 0 for none: a kernel treats bags of one row in another way.
-        out: where the result goes, in C order; None for a new array. Undefined after an error.
+        out: where the result goes: a float32 array [batch, width] in C order, of NumPy or, by
+            DLPack, of another framework (with NumPy 2.1 or later), which is no memory of the other
+            arguments; None for a new array. What it holds after an error is undefined.
         threads: see the module.
         isa: see the module.
         check: with arrays on a GPU: whether to wait for what is wrong with them, see the module.
 
     Returns:
         float32 [batch, width]: the columns side by side, each dim wide or max_length * dim for
-        "none".
+        "none". `out` itself where it was given.
 
     Raises:
         InputError: a row is outside its table, or lengths are negative, do not sum to the rows or
-            exceed max_length; the message names table, position and value.
+            exceed max_length; the message names table, position and value. `out` cannot take the
+            result.
     """
     columns = len(tables)
     poolings = [pooling] * columns if isinstance(pooling, str) else list(pooling)
@@ -150,7 +169,7 @@ def embedding_bag(
             return _cuda_ops.embedding_bag(
                 device, tables, arrays, poolings, max_lengths, out, check
             )
-    return _ops.embedding_bag(
+    result = _ops.embedding_bag(
         [table._native for table in tables],
         poolings,
         max_lengths,
@@ -161,6 +180,7 @@ def embedding_bag(
         threads,
         isa,
     )
+    return result if out is None else out
 
 
 @dataclasses.dataclass(frozen=True)

@@ -147,9 +147,8 @@ Array<float> call_embedding_bag(const std::vector<const BoundTable*>& tables,
   const Context context = make_context(threads, isa);
   if (!out) {
     out.emplace({input.lengths.rows, width});
-  } else if (out->ndim() != 2 || out->shape(0) != input.lengths.rows || out->shape(1) != width ||
-             !out->writeable()) {
-    throw InputError("[embedding_bag] out: expected writable float32 [" +
+  } else if (out->ndim() != 2 || out->shape(0) != input.lengths.rows || out->shape(1) != width) {
+    throw InputError("[embedding_bag] out: expected float32 [" +
                      std::to_string(input.lengths.rows) + ", " + std::to_string(width) +
                      "], found " + std::string(py::str(out->attr("shape"))));
   }
