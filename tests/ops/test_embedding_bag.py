@@ -1,4 +1,6 @@
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import Cpu
 
+from bench.compiler import compile_cpp
+from bench.ops.checked_ids import KERNELS
 from recengine import ops
 from recengine.errors import DeviceError, InputError
 
@@ -440,6 +444,31 @@ def test_an_unknown_isa_and_no_threads_are_refused():
         ops.embedding_bag([table], [0, 1], [[2]], pooling="sum", isa="sse9")
     with pytest.raises(InputError, match="expected 1 to 1024, found 0"):
         ops.embedding_bag([table], [0, 1], [[2]], pooling="sum", threads=0)
+
+
+def test_a_call_in_cpp_allocates_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)  # the program has a malloc of its own
+    here = Path(__file__)
+    sources = here.parents[2] / "csrc"
+    common = ["-O0", "-w", f"-I{sources}", f"-I{sources / 'include'}", "-pthread"]
+    if "amx_int8" in ops.supported_isas():
+        common.append("-DRECENGINE_AMX")
+    kernels = [
+        compile_cpp(
+            sources / f"ops/embedding_bag_{stem}.cc",
+            tmp_path / f"{stem}.o",
+            ["-c", *common, *flags],
+        )
+        for stem, flags in {(stem, flags) for stem, _, flags in KERNELS.values()}
+    ]
+    others = ("ops/embedding_bag.cc", "ops/table.cc", "cpu/isa.cc", "cpu/thread_pool.cc")
+    program = compile_cpp(
+        here.with_name("embedding_bag_allocations.cc"),
+        tmp_path / "allocations",
+        [*common, *(str(sources / other) for other in others), *map(str, kernels)],
+    )
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("", 0)
 
 
 def test_many_python_threads_may_call_at_once():

@@ -32,7 +32,7 @@ struct BagInput {
 // a column's slice is written once, elements between slices are left alone.
 // Throws InputError naming table, position and value when a row is outside its table, and when
 // lengths are negative, do not sum to rows.size, or exceed max_length of a kNone column, or when
-// `out` is memory that the call reads.
+// `out` is memory that the call reads. Allocates nothing.
 void embedding_bag(const Context& context, Span<const BagColumn> columns, const BagInput& input,
                    Matrix<float> out);
 
