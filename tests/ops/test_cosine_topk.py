@@ -107,7 +107,7 @@ def catalog(rng, kind, rows, dim):
 def coded_searches(draw):
     """Catalogs large enough to be searched by codes: at least 2^19 values."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    dim = draw(st.sampled_from([17, 30, 64, 100, 257, 512]))
+    dim = draw(st.sampled_from([16, 17, 30, 64, 100, 257, 512]))
     rows = -(-(2**19) // dim) + draw(st.integers(0, 200))
     kind = draw(
         st.sampled_from(["gaussian", "decaying", "steep", "ties", "copies", "spikes", "zeros"])
@@ -359,6 +359,8 @@ def test_the_check_in_fp64_takes_what_a_search_takes(isa, packed):
         check=True,
     )
     assert_same(found[:2], reference(vectors, vectors[:5], 30, exclude, allow))
+    halves = ops.ItemIndex.from_unit_vectors(unit(vectors).astype(np.float16))
+    ops.certified_topk(halves, vectors[:5], 30, exclude=exclude, allow=allow, isa=isa, check=True)
     ops.certified_topk(np.eye(4), np.ones((2, 4)), 9, check=True)
     ops.certified_topk(np.eye(4), np.ones((2, 4)), 9, exclude=[], check=True)
 
