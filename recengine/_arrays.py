@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +12,13 @@ from recengine.errors import InputError
 _DTYPES: dict[type[np.generic], np.dtype[Any]] = {
     dtype: np.dtype(dtype) for dtype in (np.float32, np.int32, np.int64, np.uint8, np.uint64)
 }
+
+
+class DlpackArray(Protocol):
+    """What DLPack makes known to others: NumPy's arrays, torch's, and more."""
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """The device, as DLPack counts them."""
 
 
 def as_numpy(name: str, value: npt.ArrayLike) -> npt.NDArray[Any]:
@@ -45,11 +52,15 @@ def cast_array(name: str, value: npt.ArrayLike, dtype: type[np.generic]) -> npt.
         return np.require(array, wanted, ["C", "A"])
 
 
-def expect_output(name: str, array: npt.NDArray[Any], dtype: type[np.generic]) -> npt.NDArray[Any]:
-    """The array itself, which an operation can write to as it is."""
-    if not isinstance(array, np.ndarray) or array.dtype != _DTYPES[dtype]:
-        found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise InputError(f"{name}: expected a NumPy array of {_DTYPES[dtype]}, found {found}")
+def expect_output(name: str, value: DlpackArray, dtype: type[np.generic]) -> npt.NDArray[Any]:
+    """The array, or a view of it, which an operation can write to as it is."""
+    if not hasattr(value, "__dlpack__"):
+        raise InputError(f"{name}: expected an array, found {type(value).__name__}")
+    array = as_numpy(name, cast(Any, value))
+    if array.dtype != _DTYPES[dtype]:
+        raise InputError(f"{name}: expected {_DTYPES[dtype]}, found {array.dtype}")
     if not (array.flags.c_contiguous and array.flags.aligned):
         raise InputError(f"{name}: expected an array in C order, found strides {array.strides}")
+    if not array.flags.writeable:
+        raise InputError(f"{name}: expected an array to write to, found one that is read-only")
     return array

@@ -23,6 +23,7 @@ __all__: list[str] = [
     "build_slots",
     "copy_to_huge_pages",
     "cosine_topk",
+    "cosine_topk_and_items",
     "cosine_topk_cuda",
     "cuda_built",
     "cuda_devices",
@@ -424,6 +425,25 @@ def cosine_topk(
     numpy.typing.NDArray[numpy.float32],
     numpy.typing.NDArray[numpy.float32],
     numpy.typing.NDArray[numpy.int64],
+]: ...
+def cosine_topk_and_items(
+    index: LiveItemIndex,
+    queries: numpy.typing.NDArray[numpy.float32],
+    k: typing.SupportsInt | typing.SupportsIndex,
+    exclude_rows: numpy.typing.NDArray[numpy.int64] | None,
+    exclude_lengths: numpy.typing.NDArray[numpy.int32] | None,
+    allow_bitmap: numpy.typing.NDArray[numpy.uint64] | None,
+    threads: typing.SupportsInt | typing.SupportsIndex | None,
+    isa: str | None,
+) -> tuple[
+    tuple[
+        numpy.typing.NDArray[numpy.int64],
+        numpy.typing.NDArray[numpy.float32],
+        numpy.typing.NDArray[numpy.float32],
+        numpy.typing.NDArray[numpy.int64],
+    ],
+    numpy.typing.NDArray[numpy.int64],
+    numpy.typing.NDArray[numpy.float32],
 ]: ...
 def cosine_topk_cuda(
     index: DeviceItemIndex,

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
 from recengine import _cuda_ops, _cuda_topk, _ops
-from recengine._arrays import as_numpy, cast_array, expect_output
+from recengine._arrays import DlpackArray, as_numpy, cast_array, expect_output
 from recengine._device import CudaArray, call_device, to_device
 from recengine._device_table import CacheStats, DeviceTable
 from recengine._embedding_table import EmbeddingTable, RowType, fuse_rows, quantize_rows
@@ -64,6 +64,7 @@ __all__ = [
 ]
 
 Pooling = Literal["sum", "mean", "none"]
+_Output = TypeVar("_Output", bound=DlpackArray)
 
 
 @overload
@@ -75,10 +76,25 @@ def embedding_bag(
     pooling: Pooling | Sequence[Pooling],
     weights: npt.ArrayLike | None = None,
     max_length: int | Sequence[int] = 0,
-    out: npt.NDArray[np.float32] | None = None,
+    out: None = None,
     threads: int | None = None,
     isa: str | None = None,
 ) -> npt.NDArray[np.float32]: ...
+
+
+@overload
+def embedding_bag(
+    tables: Sequence[EmbeddingTable],
+    rows: npt.ArrayLike,
+    lengths: npt.ArrayLike,
+    *,
+    pooling: Pooling | Sequence[Pooling],
+    weights: npt.ArrayLike | None = None,
+    max_length: int | Sequence[int] = 0,
+    out: _Output,
+    threads: int | None = None,
+    isa: str | None = None,
+) -> _Output: ...
 
 
 @overload
@@ -125,18 +141,21 @@ def embedding_bag(
         weights: float32 [total], multiplied into each row.
         max_length: longest sequence of "none" columns; one for all, or one each. On a GPU also a
             hint for the others, 0 for none: a kernel treats bags of one row in another way.
-        out: where the result goes, in C order; None for a new array. Undefined after an error.
+        out: where the result goes: a float32 array [batch, width] in C order, of NumPy or, by
+            DLPack, of another framework (with NumPy 2.1 or later), which is no memory of the other
+            arguments; None for a new array. What it holds after an error is undefined.
         threads: see the module.
         isa: see the module.
         check: with arrays on a GPU: whether to wait for what is wrong with them, see the module.
 
     Returns:
         float32 [batch, width]: the columns side by side, each dim wide or max_length * dim for
-        "none".
+        "none". `out` itself where it was given.
 
     Raises:
         InputError: a row is outside its table, or lengths are negative, do not sum to the rows or
-            exceed max_length; the message names table, position and value.
+            exceed max_length; the message names table, position and value. `out` cannot take the
+            result.
     """
     columns = len(tables)
     poolings = [pooling] * columns if isinstance(pooling, str) else list(pooling)
@@ -150,7 +169,7 @@ def embedding_bag(
             return _cuda_ops.embedding_bag(
                 device, tables, arrays, poolings, max_lengths, out, check
             )
-    return _ops.embedding_bag(
+    result = _ops.embedding_bag(
         [table._native for table in tables],
         poolings,
         max_lengths,
@@ -161,6 +180,7 @@ def embedding_bag(
         threads,
         isa,
     )
+    return result if out is None else out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +319,8 @@ def certified_topk(
     With arrays on a GPU it waits for the answer, and the certificate comes to the CPU.
 
     With `check`, for debugging, every item is scored in fp64, too, and a RecengineError says what
-    is not the best, up to the rounding of fp32 sums; not for an index that changes, nor on a GPU.
+    is not the best, up to the rounding of fp32 sums; not on a GPU. Of a LiveItemIndex the items
+    that the search has seen are copied for it.
     """
     device = _cuda_topk.search_device(queries, exclude, allow)
     if device is not None:
@@ -313,27 +334,22 @@ def certified_topk(
         raise InputError("[cosine_topk] queries: expected an array on a GPU, as the index is")
     items = index if isinstance(index, (ItemIndex, LiveItemIndex)) else ItemIndex(index)
     exclude_rows, exclude_lengths = (None, None) if exclude is None else _pack_exclude(exclude)
-    rows, scores, bounds, counts = _ops.cosine_topk(
-        items._native,
-        cast_array("[cosine_topk] queries", queries, np.float32),
-        k,
-        exclude_rows,
-        exclude_lengths,
-        None if allow is None else _pack_allow(allow, items.rows),
-        threads,
-        isa,
+    queries = cast_array("[cosine_topk] queries", queries, np.float32)
+    bitmap = None if allow is None else _pack_allow(allow, items.rows)
+    call = queries, k, exclude_rows, exclude_lengths, bitmap, threads, isa
+    if not check:
+        rows, scores, bounds, counts = _ops.cosine_topk(items._native, *call)
+        return rows, scores, TopKCertificate(*bounds.T, *counts.T)
+    (rows, scores, bounds, counts), item_rows, unit_vectors = _search_and_items(items, call)
+    check_against_fp64(
+        item_rows,
+        unit_vectors,
+        queries,
+        rows,
+        scores,
+        _split_exclude(exclude_rows, exclude_lengths, len(rows)),
+        None if bitmap is None else _unpack_allow(bitmap)[item_rows],
     )
-    if check:
-        if not isinstance(items, ItemIndex):
-            raise InputError("[cosine_topk] check: expected an ItemIndex, found a LiveItemIndex")
-        check_against_fp64(
-            items.unit_vectors,
-            cast_array("[cosine_topk] queries", queries, np.float32),
-            rows,
-            scores,
-            _split_exclude(exclude_rows, exclude_lengths, len(rows)),
-            None if allow is None else _unpack_allow(_pack_allow(allow, items.rows), items.rows),
-        )
     return rows, scores, TopKCertificate(*bounds.T, *counts.T)
 
 
@@ -408,6 +424,13 @@ def usable_cores() -> int:
     return _ops.usable_cores()
 
 
+def _search_and_items(items: ItemIndex | LiveItemIndex, call: tuple[Any, ...]) -> Any:
+    """What the search found, and the rows and unit vectors of the items that it has seen."""
+    if isinstance(items, LiveItemIndex):
+        return _ops.cosine_topk_and_items(items._native, *call)
+    return _ops.cosine_topk(items._native, *call), np.arange(items.rows), items.unit_vectors
+
+
 def _pack_exclude(
     exclude: Sequence[npt.ArrayLike] | tuple[npt.ArrayLike, npt.ArrayLike],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
@@ -429,9 +452,8 @@ def _split_exclude(
     return np.split(rows, np.cumsum(lengths)[:-1])
 
 
-def _unpack_allow(words: npt.NDArray[np.uint64], rows: int) -> npt.NDArray[np.bool_]:
-    bits = np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little", count=rows)
-    return bits.astype(bool)
+def _unpack_allow(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    return np.unpackbits(words.astype("<u8").view(np.uint8), bitorder="little").astype(bool)
 
 
 def _pack_allow(allow: npt.ArrayLike, rows: int) -> npt.NDArray[np.uint64]:

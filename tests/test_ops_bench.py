@@ -34,12 +34,28 @@ def test_bags_of_every_row_type_are_compared_and_timed(row_type):
         assert set(point["ms"]) == {"recengine", *peers} == set(bags.memory())
         low, high = point["quartiles_ms"]["recengine"]
         assert low <= point["ms"]["recengine"] <= high
+        assert (point["torch_16_bit_ms"] is None) == (row_type not in ("fp16", "bf16"))
     for rows in bags.memory().values():
         assert sum(array.nbytes for array in rows) >= 4 * 300 * bags.tables.row_bytes
-    _, _, *lines = embedding_bag.table(points).splitlines()
+    head, rule, *lines = embedding_bag.table(points).splitlines()
+    assert {line.count("|") for line in (head, rule, *lines)} == {head.count("|")}
     assert [
         line.count(contest.spread(point, 1e3, 1)) for line, point in zip(lines, points, strict=True)
     ] == [1, 1]
+
+
+@pytest.mark.parametrize("row_type", ["fp16", "bf16"])
+def test_torch_answers_in_fp32_as_all_do(row_type):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("fbgemm_gpu")
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}[row_type]
+    tables = embedding_bag.Tables(4, 300, 16, row_type)
+    rng = np.random.default_rng(0)
+    ids = embedding_bag.make_ids(embedding_bag.Case(tables, 5, 3), False, 1, rng)
+    contenders = embedding_bag.Contest(tables, 2, rng).contenders(ids)
+    sums, rounded = (contenders[name](0) for name in ("torch", "torch, 16-bit sums"))
+    assert {column.dtype for column in sums} == {torch.float32}
+    assert {column.dtype for column in rounded} == {dtype}
 
 
 def test_bags_are_held_against_peers_and_random_lines_where_ids_are_uniform():
@@ -60,7 +76,7 @@ def test_sums_coarser_than_their_type_are_an_error():
     values = [(rows.astype(np.uint32) << 16).view(np.float32) for rows in stored]
     sums = np.hstack([rows[ids[:, t]].sum(axis=1) for t, rows in enumerate(values)])
     rounded = {"torch": lambda: sums.astype(np.float16).astype(np.float32)}
-    embedding_bag.check(tables, stored, rounded, ids, {"torch": embedding_bag.BF16_EPS})
+    embedding_bag.check(tables, stored, rounded, ids, {"torch": embedding_bag.HALF_EPS["bf16"]})
     with pytest.raises(RecengineError, match="torch is off by"):
         embedding_bag.check(tables, stored, rounded, ids)
 

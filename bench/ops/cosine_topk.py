@@ -7,6 +7,7 @@ best items, near ties aside. All items lie in huge pages.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,6 +68,11 @@ class Catalog:
 
     items: Vectors
     queries: Vectors
+
+    @functools.cached_property
+    def index(self) -> ops.ItemIndex:
+        """Ours, packed once for all that is measured over it."""
+        return ops.ItemIndex(self.items)
 
 
 def make_catalog(kind: str, rows: int, dim: int, data: Path) -> Catalog:
@@ -133,17 +139,15 @@ class Contest:
     """The contenders over one catalog.
 
     Attributes:
-        index: ours.
         searches: every library's way to the rows [batch, k] of unit queries.
         memory: the items as each has them.
     """
 
-    index: ops.ItemIndex
     searches: dict[str, Search]
     memory: dict[str, huge_pages.Memory]
 
 
-def contenders(items: Vectors, k: int, threads: int) -> Contest:
+def contenders(catalog: Catalog, k: int, threads: int) -> Contest:
     """Every library over the same items; faiss and recengine have their own copies."""
     import faiss
     import torch
@@ -152,7 +156,7 @@ def contenders(items: Vectors, k: int, threads: int) -> Contest:
 
     faiss.omp_set_num_threads(threads)
     torch.set_num_threads(threads)
-    index = ops.ItemIndex(items)
+    items, index = catalog.items, catalog.index
     flat = faiss.IndexFlatIP(items.shape[1])
     flat.add(items)
     transposed = torch.from_numpy(items).T
@@ -191,7 +195,7 @@ def contenders(items: Vectors, k: int, threads: int) -> Contest:
         "torch": [items],
         "usearch": [items],
     }
-    return Contest(index, searches, memory)
+    return Contest(searches, memory)
 
 
 def best_scores(vectors: StoredVectors, queries: Vectors, k: int) -> npt.NDArray[np.float64]:
@@ -231,7 +235,7 @@ def run(
     """One data set: the table's rows, as JSON values."""
     items, pool = catalog.items, catalog.queries
     rows, dim = items.shape
-    contest = contenders(items, k, ops.usable_cores())
+    contest = contenders(catalog, k, ops.usable_cores())
     searches = contest.searches
     best = best_scores(items, pool, k)
     points = []
@@ -266,7 +270,7 @@ def run(
         "rows": rows,
         "dim": dim,
         "k": k,
-        "partial_scans": contest.index.partial_scans,
+        "partial_scans": catalog.index.partial_scans,
         "huge_pages": huge_pages.shares(contest.memory),
         "points": points,
     }
@@ -274,11 +278,10 @@ def run(
 
 def vectors_ms(catalog: Catalog, k: int, rounds: int, seconds: float) -> float:
     """Of a search for 256 queries by the kernel that multiplies in vectors, not in tiles."""
-    index = ops.ItemIndex(catalog.items)
     batches = [catalog.queries[:256], catalog.queries[256:]]
 
     def search(i: int) -> object:
-        return ops.cosine_topk(index, batches[i], k, isa=VECTORS_ISA)
+        return ops.cosine_topk(catalog.index, batches[i], k, isa=VECTORS_ISA)
 
     return race({OURS: search}, len(batches), rounds, seconds)[OURS].median
 
@@ -288,7 +291,7 @@ def filter_costs(
 ) -> list[dict[str, float | int]]:
     """What excluded items and an allow list add to a search, beside one without."""
     rng = np.random.default_rng(0)
-    index = ops.ItemIndex(catalog.items)
+    index = catalog.index
     most = rng.random(index.rows) < 0.9
     costs: list[dict[str, float | int]] = []
     for batch in BATCHES:
@@ -332,10 +335,9 @@ def low_rates(catalog: Catalog, k: int, rounds: int, seconds: float) -> list[dic
     import faiss
     import torch
 
-    items, pool = catalog.items, catalog.queries
+    items, pool, index = catalog.items, catalog.queries, catalog.index
     rows = len(items)
     rng = np.random.default_rng(0)
-    index = ops.ItemIndex(items)
     flat = faiss.IndexFlatIP(items.shape[1])
     flat.add(items)
     all_items = torch.from_numpy(items)

@@ -147,9 +147,8 @@ Array<float> call_embedding_bag(const std::vector<const BoundTable*>& tables,
   const Context context = make_context(threads, isa);
   if (!out) {
     out.emplace({input.lengths.rows, width});
-  } else if (out->ndim() != 2 || out->shape(0) != input.lengths.rows || out->shape(1) != width ||
-             !out->writeable()) {
-    throw InputError("[embedding_bag] out: expected writable float32 [" +
+  } else if (out->ndim() != 2 || out->shape(0) != input.lengths.rows || out->shape(1) != width) {
+    throw InputError("[embedding_bag] out: expected float32 [" +
                      std::to_string(input.lengths.rows) + ", " + std::to_string(width) +
                      "], found " + std::string(py::str(out->attr("shape"))));
   }
@@ -159,6 +158,11 @@ Array<float> call_embedding_bag(const std::vector<const BoundTable*>& tables,
   return *std::move(out);
 }
 
+template <typename T>
+Array<T> copied(const std::vector<T>& values) {
+  return Array<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
 using Certified = std::tuple<Array<int64_t>, Array<float>, Array<float>, Array<int64_t>>;
 
 const ItemIndex& items_of(const BoundIndex& bound) { return bound.index; }
@@ -166,12 +170,13 @@ const LiveItemIndex& items_of(const LiveItemIndex& index) { return index; }
 
 // Rows, scores, and per query: threshold and bound [batch, 2], survivors and items scored [batch,
 // 2].
-template <typename Index>
+template <typename Index, typename... Searched>
 Certified call_cosine_topk(const Index& index, const Array<float>& queries, int64_t k,
                            const std::optional<Array<int64_t>>& exclude_rows,
                            const std::optional<Array<int32_t>>& exclude_lengths,
                            const std::optional<Array<uint64_t>>& allow_bitmap,
-                           std::optional<int> threads, const std::optional<std::string>& isa) {
+                           std::optional<int> threads, const std::optional<std::string>& isa,
+                           Searched*... searched) {
   if (k < 1) throw InputError("[cosine_topk] k: expected at least 1, found " + std::to_string(k));
   TopKQuery query;
   query.queries = as_matrix("[cosine_topk] queries", queries);
@@ -188,7 +193,8 @@ Certified call_cosine_topk(const Index& index, const Array<float>& queries, int6
   std::vector<TopKCertificate> certificates(static_cast<size_t>(query.queries.rows));
   {
     py::gil_scoped_release release;
-    cosine_topk(context, items_of(index), query, out_rows, out_scores, certificates.data());
+    cosine_topk(context, items_of(index), query, out_rows, out_scores, certificates.data(),
+                searched...);
   }
   Array<float> bounds({query.queries.rows, int64_t{2}});
   Array<int64_t> counts({query.queries.rows, int64_t{2}});
@@ -200,6 +206,23 @@ Certified call_cosine_topk(const Index& index, const Array<float>& queries, int6
     counts.mutable_at(q, 1) = certificate.scored;
   }
   return {std::move(rows), std::move(scores), std::move(bounds), std::move(counts)};
+}
+
+// And a copy of the items that were searched: their rows, and their unit vectors [rows, dim].
+std::tuple<Certified, Array<int64_t>, Array<float>> call_cosine_topk_and_items(
+    const LiveItemIndex& index, const Array<float>& queries, int64_t k,
+    const std::optional<Array<int64_t>>& exclude_rows,
+    const std::optional<Array<int32_t>>& exclude_lengths,
+    const std::optional<Array<uint64_t>>& allow_bitmap, std::optional<int> threads,
+    const std::optional<std::string>& isa) {
+  LiveItems items;
+  Certified found = call_cosine_topk(index, queries, k, exclude_rows, exclude_lengths, allow_bitmap,
+                                     threads, isa, &items);
+  const auto count = static_cast<int64_t>(items.rows.size());
+  float* const units = items.unit_vectors.get();
+  const py::capsule owner(items.unit_vectors.release(),
+                          [](void* owned) { delete[] static_cast<float*>(owned); });
+  return {std::move(found), copied(items.rows), Array<float>({count, index.dim()}, units, owner)};
 }
 
 std::pair<Array<int64_t>, Array<float>> call_order(const Array<int64_t>& candidate_ids,
@@ -262,11 +285,6 @@ BoundIndex borrow_floats(const Array<float>& unit_vectors, std::optional<CodeArr
 BoundIndex borrow_halves(const Array<uint16_t>& unit_vectors, std::optional<CodeArrays> codes) {
   return borrow_index({{}, as_matrix("[item_index] unit_vectors", unit_vectors)}, unit_vectors,
                       std::move(codes));
-}
-
-template <typename T>
-Array<T> copied(const std::vector<T>& values) {
-  return Array<T>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
 // The codes are a view.
@@ -409,10 +427,10 @@ void bind_classes(py::module_& module) {
       .def("lookup", &lookup, py::arg("ids").noconvert());
 }
 
-template <typename Index>
-void bind_cosine_topk(py::module_& module) {
-  module.def("cosine_topk", &call_cosine_topk<Index>, "index"_a, py::arg("queries").noconvert(),
-             "k"_a, py::arg("exclude_rows").noconvert(), py::arg("exclude_lengths").noconvert(),
+template <typename Call>
+void bind_cosine_topk(py::module_& module, const char* name, Call* call) {
+  module.def(name, call, "index"_a, py::arg("queries").noconvert(), "k"_a,
+             py::arg("exclude_rows").noconvert(), py::arg("exclude_lengths").noconvert(),
              py::arg("allow_bitmap").noconvert(), "threads"_a, "isa"_a);
 }
 
@@ -426,8 +444,9 @@ void bind_ops(py::module_& module) {
   module.def("embedding_bag", &call_embedding_bag, "tables"_a, "poolings"_a, "max_lengths"_a,
              py::arg("rows").noconvert(), py::arg("lengths").noconvert(),
              py::arg("weights").noconvert(), py::arg("out").noconvert(), "threads"_a, "isa"_a);
-  bind_cosine_topk<BoundIndex>(module);
-  bind_cosine_topk<LiveItemIndex>(module);
+  bind_cosine_topk(module, "cosine_topk", &call_cosine_topk<BoundIndex>);
+  bind_cosine_topk(module, "cosine_topk", &call_cosine_topk<LiveItemIndex>);
+  bind_cosine_topk(module, "cosine_topk_and_items", &call_cosine_topk_and_items);
   module.def("order", &call_order, py::arg("candidate_ids").noconvert(),
              py::arg("scores").noconvert(), "k"_a);
   module.def("build_slots", &call_build_slots, py::arg("keys").noconvert());

@@ -85,6 +85,39 @@ void check_rows(Span<const BagColumn> columns, const BagInput& input, ChunkStart
   }
 }
 
+bool share_memory(Matrix<float> out, const void* data, int64_t bytes) {
+  const auto out_begin = reinterpret_cast<uintptr_t>(out.data);
+  const auto out_bytes = static_cast<uintptr_t>(out.rows * out.cols) * sizeof(float);
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  if (out_bytes == 0 || bytes == 0) return false;
+  return out_begin < begin + static_cast<uintptr_t>(bytes) && begin < out_begin + out_bytes;
+}
+
+template <typename T>
+bool share_memory(Matrix<float> out, const T* data, int64_t count) {
+  return share_memory(out, static_cast<const void*>(data), count * int64_t{sizeof(T)});
+}
+
+// What is written must not be read as well.
+void check_apart(Span<const BagColumn> columns, const BagInput& input, Matrix<float> out) {
+  constexpr const char* kExpected = "out: expected memory of its own, found that of ";
+  if (share_memory(out, input.rows.data, input.rows.size)) fail(std::string(kExpected) + "rows");
+  const Matrix<const int32_t> lengths = input.lengths;
+  if (share_memory(out, lengths.data, lengths.rows * lengths.cols)) {
+    fail(std::string(kExpected) + "lengths");
+  }
+  if (input.weights != nullptr && share_memory(out, input.weights, input.rows.size)) {
+    fail(std::string(kExpected) + "weights");
+  }
+  for (const BagColumn& column : columns) {
+    const EmbeddingTable& table = *column.table;
+    if (share_memory(out, table.data, table.rows * table.row_bytes) ||
+        (table.scales != nullptr && share_memory(out, table.scales, table.rows))) {
+      fail(kExpected + ("table \"" + table.name + "\""));
+    }
+  }
+}
+
 // A call whose arguments are checked.
 class BagCall {
  public:
@@ -150,6 +183,7 @@ void check_bag_shapes(Span<const BagColumn> columns, const BagInput& input, Matr
            std::to_string(column.offset + width));
     }
   }
+  check_apart(columns, input, out);
 }
 
 void check_bag_values(Span<const BagColumn> columns, const BagInput& input) {

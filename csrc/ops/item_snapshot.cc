@@ -136,22 +136,35 @@ Bitmap ItemSnapshot::live_rows(int64_t num_deltas) const {
   return live;
 }
 
-std::shared_ptr<const ItemSnapshot::Base> ItemSnapshot::pack() const {
+std::unique_ptr<float[]> ItemSnapshot::live_units(const KeptRows& live) const {
   const Matrix<const float> before = base_->index.unit_vectors().floats;
-  const int64_t dim = before.cols;
-  auto base = std::make_shared<Base>(Base{{}, {live_rows(pending()), rows_}, nullptr});
-  base->units.reset(new float[static_cast<size_t>(size_ * dim)]);
-  const Matrix<float> units(base->units.get(), size_, dim);
+  std::unique_ptr<float[]> memory(new float[static_cast<size_t>(size_ * dim())]);
+  const Matrix<float> units(memory.get(), size_, dim());
   for (int64_t row = 0; row < rows_; ++row) {
     if (!is_live_in_base(row)) continue;
-    std::copy_n(before.row(base_->rows.position(row)), dim, units.row(base->rows.position(row)));
+    std::copy_n(before.row(base_->rows.position(row)), dim(), units.row(live.position(row)));
   }
   for (int64_t i = 0; i < delta_.count(); ++i) {
     if (!delta_.is_live(i)) continue;
-    std::copy_n(delta_.unit(i), dim, units.row(base->rows.position(delta_.row(i))));
+    std::copy_n(delta_.unit(i), dim(), units.row(live.position(delta_.row(i))));
   }
+  return memory;
+}
+
+std::shared_ptr<const ItemSnapshot::Base> ItemSnapshot::pack() const {
+  auto base = std::make_shared<Base>(Base{{}, {live_rows(pending()), rows_}, nullptr});
+  base->units = live_units(base->rows);
+  const Matrix<const float> units(base->units.get(), size_, dim());
   base->index = ItemIndex::from_unit_vectors({units, {}});
   return base;
+}
+
+LiveItems ItemSnapshot::copy_live() const {
+  const KeptRows live(live_rows(pending()), rows_);
+  LiveItems items{std::vector<int64_t>(static_cast<size_t>(size_)), live_units(live)};
+  std::iota(items.rows.begin(), items.rows.end(), int64_t{0});
+  live.to_rows({items.rows.data(), 1, size_});
+  return items;
 }
 
 ItemSnapshot ItemSnapshot::on(std::shared_ptr<const Base> base, const ItemSnapshot& packed) const {

@@ -9,6 +9,7 @@
 #include "ops/kept_rows.h"
 #include "recengine/context.h"
 #include "recengine/item_index.h"
+#include "recengine/live_item_index.h"
 #include "recengine/ops/cosine_topk.h"
 #include "recengine/tensor.h"
 
@@ -45,6 +46,8 @@ class ItemSnapshot {
   // All live vectors in one base, and no others.
   std::shared_ptr<const Base> pack() const;
 
+  LiveItems copy_live() const;
+
   // These items on the base that was packed from `packed`, an earlier snapshot with the same base.
   ItemSnapshot on(std::shared_ptr<const Base> base, const ItemSnapshot& packed) const;
 
@@ -62,6 +65,7 @@ class ItemSnapshot {
   Places find(Span<const int64_t> rows) const;
   bool is_live_in_base(int64_t row) const;
   Bitmap live_rows(int64_t num_deltas) const;
+  std::unique_ptr<float[]> live_units(const KeptRows& live) const;  // by position
   void search_base(const Context& context, const CheckedCall& call, const uint64_t* allowed) const;
 
   std::shared_ptr<const Base> base_;

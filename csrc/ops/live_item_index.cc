@@ -171,9 +171,11 @@ int64_t LiveItemIndex::packed() const { return snapshot()->base_rows(); }
 int64_t LiveItemIndex::pending() const { return snapshot()->pending(); }
 
 void cosine_topk(const Context& context, const LiveItemIndex& index, const TopKQuery& query,
-                 Matrix<int64_t> out_rows, Matrix<float> out_scores,
-                 TopKCertificate* certificates) {
-  index.snapshot()->search(context, query, out_rows, out_scores, certificates);
+                 Matrix<int64_t> out_rows, Matrix<float> out_scores, TopKCertificate* certificates,
+                 LiveItems* searched) {
+  const std::shared_ptr<const ItemSnapshot> items = index.snapshot();
+  items->search(context, query, out_rows, out_scores, certificates);
+  if (searched != nullptr) *searched = items->copy_live();
 }
 
 }  // namespace recengine

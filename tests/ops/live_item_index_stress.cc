@@ -143,6 +143,9 @@ class Stress {
     others.emplace_back([this] {
       while (!done_) index_.merge();
     });
+    others.emplace_back([this] {
+      while (!done_) check_copy();
+    });
     for (std::thread& writer : writers) writer.join();
     done_ = true;
     for (std::thread& other : others) other.join();
@@ -165,6 +168,25 @@ class Stress {
     for (int64_t i = 0; i < kMarkers; ++i) {
       check(answer.rows[static_cast<size_t>(i)] == first_[writer] + i, "the rows are the markers");
       check(answer.scores[static_cast<size_t>(i)] == answer.scores[0], "one version in an answer");
+    }
+  }
+
+  // The items that a search has seen: each writer's markers of one version, which it found.
+  void check_copy() {
+    const int64_t writer = 0;
+    const Vectors query = query_of(writer);
+    int64_t row = 0;
+    float score = 0;
+    LiveItems items;
+    TopKQuery wanted;
+    wanted.queries = as_rows(query);
+    cosine_topk(alone_, index_, wanted, {&row, 1, 1}, {&score, 1, 1}, nullptr, &items);
+    const auto place = std::lower_bound(items.rows.begin(), items.rows.end(), row);
+    check(place != items.rows.end() && *place == first_[writer], "the marker is among the items");
+    const float* const unit = items.unit_vectors.get() + (place - items.rows.begin()) * kDim;
+    check(unit[2 * writer] == score, "the marker is of the version that was found");
+    for (int64_t i = 1; i < kMarkers; ++i) {
+      check(std::equal(unit, unit + kDim, unit + i * kDim), "one version in a copy");
     }
   }
 

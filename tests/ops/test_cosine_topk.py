@@ -107,7 +107,7 @@ def catalog(rng, kind, rows, dim):
 def coded_searches(draw):
     """Catalogs large enough to be searched by codes: at least 2^19 values."""
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    dim = draw(st.sampled_from([17, 30, 64, 100, 257, 512]))
+    dim = draw(st.sampled_from([16, 17, 30, 64, 100, 257, 512]))
     rows = -(-(2**19) // dim) + draw(st.integers(0, 200))
     kind = draw(
         st.sampled_from(["gaussian", "decaying", "steep", "ties", "copies", "spikes", "zeros"])
@@ -384,10 +384,10 @@ def test_the_check_in_fp64_takes_what_a_search_takes(isa, packed):
         check=True,
     )
     assert_same(found[:2], reference(vectors, vectors[:5], 30, exclude, allow))
+    halves = ops.ItemIndex.from_unit_vectors(unit(vectors).astype(np.float16))
+    ops.certified_topk(halves, vectors[:5], 30, exclude=exclude, allow=allow, isa=isa, check=True)
     ops.certified_topk(np.eye(4), np.ones((2, 4)), 9, check=True)
     ops.certified_topk(np.eye(4), np.ones((2, 4)), 9, exclude=[], check=True)
-    with pytest.raises(InputError, match="check: expected an ItemIndex"):
-        ops.certified_topk(ops.LiveItemIndex(np.eye(4)), np.ones((1, 4)), 2, check=True)
 
 
 def answer(**change):
@@ -397,7 +397,7 @@ def answer(**change):
     rows, scores = ops.cosine_topk(vectors, queries, 5)
     for name, (place, value) in change.items():
         {"rows": rows, "scores": scores}[name][place] = value
-    return vectors, queries, rows, scores
+    return np.arange(50), vectors, queries, rows, scores
 
 
 @pytest.mark.parametrize(
@@ -407,6 +407,7 @@ def answer(**change):
         ({"rows": ((0, 4), -1)}, "query 0: expected 5 different items"),
         ({"scores": ((0, 0), np.nan)}, "query 0: expected scores that are numbers, found NaN"),
         ({"rows": ((0, slice(None)), [1, 1, 2, 3, 4])}, "query 0: expected 5 different items"),
+        ({"rows": ((1, 3), 50)}, "query 1: row 50 is no item"),
     ],
 )
 def test_the_check_in_fp64_finds_what_is_wrong(change, message):
@@ -417,13 +418,28 @@ def test_the_check_in_fp64_finds_what_is_wrong(change, message):
 
 
 def test_the_check_in_fp64_finds_what_is_missing_and_what_is_not_allowed():
-    vectors, queries, rows, scores = answer()
+    every, vectors, queries, rows, scores = answer()
     excluded = [rows[0, :1], np.empty(0, np.int64)]
     with pytest.raises(RecengineError, match=f"query 0: row {rows[0, 0]} is not allowed"):
-        check_against_fp64(vectors, queries, rows, scores, excluded, None)
-    rows, scores = ops.cosine_topk(vectors, queries, 5, exclude=[rows[0, :1], []])
-    with pytest.raises(RecengineError, match=r"query 0: row \d+ with score .* is missing"):
-        check_against_fp64(vectors, queries, rows, scores, [np.empty(0, np.int64)] * 2, None)
+        check_against_fp64(every, vectors, queries, rows, scores, excluded, None)
+    others, scores = ops.cosine_topk(vectors, queries, 5, exclude=[rows[0, :1], []])
+    with pytest.raises(
+        RecengineError, match=rf"query 0: row {rows[0, 0]} with score .* is missing"
+    ):
+        check_against_fp64(
+            every, vectors, queries, others, scores, [np.empty(0, np.int64)] * 2, None
+        )
+
+
+def test_the_check_in_fp64_knows_items_by_their_rows():
+    places, vectors, queries, found, scores = answer()
+    rows = 3 * places + 1  # with gaps, in which items were removed
+    excluded = [np.array([0, 2, 200]), rows[found[0, :1]]]
+    check_against_fp64(rows, vectors, queries, rows[found], scores, [excluded[0]] * 2, None)
+    with pytest.raises(RecengineError, match=rf"query 0: row {found[0, 0]} is no item"):
+        check_against_fp64(rows, vectors, queries, found, scores, [excluded[0]] * 2, None)
+    with pytest.raises(RecengineError, match=rf"query 0: row {rows[found[0, 0]]} is not allowed"):
+        check_against_fp64(rows, vectors, queries, rows[found], scores, excluded[::-1], None)
 
 
 def test_a_catalog_without_short_axes_is_read_whole():

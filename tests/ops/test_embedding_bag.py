@@ -1,4 +1,6 @@
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import Cpu
 
+from bench.compiler import compile_cpp
+from bench.ops.checked_ids import KERNELS
 from recengine import ops
 from recengine.errors import DeviceError, InputError
 
@@ -225,18 +229,75 @@ def test_the_result_goes_to_out():
 @pytest.mark.parametrize(
     ("out", "message"),
     [
-        (np.empty((2, 3), np.float32), r"expected writable float32 \[2, 4\], found \(2, 3\)"),
-        (np.empty((2, 4)), "expected a NumPy array of float32, found float64"),
-        ([0.0] * 8, "expected a NumPy array of float32, found list"),
+        (np.empty((2, 3), np.float32), r"expected float32 \[2, 4\], found \(2, 3\)"),
+        (np.empty(8, np.float32), r"expected float32 \[2, 4\], found \(8,\)"),
+        (np.empty((2, 4)), "expected float32, found float64"),
+        ([0.0] * 8, "expected an array, found list"),
         (np.empty((4, 2), np.float32).T, "expected an array in C order"),
         (np.broadcast_to(np.float32(0), (2, 4)), "expected an array in C order"),
-        (np.frombuffer(bytes(32), np.float32).reshape(2, 4), "expected writable"),
+        (np.frombuffer(bytes(32), np.float32).reshape(2, 4), "expected an array to write to"),
     ],
 )
 def test_an_out_that_cannot_take_the_result_is_refused(out, message):
     table = ops.EmbeddingTable(np.ones((4, 4), np.float32))
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=r"\[embedding_bag\] out: " + message):
         ops.embedding_bag([table], [0, 1], [[2], [0]], pooling="sum", out=out)
+
+
+def test_the_result_goes_to_an_array_of_another_framework():
+    torch = pytest.importorskip("torch")
+    table = ops.EmbeddingTable(np.ones((4, 4), np.float32))
+    out = torch.full((3, 4), 7.0)
+    found = ops.embedding_bag([table], [0, 1], [[2], [0]], pooling="sum", out=out[1:])
+    assert found.data_ptr() == out[1:].data_ptr()
+    assert out.tolist() == [[7] * 4, [2] * 4, [0] * 4]
+    with pytest.raises(InputError, match="out: expected float32, found float64"):
+        ops.embedding_bag([table], [0, 1], [[2], [0]], pooling="sum", out=out.double())
+
+
+def shared(field):
+    """Arguments of a call of 2 users, of which one is the memory of `out` [2, 4] as well."""
+    data, scales = np.ones((8, 4), np.int8), np.ones(8, np.float32)
+    arrays = {
+        "data": data,
+        "scales": scales,
+        "rows": np.zeros(4, np.int64),
+        "lengths": np.full((2, 1), 2, np.int32),
+        "weights": np.ones(4, np.float32),
+    }
+    memory = np.zeros(64, np.uint8)
+    array = arrays[field]
+    view = memory[24 : 24 + array.nbytes].view(array.dtype).reshape(array.shape)
+    view[:] = array
+    arrays[field] = view
+    table = ops.EmbeddingTable(arrays.pop("data"), arrays.pop("scales"), name="t")
+    return table, arrays, memory[:32].view(np.float32).reshape(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("field", "found"),
+    [
+        ("data", 'table "t"'),
+        ("scales", 'table "t"'),
+        ("rows", "rows"),
+        ("lengths", "lengths"),
+        ("weights", "weights"),
+    ],
+)
+def test_an_out_that_is_read_as_well_is_refused(field, found):
+    table, arrays, out = shared(field)
+    with pytest.raises(InputError, match=f"out: expected memory of its own, found that of {found}"):
+        ops.embedding_bag([table], **arrays, pooling="sum", out=out)
+
+
+def test_an_out_beside_what_is_read_is_taken():
+    memory = np.ones((4, 4), np.float32)
+    table = ops.EmbeddingTable(memory[1:3])
+    for out in (memory[:1], memory[3:]):
+        ops.embedding_bag([table], [0, 1], [[2]], pooling="sum", out=out)
+        assert out.tolist() == [[2] * 4]
+    empty = memory[1:1]
+    assert ops.embedding_bag([table], [], np.empty((0, 1)), pooling="sum", out=empty) is empty
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
@@ -383,6 +444,31 @@ def test_an_unknown_isa_and_no_threads_are_refused():
         ops.embedding_bag([table], [0, 1], [[2]], pooling="sum", isa="sse9")
     with pytest.raises(InputError, match="expected 1 to 1024, found 0"):
         ops.embedding_bag([table], [0, 1], [[2]], pooling="sum", threads=0)
+
+
+def test_a_call_in_cpp_allocates_nothing(tmp_path, monkeypatch):
+    monkeypatch.delenv("LD_PRELOAD", raising=False)  # the program has a malloc of its own
+    here = Path(__file__)
+    sources = here.parents[2] / "csrc"
+    common = ["-O0", "-w", f"-I{sources}", f"-I{sources / 'include'}", "-pthread"]
+    if "amx_int8" in ops.supported_isas():
+        common.append("-DRECENGINE_AMX")
+    kernels = [
+        compile_cpp(
+            sources / f"ops/embedding_bag_{stem}.cc",
+            tmp_path / f"{stem}.o",
+            ["-c", *common, *flags],
+        )
+        for stem, flags in {(stem, flags) for stem, _, flags in KERNELS.values()}
+    ]
+    others = ("ops/embedding_bag.cc", "ops/table.cc", "cpu/isa.cc", "cpu/thread_pool.cc")
+    program = compile_cpp(
+        here.with_name("embedding_bag_allocations.cc"),
+        tmp_path / "allocations",
+        [*common, *(str(sources / other) for other in others), *map(str, kernels)],
+    )
+    done = subprocess.run([str(program)], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.returncode) == ("", 0)
 
 
 def test_many_python_threads_may_call_at_once():

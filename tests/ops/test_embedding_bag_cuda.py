@@ -125,6 +125,10 @@ def test_arguments_that_do_not_fit_are_named():
         ops.embedding_bag([table], rows, lengths, pooling="sum", out=out)
     with pytest.raises(InputError, match="data: expected an array on a GPU"):
         ops.DeviceTable.from_array(host.data)
+    read = ops.to_device(host.data[:1])
+    table = ops.DeviceTable.from_array(read, name="t")
+    with pytest.raises(InputError, match=r'out: expected memory of its own, found .* "t"'):
+        ops.embedding_bag([table], rows, lengths, pooling="sum", out=read)
 
 
 def test_rows_on_the_gpu_that_are_no_table_are_refused():

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+import textwrap
 import tracemalloc
 
 import numpy as np
@@ -103,6 +106,47 @@ def test_half_vectors_are_not_copied_in_any_form():
     tracemalloc.stop()
     assert index.rows == 9000
     assert most < halves.nbytes / 10
+
+
+_SEARCH_WHAT_MAY_BE_READ = textwrap.dedent(
+    """
+    import ctypes
+    import mmap
+    import sys
+
+    import numpy as np
+
+    from recengine import ops
+
+    rows, dim, dtype = 1 << 14, 64, np.dtype(sys.argv[1])
+    rng = np.random.default_rng(5)
+    memory = mmap.mmap(-1, rows * dim * dtype.itemsize)
+    vectors = np.frombuffer(memory, dtype).reshape(rows, dim)
+    items = rng.standard_normal((rows, dim))
+    items[:, 0] = np.repeat([1, -20], rows // 2)  # the second half scores less than the first
+    vectors[:] = items / np.linalg.norm(items, axis=1, keepdims=True)
+    index = ops.ItemIndex.from_unit_vectors(vectors)
+    queries = rng.standard_normal((32, dim))
+    queries[:, 0] = 5
+    searches = [(isa, batch) for isa in ops.supported_isas() for batch in (1, 32)]
+    answers = [ops.cosine_topk(index, queries[:batch], 50, isa=isa) for isa, batch in searches]
+    half = ctypes.c_void_p(vectors.ctypes.data + vectors.nbytes // 2)
+    assert ctypes.CDLL(None).mprotect(half, vectors.nbytes // 2, 0) == 0
+    for (isa, batch), answer in zip(searches, answers):
+        found = ops.cosine_topk(index, queries[:batch], 50, isa=isa)
+        assert (found[0] < rows // 2).all()
+        np.testing.assert_array_equal(found, answer)
+    print("done")
+    """
+)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_vectors_of_items_that_are_ruled_out_are_not_read(tmp_path, dtype):
+    """Half of the vectors lie where reading them would end the process."""
+    command = [sys.executable, "-c", _SEARCH_WHAT_MAY_BE_READ, dtype]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout == "done\n", done.stderr
 
 
 def test_half_vectors_that_are_not_finite_are_refused():

@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from recengine import ops
-from recengine.errors import InputError
+from recengine import _ops, ops
+from recengine.errors import InputError, RecengineError
 
 
 class Model:
@@ -179,8 +179,15 @@ class LiveItemIndexMachine(RuleBasedStateMachine):
             exclude = [every[self.rng.random(len(every)) < excluded] for _ in range(batch)]
         if allowed is not None:
             allow = self.rng.random(self.model.rows) < allowed
-        found = ops.cosine_topk(
-            self.live, queries, k, exclude=exclude, allow=allow, threads=threads, isa=isa
+        *found, _ = ops.certified_topk(
+            self.live,
+            queries,
+            k,
+            exclude=exclude,
+            allow=allow,
+            threads=threads,
+            isa=isa,
+            check=True,
         )
         assert_same(found, self.model.search(queries, k, exclude, allow))
         assert_best_in_fp64(self.model, found, queries, exclude, allow)
@@ -369,6 +376,54 @@ def test_a_certificate_covers_what_waits_for_a_merge():
     np.testing.assert_array_equal(certificate.scored, base.scored + 3)
 
 
+def test_the_check_in_fp64_holds_an_answer_against_the_items_that_were_searched(monkeypatch):
+    rng = np.random.default_rng(8)
+    vectors = rng.standard_normal((20_000, 32), dtype=np.float32)
+    live = ops.LiveItemIndex(vectors)
+    live.append(vectors[:3])
+    live.remove([5, 20_001])
+    live.merge()
+    live.append(2 * vectors[:1])
+    live.replace([7], vectors[6:7])
+    live.remove([2])
+    search = _ops.cosine_topk_and_items
+
+    def write_after_the_search(*call):
+        found, rows, unit_vectors = search(*call)
+        live.replace([0], vectors[1:2])
+        live.remove([9, 20_000])
+        live.merge()
+        expected = np.delete(np.arange(20_004), [2, 5, 20_001])
+        np.testing.assert_array_equal(rows, expected)
+        every = np.concatenate([vectors, vectors[:3], vectors[:1]])
+        every[7] = every[6]
+        unit = ops.ItemIndex(every[rows]).unit_vectors
+        np.testing.assert_array_equal(unit_vectors, unit)
+        return found, rows, unit_vectors
+
+    monkeypatch.setattr(_ops, "cosine_topk_and_items", write_after_the_search)
+    rows, _, _ = ops.certified_topk(live, vectors[[0, 6]], 3, exclude=[[5], [5]], check=True)
+    assert rows[0].tolist() == [0, 20_000, 20_003]
+    assert rows[1, :2].tolist() == [6, 7]
+
+
+def test_the_check_in_fp64_finds_a_wrong_answer_of_an_index_that_changes(monkeypatch):
+    live = ops.LiveItemIndex(np.eye(4))
+    live.append(np.eye(4))
+    live.remove([0])
+    search = _ops.cosine_topk_and_items
+
+    def answer_with_what_was_removed(*call):
+        found, *items = search(*call)
+        found[0][0, 0] = 0
+        return found, *items
+
+    ops.certified_topk(live, np.eye(4)[:1], 2, check=True)
+    monkeypatch.setattr(_ops, "cosine_topk_and_items", answer_with_what_was_removed)
+    with pytest.raises(RecengineError, match="query 0: row 0 is no item"):
+        ops.certified_topk(live, np.eye(4)[:1], 2, check=True)
+
+
 def test_a_bitmap_for_fewer_rows_is_refused():
     live = ops.LiveItemIndex(np.ones((64, 2)))
     words = np.full(1, 2**64 - 1, np.uint64)
@@ -521,6 +576,7 @@ def test_every_answer_is_that_of_one_moment_while_others_write():
     live = ops.LiveItemIndex(items)
     markers = [Marker(live, dim, writer) for writer in range(writers)]
     done = threading.Event()
+    rng_of_checks = np.random.default_rng(8)
 
     def append_and_remove():
         for step in range(60):
@@ -536,6 +592,12 @@ def test_every_answer_is_that_of_one_moment_while_others_write():
             for marker in markers:
                 marker.check(threads)
 
+    def check_in_fp64():
+        while not done.is_set():
+            exclude = [rng_of_checks.integers(0, 20_000, 50) for _ in range(2)]
+            queries = rng_of_checks.standard_normal((2, dim), dtype=np.float32)
+            ops.certified_topk(live, queries, 20, exclude=exclude, check=True)
+
     def merge():
         while not done.is_set():
             live.merge()
@@ -544,7 +606,8 @@ def test_every_answer_is_that_of_one_moment_while_others_write():
     with ThreadPoolExecutor(8) as pool:
         writing = [pool.submit(marker.write) for marker in markers]
         writing.append(pool.submit(append_and_remove))
-        others = [pool.submit(search, threads) for threads in (1, 2, 3)] + [pool.submit(merge)]
+        others = [pool.submit(search, threads) for threads in (1, 2, 3)]
+        others += [pool.submit(merge), pool.submit(check_in_fp64)]
         try:
             for call in writing:
                 call.result()

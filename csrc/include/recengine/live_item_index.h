@@ -5,6 +5,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 #include "recengine/context.h"
 #include "recengine/item_index.h"
@@ -14,6 +15,12 @@
 namespace recengine {
 
 class ItemSnapshot;  // ops/item_snapshot.h
+
+// A copy of the items of one moment.
+struct LiveItems {
+  std::vector<int64_t> rows;              // ascending
+  std::unique_ptr<float[]> unit_vectors;  // [rows, dim]
+};
 
 // An item index that changes while it is searched. A row keeps its number for ever; what a call
 // changes is seen by every search that begins after it has returned. All may be called from many
@@ -60,7 +67,8 @@ class LiveItemIndex {
  private:
   friend void cosine_topk(const Context& context, const LiveItemIndex& index,
                           const TopKQuery& query, Matrix<int64_t> out_rows,
-                          Matrix<float> out_scores, TopKCertificate* certificates);
+                          Matrix<float> out_scores, TopKCertificate* certificates,
+                          LiveItems* searched);
 
   std::shared_ptr<const ItemSnapshot> snapshot() const;
   void merge_now();  // needs merge_mutex_
@@ -88,9 +96,9 @@ class LiveItemIndex {
 };
 
 // cosine_topk() on the items of one moment. The bitmap and the excluded rows refer to that moment's
-// rows().
+// rows(). `searched`, when not null, gets these items, for a check of the answer.
 void cosine_topk(const Context& context, const LiveItemIndex& index, const TopKQuery& query,
                  Matrix<int64_t> out_rows, Matrix<float> out_scores,
-                 TopKCertificate* certificates = nullptr);
+                 TopKCertificate* certificates = nullptr, LiveItems* searched = nullptr);
 
 }  // namespace recengine

@@ -31,7 +31,8 @@ struct BagInput {
 // Fused lookup and pooling over many tables in one call. Empty bags give zeros; every element of
 // a column's slice is written once, elements between slices are left alone.
 // Throws InputError naming table, position and value when a row is outside its table, and when
-// lengths are negative, do not sum to rows.size, or exceed max_length of a kNone column.
+// lengths are negative, do not sum to rows.size, or exceed max_length of a kNone column, or when
+// `out` is memory that the call reads. Allocates nothing.
 void embedding_bag(const Context& context, Span<const BagColumn> columns, const BagInput& input,
                    Matrix<float> out);
 
