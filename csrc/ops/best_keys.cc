@@ -9,6 +9,9 @@
 namespace recengine {
 namespace {
 
+constexpr int64_t kMostCounted = 160;  // or a sort takes less
+constexpr uint64_t kNoKey = 0;         // of no finite score
+
 // Drops most of those that are not among the best `count`: a selection by comparisons of keys
 // mispredicts branches.
 void drop_most(std::vector<uint64_t>& keys, int64_t count) {
@@ -25,6 +28,27 @@ void drop_most(std::vector<uint64_t>& keys, int64_t count) {
   keys.resize(kept);
 }
 
+// Puts keys in order by how many scores are above each: as many comparisons as it takes, they are
+// vector code, and a sort mispredicts branches. False, and nothing is done, where scores are equal.
+bool sort_by_counting(std::vector<uint64_t>& keys) {
+  static thread_local std::vector<float> scores;
+  static thread_local std::vector<uint64_t> sorted;
+  scores.resize(keys.size());
+  std::transform(keys.begin(), keys.end(), scores.begin(), key_score);
+  sorted.assign(keys.size(), kNoKey);
+  const Span<const float> all(scores);
+  for (const uint64_t key : keys) {
+    const float score = key_score(key);
+    int32_t above = 0;
+    for (const float other : all) above += other > score ? 1 : 0;
+    uint64_t& place = sorted[static_cast<size_t>(above)];
+    if (place != kNoKey) return false;
+    place = key;
+  }
+  keys.swap(sorted);
+  return true;
+}
+
 }  // namespace
 
 void sort_best(std::vector<uint64_t>& keys, int64_t count) {
@@ -37,7 +61,8 @@ void sort_best(std::vector<uint64_t>& keys, int64_t count) {
     std::nth_element(keys.begin(), end, keys.end(), std::greater<>());
     keys.erase(end, keys.end());
   }
-  std::sort(keys.begin(), keys.end(), std::greater<>());
+  const bool few = static_cast<int64_t>(keys.size()) <= kMostCounted;
+  if (!few || !sort_by_counting(keys)) std::sort(keys.begin(), keys.end(), std::greater<>());
   keys.resize(static_cast<size_t>(std::min(count, static_cast<int64_t>(keys.size()))));
 }
 

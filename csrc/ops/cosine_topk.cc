@@ -17,9 +17,6 @@
 namespace recengine {
 namespace {
 
-// So many excluded rows are sorted by several threads.
-constexpr int64_t kWorthSharing = 1 << 11;
-
 [[noreturn]] void fail(const std::string& what) { throw InputError("[cosine_topk] " + what); }
 
 void expect(const char* what, int64_t expected, int64_t found) {
@@ -27,60 +24,30 @@ void expect(const char* what, int64_t expected, int64_t found) {
   fail(std::string(what) + " " + std::to_string(expected) + ", found " + std::to_string(found));
 }
 
-// Sorts rows, 0 to `end` - 1, byte by byte from the lowest on; short lists by comparisons.
-void sort_rows(int64_t* rows, int64_t count, int64_t end) {
-  constexpr int64_t kShort = 64;
-  constexpr int kBits = 8;
-  constexpr int64_t kDigits = 1 << kBits;
-  if (count < kShort) {
-    std::sort(rows, rows + count);
-    return;
-  }
-  static thread_local std::vector<int64_t> turned;
-  turned.resize(static_cast<size_t>(count));
-  for (int shift = 0; (end - 1) >> shift > 0; shift += kBits) {
-    int64_t begin[kDigits + 1] = {};  // of a digit's rows
-    for (int64_t i = 0; i < count; ++i) ++begin[(rows[i] >> shift) % kDigits + 1];
-    for (int64_t digit = 0; digit < kDigits; ++digit) begin[digit + 1] += begin[digit];
-    for (int64_t i = 0; i < count; ++i) {
-      turned[static_cast<size_t>(begin[(rows[i] >> shift) % kDigits]++)] = rows[i];
-    }
-    std::copy(turned.begin(), turned.end(), rows);
-  }
-}
-
-Exclusions sort_exclusions(ThreadPool* pool, int64_t rows, const TopKQuery& query) {
+Exclusions read_exclusions(int64_t rows, const TopKQuery& query) {
   const int64_t batch = query.queries.rows;
   const int64_t total = query.exclude_rows.size;
-  Exclusions sorted;
-  sorted.begin.assign(static_cast<size_t>(batch) + 1, 0);
-  if (query.exclude_lengths.empty()) return sorted;
-  sorted.rows.assign(query.exclude_rows.begin(), query.exclude_rows.end());
+  Exclusions found;
+  found.reserve(total);
   int64_t position = 0;
-  for (int64_t q = 0; q < batch; ++q) {
+  for (int64_t q = 0; q < batch && !query.exclude_lengths.empty(); ++q) {
     const int64_t length = query.exclude_lengths[q];
     if (length < 0 || length > total - position) {
       fail("exclude_lengths[" + std::to_string(q) + "]: expected 0 to " +
            std::to_string(total - position) + ", the rows left; found " + std::to_string(length));
     }
-    for (int64_t i = position; i < position + length; ++i) {
-      const int64_t row = query.exclude_rows[i];
-      if (row >= 0 && row < rows) continue;
-      fail("exclude_rows[" + std::to_string(i) + "]: expected 0 to " + std::to_string(rows - 1) +
-           ", found " + std::to_string(row));
+    for (const int64_t end = position + length; position < end; ++position) {
+      const int64_t row = query.exclude_rows[position];
+      if (row < 0 || row >= rows) {
+        fail("exclude_rows[" + std::to_string(position) + "]: expected 0 to " +
+             std::to_string(rows - 1) + ", found " + std::to_string(row));
+      }
+      found.add(row);
     }
-    position += length;
-    sorted.begin[static_cast<size_t>(q) + 1] = position;
+    found.end_query();
   }
   expect("exclude_lengths: expected to sum to", total, position);
-  if (total == 0) return sorted;
-  sorted.filters.resize(static_cast<size_t>(batch * Exclusions::kFilterWords));
-  for_each(total >= kWorthSharing ? pool : nullptr, batch, [&](int64_t q) {
-    const int64_t* const begin = sorted.begin.data() + q;
-    sort_rows(sorted.rows.data() + begin[0], begin[1] - begin[0], rows);
-    sorted.fill_filter(q);
-  });
-  return sorted;
+  return found;
 }
 
 // Unit queries [batch, padded_dim], zeros behind dim.
@@ -113,7 +80,7 @@ void check_topk_shapes(int64_t rows, int64_t dim, const TopKQuery& query, Matrix
 }
 
 void check_topk_values(int64_t rows, const TopKQuery& query) {
-  sort_exclusions(nullptr, rows, query);
+  read_exclusions(rows, query);
   normalise_queries(query.queries, query.queries.cols);
 }
 
@@ -125,7 +92,8 @@ CheckedCall::CheckedCall(ThreadPool* pool, int64_t rows, int64_t dim, const TopK
       out_scores_(out_scores),
       certificates_(certificates) {
   check_topk_shapes(rows, dim, query, out_rows, out_scores);
-  exclusions_ = sort_exclusions(pool, rows, query);
+  exclusions_ = read_exclusions(rows, query);
+  exclusions_.finish(pool);
   units_ = normalise_queries(query.queries, padded_dim_);
 }
 

@@ -108,20 +108,13 @@ Bitmap KeptRows::to_rows(const uint64_t* positions) const {
 
 Exclusions KeptRows::to_positions(const Exclusions& rows) const {
   Exclusions positions;
-  positions.begin.reserve(rows.begin.size());
-  positions.rows.reserve(rows.rows.size());
-  size_t next = 0;
-  for (const int64_t end : rows.begin) {
-    for (; next < static_cast<size_t>(end); ++next) {
-      if (hold(rows.rows[next])) positions.rows.push_back(position(rows.rows[next]));
+  for (int64_t query = 0; query < rows.queries(); ++query) {
+    for (const uint32_t row : rows.of(query)) {
+      if (hold(row)) positions.add(position(row));
     }
-    positions.begin.push_back(static_cast<int64_t>(positions.rows.size()));
+    positions.end_query();
   }
-  if (positions.rows.empty()) return positions;
-  positions.filters.resize(rows.filters.size());
-  for (int64_t query = 0; query + 1 < static_cast<int64_t>(rows.begin.size()); ++query) {
-    positions.fill_filter(query);
-  }
+  positions.finish(nullptr);
   return positions;
 }
 

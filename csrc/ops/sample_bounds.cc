@@ -42,11 +42,16 @@ class Sample {
   // For every query that has any, before its scores are taken. Rows may lie behind the index: of
   // items that were appended to it.
   void find_excluded(int64_t q) {
-    for (const int64_t row : search_.exclusions->of(first_ + q)) {
-      const int64_t behind = row / kBlockItems - block(0);
-      if (behind < 0 || behind % stride_ != 0) continue;
-      excluded_[static_cast<size_t>(q)].push_back({behind / stride_, row % kBlockItems});
+    std::vector<SampledItem>& found = excluded_[static_cast<size_t>(q)];
+    const auto stride = static_cast<uint32_t>(stride_);
+    const auto first = static_cast<uint32_t>(block(0));
+    for (const uint32_t row : search_.exclusions->of(first_ + q)) {
+      const uint32_t behind = row / kBlockItems - first;
+      if (row / kBlockItems < first || behind % stride != 0) continue;
+      found.push_back({behind / stride, row % kBlockItems});
     }
+    std::sort(found.begin(), found.end(),
+              [](const SampledItem& a, const SampledItem& b) { return a.block < b.block; });
   }
 
   int64_t blocks() const { return blocks_; }
@@ -111,7 +116,7 @@ std::vector<float> sample_bounds(const Context& context, const Search& search, i
   const int64_t stride = (wanted - 1) | 1;  // odd: catalogs may repeat themselves by powers of two
   if (stride < kLeastStride) return guesses;
   Sample sample(context, search, first, count, stride);
-  if (!search.exclusions->rows.empty()) {
+  if (!search.exclusions->empty()) {
     for_each(pool, count, [&](int64_t q) { sample.find_excluded(q); });
   }
   const int64_t sampled = sample.blocks() * kGroups;

@@ -9,6 +9,7 @@
 #include "cpu/thread_pool.h"
 #include "ops/bitmap.h"
 #include "ops/cosine_topk_kernel.h"
+#include "ops/exclusions.h"
 #include "recengine/context.h"
 #include "recengine/item_index.h"
 #include "recengine/ops/cosine_topk.h"
@@ -28,38 +29,6 @@ constexpr int64_t kScanBlockBytes = 32 << 10;
 // Products of a query and an item, by dimension, that are worth a thread's waking.
 constexpr int64_t kScanProductsPerChunk = 1 << 20;  // of vectors
 constexpr int64_t kCodeProductsPerChunk = 1 << 22;  // of codes
-
-// What each query must not be answered with: rows [begin[q], begin[q + 1]), ascending.
-struct Exclusions {
-  // Of a query's filter, a bitmap of its rows modulo the bits. Of a usual list, some hundred rows,
-  // it lets few others pass.
-  static constexpr int64_t kFilterWords = 64;
-
-  std::vector<int64_t> rows;
-  std::vector<int64_t> begin;
-  std::vector<uint64_t> filters;  // [queries, kFilterWords]
-
-  // Once for each query, when its rows are there and `filters` are zeros.
-  void fill_filter(int64_t query) {
-    uint64_t* const filter = filters.data() + query * kFilterWords;
-    for (const int64_t row : of(query)) {
-      filter[row / kBitmapWord % kFilterWords] |= uint64_t{1} << row % kBitmapWord;
-    }
-  }
-
-  Span<const int64_t> of(int64_t query) const {
-    const int64_t first = begin[static_cast<size_t>(query)];
-    return {rows.data() + first, begin[static_cast<size_t>(query) + 1] - first};
-  }
-
-  bool hold(int64_t query, int64_t row) const {
-    if (rows.empty()) return false;
-    const int64_t word = query * kFilterWords + row / kBitmapWord % kFilterWords;
-    if ((filters[static_cast<size_t>(word)] >> row % kBitmapWord & 1) == 0) return false;
-    const Span<const int64_t> excluded = of(query);
-    return std::binary_search(excluded.begin(), excluded.end(), row);
-  }
-};
 
 // Unit queries as the kernels read them: [count, padded_dim], zeros behind the dimensions.
 struct UnitQueries {

@@ -120,19 +120,15 @@ class FewSearch {
   // By their places among the rows.
   Exclusions excluded_among_rows() const {
     const Exclusions& all = *search_.exclusions;
-    const auto queries = search_.queries.count;
     Exclusions found;
-    found.begin.assign(static_cast<size_t>(queries) + 1, 0);
-    if (all.rows.empty()) return found;
-    found.filters.resize(static_cast<size_t>(queries * Exclusions::kFilterWords));
-    for (int64_t q = 0; q < queries; ++q) {
-      for (const int64_t row : all.of(q)) {
+    for (int64_t query = 0; query < all.queries(); ++query) {
+      for (const uint32_t row : all.of(query)) {
         if (row >= total_ || !is_set(search_.allow_bitmap, row)) continue;
-        found.rows.push_back(std::lower_bound(rows_.begin(), rows_.end(), row) - rows_.begin());
+        found.add(std::lower_bound(rows_.begin(), rows_.end(), row) - rows_.begin());
       }
-      found.begin[static_cast<size_t>(q) + 1] = static_cast<int64_t>(found.rows.size());
+      found.end_query();
     }
-    for (int64_t q = 0; q < queries; ++q) found.fill_filter(q);
+    found.finish(context_.pool);
     return found;
   }
 
