@@ -92,9 +92,10 @@ class DeviceEngine : public Engine {
       slots = {in_scratch(context, candidates.item_ids), in_scratch(context, candidates.scores)};
     }
     run_by(work.slot,
-           {static_cast<int64_t>(Stage::kRankingLookup), out.item_scores.rows, n, bags.rows.size,
-            address(upload.data()), address(slots.item_ids.data), address(slots.scores.data),
-            address(out.sparse.data), address(out.items.data), address(out.item_scores.data)},
+           {static_cast<int64_t>(Stage::kRankingLookup), out.item_scores.rows, n, empty,
+            bags.rows.size, address(upload.data()), address(slots.item_ids.data),
+            address(slots.scores.data), address(out.sparse.data), address(out.items.data),
+            address(out.item_scores.data)},
            [&] {
              ranking_lookup_->pool(context, upload, bags, out.sparse);
              candidate_lookup_->run(context, slots, upload[lengths], out.items, out.item_scores);
