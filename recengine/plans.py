@@ -77,7 +77,9 @@ def check_plan(
     of the next major version at most. It runs on a GPU of the same name; a hardware-compatible one
     also on others of the same compute capability, or on Ampere and later. It runs with a driver
     for the same major version of CUDA as the one it was built with, or a later one; an older
-    minor version is a warning. What its TensorRT itself needs may be older, but is not recorded.
+    minor version is a warning. What its TensorRT itself needs may be older, but is not recorded:
+    the libraries do not tell which CUDA they are for, and by NVIDIA's support matrix (TensorRT
+    11.4) a plan depends on platform, version and GPU.
 
     Args:
         name: what the message calls the plan.

@@ -32,10 +32,15 @@ def pytest_runtest_setup(item):
 
 
 @pytest.fixture
-def emulated_driver(monkeypatch):
-    """Sets the CUDA version of the emulated driver, 1000 * major + 10 * minor."""
+def emulated_gpu():
+    """For tests of what a real GPU and its driver cannot be told."""
     if not any("emulated" in device for device in ops.cuda_devices()):
-        pytest.skip("a real driver is of one version")
+        pytest.skip("needs the emulated GPU")
+
+
+@pytest.fixture
+def emulated_driver(monkeypatch, emulated_gpu):
+    """Sets the CUDA version of the emulated driver, 1000 * major + 10 * minor."""
     return lambda version: monkeypatch.setenv("CUDA_EMULATED_DRIVER", str(version))
 
 

@@ -95,6 +95,19 @@ std::shared_ptr<void> allocate_resident(int64_t bytes, int device) {
   return owned(data, device, [](void* memory) { cudaFree(memory); });
 }
 
+std::shared_ptr<void> allocate_for_calls(int64_t bytes, int device) {
+  const cuda::DeviceGuard guard(device);
+  int has_pools = 0;
+  RECENGINE_CUDA_CHECK(cudaDeviceGetAttribute(&has_pools, cudaDevAttrMemoryPoolsSupported, device));
+  if (has_pools == 0) return allocate_resident(bytes, device);
+  const cuda::RelaxedCapture relaxed;
+  const CudaStream stream = thread_stream(device);
+  void* const data = cuda::allocate(bytes, as_stream(stream));
+  std::shared_ptr<void> memory = owned(data, device, [](void* unused) { cudaFree(unused); });
+  synchronize(device, stream);
+  return memory;
+}
+
 std::shared_ptr<void> allocate_mapped(int64_t bytes, int device) {
   const cuda::DeviceGuard guard(device);
   void* data = nullptr;

@@ -25,6 +25,7 @@ bool cuda_built() { return false; }
 std::vector<CudaDevice> cuda_devices() { fail(); }
 std::shared_ptr<void> allocate_on_device(int64_t, int, CudaStream) { fail(); }
 std::shared_ptr<void> allocate_resident(int64_t, int) { fail(); }
+std::shared_ptr<void> allocate_for_calls(int64_t, int) { fail(); }
 std::shared_ptr<void> allocate_mapped(int64_t, int) { fail(); }
 void copy_to_device(void*, const void*, int64_t, int, CudaStream) { fail(); }
 void copy_to_host(void*, const void*, int64_t, int, CudaStream) { fail(); }
@@ -43,11 +44,8 @@ StreamUse::~StreamUse() = default;
 void StreamUse::reads(StreamUses&) const {}
 
 void finish_topk_cuda(const CudaContext&, const TopKAnswer&) { fail(); }
-void choose_scores_cuda(const CudaContext&, Span<const uint8_t>, Matrix<const float>,
-                        Matrix<const float>, Matrix<float>) {
-  fail();
-}
-void find_not_finite_cuda(const CudaContext&, Span<const int64_t>, Span<const float>, int32_t*) {
+void order_candidates_cuda(const CudaContext&, const RankedCandidates&, Matrix<int64_t>,
+                           Matrix<float>) {
   fail();
 }
 void slot_scores_cuda(const CudaContext&, Span<const int64_t>, Span<const float>, Span<float>) {

@@ -9,9 +9,9 @@
 #include "engine/device_values.h"
 #include "engine/user_features.h"
 #include "engine/version.h"
+#include "ops/order_check.h"
 #include "ops/stage_values.h"
 #include "recengine/error.h"
-#include "recengine/ops/order.h"
 
 namespace recengine {
 namespace {
@@ -61,23 +61,45 @@ class DeviceEngine : public Engine {
   void look_up(const UserBatch& users, Matrix<float> sparse,
                const DeviceWork& work) const override {
     require_stage(*this, Stage::kRetrievalLookup);
-    user_lookup_->run(context_of(work), users, sparse);
+    const CudaContext context = context_of(work);
+    DeviceUpload upload;
+    const DeviceLookup::Bags bags = user_lookup_->find_bags(users, upload);
+    upload.copy(context);
+    run_by(work.slot,
+           {static_cast<int64_t>(Stage::kRetrievalLookup), sparse.rows, bags.rows.size,
+            address(upload.data()), address(sparse.data)},
+           [&] { user_lookup_->pool(context, upload, bags, sparse); });
   }
 
   void look_up(const UserBatch& users, const CandidateBatch& candidates, const RankerInputs& out,
                const DeviceWork& work) const override {
     require_stage(*this, Stage::kRankingLookup);
     const CudaContext context = context_of(work);
-    ranking_lookup_->run(context, users, out.sparse);
-    if (candidates.item_ids.cols > 0) {
-      candidate_lookup_->run(context, candidates, out.items, out.item_scores);
-      return;
+    const auto batch = static_cast<size_t>(out.item_scores.rows);
+    const int64_t n = out.item_scores.cols;
+    const bool empty = candidates.item_ids.cols == 0;  // an empty slot each
+    DeviceUpload upload;
+    const auto lengths = upload.add(std::vector<int32_t>(batch, static_cast<int32_t>(n)));
+    const auto no_ids = upload.add(std::vector<int64_t>(empty ? batch : 0, kNoItem));
+    const auto no_scores = upload.add(std::vector<float>(empty ? batch : 0));
+    const DeviceLookup::Bags bags = ranking_lookup_->find_bags(users, upload);
+    upload.copy(context);
+    CandidateBatch slots;
+    if (empty) {
+      slots = {{upload.data(no_ids), out.item_scores.rows, n},
+               {upload.data(no_scores), out.item_scores.rows, n}};
+    } else {
+      slots = {in_scratch(context, candidates.item_ids), in_scratch(context, candidates.scores)};
     }
-    const std::vector<int64_t> no_ids(static_cast<size_t>(users.ids.size), kNoItem);
-    const DeviceValues<int64_t> ids(context, Span<const int64_t>(no_ids));
-    const DeviceValues<float> scores(context, users.ids.size);
-    const CandidateBatch empty_slots = {ids.matrix(users.ids.size), scores.matrix(users.ids.size)};
-    candidate_lookup_->run(context, empty_slots, out.items, out.item_scores);
+    run_by(work.slot,
+           {static_cast<int64_t>(Stage::kRankingLookup), out.item_scores.rows, n, empty,
+            bags.rows.size, address(upload.data()), address(slots.item_ids.data),
+            address(slots.scores.data), address(out.sparse.data), address(out.items.data),
+            address(out.item_scores.data)},
+           [&] {
+             ranking_lookup_->pool(context, upload, bags, out.sparse);
+             candidate_lookup_->run(context, slots, upload[lengths], out.items, out.item_scores);
+           });
   }
 
   void search(const UserBatch& users, Matrix<const float> vectors, Recommendations out,
@@ -94,34 +116,18 @@ class DeviceEngine : public Engine {
     require_stage(*this, Stage::kOrder);
     static thread_local std::vector<int64_t> known;
     ranking_features_->find_known(users, known);
-    const CudaContext context = context_of(work);
-    const int64_t batch = users.ids.size;
-    const int64_t n = candidates.item_ids.cols;
-    std::vector<uint8_t> is_known(static_cast<size_t>(batch));
+    std::vector<uint8_t> is_known(static_cast<size_t>(users.ids.size));
     for (const int64_t user : known) is_known[static_cast<size_t>(user)] = 1;
+    const CudaContext context = context_of(work);
     DeviceUpload upload;
     const auto flags = upload.add(is_known);
-    const auto found =
-        upload.add(std::vector<int32_t>(2));  // not finite: scores given, scores used
+    const auto not_finite = upload.add(std::vector<int32_t>(2));
     upload.copy(context);
-    Matrix<const float> scores = graph_scores;
-    std::optional<DeviceValues<float>> chosen;
-    if (static_cast<int64_t>(known.size()) < batch || n == 0) {
-      chosen.emplace(context, batch * n);
-      const Matrix<float> out_scores(chosen->data(), batch, n);
-      choose_scores_cuda(context, upload[flags], graph_scores, candidates.scores, out_scores);
-      scores = out_scores;
-    }
-    const Span<const int64_t> ids(candidates.item_ids.data, batch * n);
-    find_not_finite_cuda(context, ids, {candidates.scores.data, batch * n}, upload.data(found));
-    find_not_finite_cuda(context, ids, {scores.data, batch * n}, upload.data(found) + 1);
-    order_cuda(context, candidates.item_ids, scores, out.item_ids, out.scores);
-    const std::vector<int32_t> not_finite = host_copy(context, upload.data(found), found.size);
-    if (not_finite[0] != 0) fail_candidate_scores(context, candidates);
-    if (not_finite[1] == 0) return;
-    order_cuda({device_, work.stream, /*check=*/true}, candidates.item_ids, scores, out.item_ids,
-               out.scores);
-    throw DeviceError("[ranking] graph_scores: changed while they were read");
+    const RankedCandidates ranked = {candidates.item_ids, candidates.scores, graph_scores.data,
+                                     upload[flags], upload.data(not_finite)};
+    order_candidates_cuda(context, ranked, out.item_ids, out.scores);
+    const std::vector<int32_t> found = host_copy(context, ranked.not_finite, not_finite.size);
+    if (found[0] != 0 || found[1] != 0) fail_scores(context, ranked, is_known);
   }
 
  private:
@@ -132,14 +138,20 @@ class DeviceEngine : public Engine {
   }
 
   // On the host, where the message is made.
-  [[noreturn]] void fail_candidate_scores(const CudaContext& context,
-                                          const CandidateBatch& candidates) const {
-    const int64_t rows = candidates.scores.rows;
-    const int64_t cols = candidates.scores.cols;
-    const std::vector<int64_t> ids = host_copy(context, candidates.item_ids.data, rows * cols);
-    const std::vector<float> scores = host_copy(context, candidates.scores.data, rows * cols);
-    check_scores(version_.schema, {{ids.data(), rows, cols}, {scores.data(), rows, cols}});
-    throw DeviceError("[ranking] candidate_scores: changed while they were read");
+  [[noreturn]] void fail_scores(const CudaContext& context, const RankedCandidates& ranked,
+                                const std::vector<uint8_t>& is_known) const {
+    const int64_t rows = ranked.ids.rows;
+    const int64_t cols = ranked.ids.cols;
+    const std::vector<int64_t> ids = host_copy(context, ranked.ids.data, rows * cols);
+    const std::vector<float> own = host_copy(context, ranked.own.data, rows * cols);
+    check_scores(version_.schema, {{ids.data(), rows, cols}, {own.data(), rows, cols}});
+    std::vector<float> counted = host_copy(context, ranked.graph, rows * cols);
+    for (int64_t row = 0; row < rows; ++row) {
+      if (is_known[static_cast<size_t>(row)] != 0) continue;
+      std::copy_n(own.data() + row * cols, cols, counted.data() + row * cols);
+    }
+    check_order_scores({ids.data(), rows, cols}, {counted.data(), rows, cols});
+    throw DeviceError("[ranking] scores: changed while they were read");
   }
 
   void load_retrieval(ThreadPool& pool) {

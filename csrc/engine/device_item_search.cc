@@ -10,8 +10,7 @@
 namespace recengine {
 namespace {
 
-// What goes to the device for the users of a batch. Few lengths of lists: calls with the same are
-// one graph.
+// What goes to the device for the users of a batch.
 struct UserLists {
   std::vector<int64_t> exclude_rows;
   std::vector<int32_t> exclude_lengths;  // [users]
@@ -27,14 +26,6 @@ struct UserLists {
     fallback_scores.clear();
   }
 };
-
-// 0, or a power of four.
-size_t few_lengths(size_t length) {
-  if (length == 0) return 0;
-  size_t rounded = 1;
-  while (rounded < length) rounded *= 4;
-  return rounded;
-}
 
 void append_fallback(const ItemAssets& items, const UserBatch& users, int64_t user, int64_t k,
                      UserLists& lists) {
@@ -63,20 +54,12 @@ void make_lists(const ItemAssets& items, const UserBatch& users, const std::vect
     lists.fallback.push_back(-1);
   }
   if (lists.exclude_rows.empty()) lists.exclude_lengths.clear();
-  lists.exclude_rows.resize(few_lengths(lists.exclude_rows.size()));
-  const auto row = static_cast<size_t>(k);
-  lists.fallback_ids.resize(few_lengths(lists.fallback_ids.size() / row) * row);
-  lists.fallback_scores.resize(lists.fallback_ids.size());
 }
 
-int64_t address(const void* data) { return reinterpret_cast<intptr_t>(data); }
-
-// Where a graph's reads are the same each time.
-Matrix<const float> in_scratch(const CudaContext& context, Matrix<const float> vectors) {
-  if (context.scratch == nullptr || context.scratch->holds(vectors.data)) return vectors;
-  const DeviceValues<float> copy(context,
-                                 Span<const float>{vectors.data, vectors.rows * vectors.cols});
-  return copy.matrix(vectors.rows);
+// Calls with lists of the same are one graph.
+template <typename T>
+int64_t few_lengths(const std::vector<T>& list, int64_t step) {
+  return few_sizes(static_cast<int64_t>(list.size()) / step, 4) * step;
 }
 
 // Waits for the search.
@@ -111,11 +94,12 @@ void DeviceItemSearch::run(const CudaContext& context, DeviceSlot* slot, const U
   static thread_local UserLists lists;
   make_lists(items_, users, known, k, lists);
   DeviceUpload upload;
-  const auto exclude_rows = upload.add(lists.exclude_rows);
   const auto exclude_lengths = upload.add(lists.exclude_lengths);
   const auto fallback = upload.add(lists.fallback);
-  const auto fallback_ids = upload.add(lists.fallback_ids);
-  const auto fallback_scores = upload.add(lists.fallback_scores);
+  const auto fallback_ids = upload.add(lists.fallback_ids, few_lengths(lists.fallback_ids, k));
+  const auto fallback_scores =
+      upload.add(lists.fallback_scores, few_lengths(lists.fallback_scores, k));
+  const auto exclude_rows = upload.add(lists.exclude_rows, few_lengths(lists.exclude_rows, 1));
   upload.copy(context);
   const DeviceValues<int64_t> rows(context, batch * k);
   const DeviceValues<TopKCertificate> certificates(context, batch);
@@ -131,14 +115,12 @@ void DeviceItemSearch::run(const CudaContext& context, DeviceSlot* slot, const U
                                out.item_ids,
                                out.scores});
   };
-  if (slot == nullptr) {
-    search();
-  } else {
-    slot->run({batch, k, exclude_rows.size, exclude_lengths.size, fallback_ids.size,
-               address(upload.data(fallback)), address(rows.data()), address(certificates.data()),
-               address(queries.data), address(out.item_ids.data), address(out.scores.data)},
-              search);
-  }
+  run_by(slot,
+         {static_cast<int64_t>(Stage::kTopK), batch, k, exclude_rows.size, exclude_lengths.size,
+          fallback_ids.size, address(upload.data()), address(rows.data()),
+          address(certificates.data()), address(queries.data), address(out.item_ids.data),
+          address(out.scores.data)},
+         search);
   require_finite(context, known, certificates);
 }
 

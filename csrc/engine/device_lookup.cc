@@ -2,7 +2,6 @@
 
 #include <cstdint>
 
-#include "engine/device_values.h"
 #include "ops/stage_values.h"
 #include "recengine/ops/embedding_bag.h"
 
@@ -19,17 +18,19 @@ DeviceLookup::DeviceLookup(const std::string& stage, const Manifest& manifest,
   }
 }
 
-void DeviceLookup::run(const CudaContext& context, const UserBatch& users,
-                       Matrix<float> sparse) const {
+DeviceLookup::Bags DeviceLookup::find_bags(const UserBatch& users, DeviceUpload& upload) const {
   static thread_local UserBags bags;
   lookup_.find_bags(users, bags);
-  DeviceUpload upload;
-  const auto rows = upload.add(bags.rows);
   const auto lengths = upload.add(bags.lengths);
-  upload.copy(context);
+  return {lengths, upload.add(bags.rows, few_sizes(static_cast<int64_t>(bags.rows.size()), 2))};
+}
+
+void DeviceLookup::pool(const CudaContext& context, const DeviceUpload& upload, const Bags& bags,
+                        Matrix<float> sparse) const {
   const auto columns = static_cast<int64_t>(columns_.size());
   embedding_bag_cuda(context, columns_,
-                     {upload[rows], {upload[lengths].data, users.ids.size, columns}}, sparse);
+                     {upload[bags.rows], {upload.data(bags.lengths), sparse.rows, columns}},
+                     sparse);
 }
 
 DeviceCandidateLookup::DeviceCandidateLookup(const Manifest& manifest, const Assets& assets,
@@ -38,17 +39,15 @@ DeviceCandidateLookup::DeviceCandidateLookup(const Manifest& manifest, const Ass
       vocabulary_(CandidateLookup(manifest, assets).vocabulary(), device) {}
 
 void DeviceCandidateLookup::run(const CudaContext& context, const CandidateBatch& candidates,
-                                Matrix<float> items, Matrix<float> scores) const {
+                                Span<const int32_t> lengths, Matrix<float> items,
+                                Matrix<float> scores) const {
   const int64_t count = scores.rows * scores.cols;
   const Span<const int64_t> ids(candidates.item_ids.data, count);
   const DeviceValues<int64_t> rows(context, count);
   vocabulary_.lookup(context.stream, ids, rows.span());
   // Of each user a sequence of n rows.
-  const auto n = static_cast<int32_t>(scores.cols);
-  const std::vector<int32_t> same(static_cast<size_t>(scores.rows), n);
-  const DeviceValues<int32_t> lengths(context, Span<const int32_t>(same));
-  const BagColumn column = {table_, Pooling::kNone, n, 0};
-  embedding_bag_cuda(context, {&column, 1}, {rows.span(), lengths.matrix(scores.rows)},
+  const BagColumn column = {table_, Pooling::kNone, static_cast<int32_t>(scores.cols), 0};
+  embedding_bag_cuda(context, {&column, 1}, {rows.span(), {lengths.data, scores.rows, 1}},
                      {items.data, scores.rows, scores.cols * items.cols});
   slot_scores_cuda(context, ids, {candidates.scores.data, count}, {scores.data, count});
 }

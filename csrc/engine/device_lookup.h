@@ -5,6 +5,7 @@
 
 #include "engine/candidate_lookup.h"
 #include "engine/device_tables.h"
+#include "engine/device_values.h"
 #include "engine/lookup.h"
 #include "recengine/cuda.h"
 #include "recengine/device_vocabulary.h"
@@ -21,8 +22,17 @@ class DeviceLookup {
 
   int64_t width() const { return lookup_.width(); }
 
-  // [users, width]; zeros for one of whom nothing is known.
-  void run(const CudaContext& context, const UserBatch& users, Matrix<float> sparse) const;
+  struct Bags {
+    DeviceUpload::Part<int32_t> lengths;
+    DeviceUpload::Part<int64_t> rows;  // room for few sizes
+  };
+
+  // The users' bags, as the last of what is uploaded.
+  Bags find_bags(const UserBatch& users, DeviceUpload& upload) const;
+
+  // [users, width], when their bags are on the device; zeros for one of whom nothing is known.
+  void pool(const CudaContext& context, const DeviceUpload& upload, const Bags& bags,
+            Matrix<float> sparse) const;
 
  private:
   Lookup lookup_;
@@ -39,9 +49,9 @@ class DeviceCandidateLookup {
   int64_t dim() const { return table_->dim; }
 
   // Items [users * n, dim] and scores [users, n], n at least 1. An empty slot reads row 0 and
-  // score 0.
-  void run(const CudaContext& context, const CandidateBatch& candidates, Matrix<float> items,
-           Matrix<float> scores) const;
+  // score 0. `lengths` [users] are n each.
+  void run(const CudaContext& context, const CandidateBatch& candidates,
+           Span<const int32_t> lengths, Matrix<float> items, Matrix<float> scores) const;
 
  private:
   const EmbeddingTable* table_;  // on the device

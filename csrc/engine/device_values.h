@@ -46,6 +46,25 @@ class DeviceValues {
   int64_t size_;
 };
 
+// The array, or its copy where a graph's reads are the same each time.
+template <typename T>
+Matrix<const T> in_scratch(const CudaContext& context, Matrix<const T> given) {
+  if (context.scratch == nullptr || context.scratch->holds(given.data)) return given;
+  const DeviceValues<T> copy(context, Span<const T>{given.data, given.rows * given.cols});
+  return {copy.data(), given.rows, given.cols};
+}
+
+// As a part of a graph's key.
+inline int64_t address(const void* data) { return reinterpret_cast<intptr_t>(data); }
+
+// The least power of `base` that is not below, or 0: of arrays of many sizes few shapes.
+inline int64_t few_sizes(int64_t size, int64_t base) {
+  if (size == 0) return 0;
+  int64_t rounded = 1;
+  while (rounded < size) rounded *= base;
+  return rounded;
+}
+
 // Arrays of the host that go to a GPU in one copy.
 class DeviceUpload {
  public:
@@ -55,16 +74,28 @@ class DeviceUpload {
     int64_t size;
   };
 
+  // With room for `size` values, of which those behind the given ones are not defined.
   template <typename T>
-  Part<T> add(const std::vector<T>& values) {
-    const int64_t at = (static_cast<int64_t>(host_.size()) + kAlignment - 1) & -kAlignment;
-    const auto size = static_cast<int64_t>(values.size());
-    host_.resize(static_cast<size_t>(at + size * int64_t{sizeof(T)}));
-    if (size > 0) std::memcpy(host_.data() + at, values.data(), values.size() * sizeof(T));
+  Part<T> add(const std::vector<T>& values, int64_t size) {
+    const int64_t at = (bytes_ + kAlignment - 1) & -kAlignment;
+    host_.resize(static_cast<size_t>(at) + values.size() * sizeof(T));
+    if (!values.empty()) std::memcpy(host_.data() + at, values.data(), values.size() * sizeof(T));
+    bytes_ = at + size * int64_t{sizeof(T)};
     return {at, size};
   }
+  template <typename T>
+  Part<T> add(const std::vector<T>& values) {
+    return add(values, static_cast<int64_t>(values.size()));
+  }
 
-  void copy(const CudaContext& context) { device_.emplace(context, Span<const char>(host_)); }
+  // Room behind the last values is not copied.
+  void copy(const CudaContext& context) {
+    device_.emplace(context, bytes_);
+    copy_async(device_->data(), host_.data(), static_cast<int64_t>(host_.size()), context.device,
+               context.stream);
+  }
+
+  const void* data() const { return device_->data(); }
 
   // Valid after copy().
   template <typename T>
@@ -80,6 +111,7 @@ class DeviceUpload {
   static constexpr int64_t kAlignment = 16;
 
   std::vector<char> host_;
+  int64_t bytes_ = 0;
   std::optional<DeviceValues<char>> device_;
 };
 

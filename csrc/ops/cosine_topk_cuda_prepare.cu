@@ -6,7 +6,6 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kStaged = 1024;  // values of a query in shared memory at once
-constexpr int kMostTurnedDims = 256;
 constexpr float kLargestCode = 127;
 constexpr double kRounding = 2e-6;  // as in coded_queries.cc
 
@@ -52,7 +51,7 @@ __device__ bool normalise(const TopKPass& pass, int query) {
 __device__ const float* turned(const TopKPass& pass, int query) {
   const float* const unit = pass.units + int64_t{query} * pass.padded_dim;
   if (pass.items.axes == nullptr) return unit;
-  __shared__ float coordinates[kMostTurnedDims];
+  __shared__ float coordinates[kMostRotatedDims];
   const int dim = pass.items.dim;
   for (auto axis = static_cast<int>(threadIdx.x); axis < dim; axis += kThreads) {
     float sum = 0;

@@ -10,6 +10,7 @@
 #include "cuda/value_check.h"
 #include "ops/order_check.h"
 #include "ops/sort_key.h"
+#include "ops/stage_values.h"
 #include "recengine/error.h"
 #include "recengine/ops/order.h"
 #include "recengine/vocabulary.h"
@@ -33,23 +34,34 @@ struct OrderCall {
   int64_t* out_ids;   // [batch, k]
   float* out_scores;  // [batch, k]
   int64_t k;
-  int num_keys;    // a power of two
-  uint64_t* keys;  // [blocks, num_keys], or null: in shared memory
-  int* bad_value;  // set when a score is not finite, or null
+  int* bad_value;            // set when a score is not finite, or null
+  const uint8_t* known;      // [batch], or null: `own` counts where it is 0
+  const float* own;          // [batch, n], with `known`
+  int* bad_own;              // set when one of these is not finite
+  int num_keys = 0;          // a power of two
+  uint64_t* keys = nullptr;  // [blocks, num_keys], or null: in shared memory
 };
 
+__device__ const float* scores_of(const OrderCall& call, int64_t row) {
+  const bool own = call.known != nullptr && call.known[row] == 0;
+  return (own ? call.own : call.scores) + row * call.n;
+}
+
 __device__ uint64_t candidate_key(const OrderCall& call, int64_t row, int64_t col) {
-  if (call.candidate_ids[row * call.n + col] == kNoItem) return kNoCandidate;
-  const float score = call.scores[row * call.n + col];
+  const int64_t at = row * call.n + col;
+  if (call.candidate_ids[at] == kNoItem) return kNoCandidate;
+  if (call.own != nullptr && !isfinite(call.own[at])) *call.bad_own = 1;
+  const float score = scores_of(call, row)[col];
   if (isfinite(score)) return sort_key(score, static_cast<uint32_t>(col));
   if (call.bad_value != nullptr) *call.bad_value = 1;
   return kNoCandidate;
 }
 
 // A block for a row at a time. Rows of more candidates than keys are taken in parts: the best half
-// so far stays, the next candidates take the place of the other half.
+// so far stays, the next candidates take the place of the other half. Two blocks at a time leave
+// the registers that ptxas would spill on sm_100.
 template <bool kShared>
-__global__ void __launch_bounds__(kMaxThreads) order_kernel(const OrderCall call) {
+__global__ void __launch_bounds__(kMaxThreads, 2) order_kernel(const OrderCall call) {
   uint64_t* const keys =
       kShared ? cuda::dynamic_shared<uint64_t>() : call.keys + int64_t{blockIdx.x} * call.num_keys;
   const auto thread = static_cast<int>(threadIdx.x);
@@ -66,10 +78,10 @@ __global__ void __launch_bounds__(kMaxThreads) order_kernel(const OrderCall call
     }
     for (int64_t i = thread; i < call.k; i += num_threads) {
       const uint64_t key = i < call.num_keys ? keys[i] : kNoCandidate;
-      const int64_t from = row * call.n + key_position(key);
+      const int64_t col = key_position(key);
       const bool found = key != kNoCandidate;
-      call.out_ids[row * call.k + i] = found ? call.candidate_ids[from] : kNoItem;
-      call.out_scores[row * call.k + i] = found ? call.scores[from] : -INFINITY;
+      call.out_ids[row * call.k + i] = found ? call.candidate_ids[row * call.n + col] : kNoItem;
+      call.out_scores[row * call.k + i] = found ? scores_of(call, row)[col] : -INFINITY;
     }
     __syncthreads();
   }
@@ -104,6 +116,21 @@ void sort_in_global_memory(OrderCall call, const CudaContext& context) {
                static_cast<cudaStream_t>(context.stream), call);
 }
 
+void sort(OrderCall call, const CudaContext& context) {
+  call.num_keys = keys_for(call.n, call.k);
+  if (call.num_keys <= kSharedKeys) {
+    sort_in_shared_memory(call, static_cast<cudaStream_t>(context.stream));
+  } else {
+    sort_in_global_memory(call, context);
+  }
+}
+
+void check_columns(int64_t n) {
+  if (n <= INT32_MAX) return;
+  throw InputError("[order] scores: expected at most 2147483647 columns, found " +
+                   std::to_string(n));
+}
+
 // On the host, where the message is made.
 [[noreturn]] void fail_scores(const CudaContext& context, Matrix<const int64_t> candidate_ids,
                               Matrix<const float> scores) {
@@ -120,21 +147,23 @@ void sort_in_global_memory(OrderCall call, const CudaContext& context) {
 void order_cuda(const CudaContext& context, Matrix<const int64_t> candidate_ids,
                 Matrix<const float> scores, Matrix<int64_t> out_ids, Matrix<float> out_scores) {
   check_order_shapes(candidate_ids, scores, out_ids, out_scores);
-  if (scores.cols > INT32_MAX) {
-    throw InputError("[order] scores: expected at most 2147483647 columns, found " +
-                     std::to_string(scores.cols));
-  }
+  check_columns(scores.cols);
   const cuda::DeviceGuard guard(context.device);
   const cuda::ValueCheck values("[order]", context);
-  const int num_keys = keys_for(scores.cols, out_ids.cols);
-  const OrderCall call{candidate_ids.data, scores.data,  scores.cols, scores.rows, out_ids.data,
-                       out_scores.data,    out_ids.cols, num_keys,    nullptr,     values.found()};
-  if (num_keys <= kSharedKeys) {
-    sort_in_shared_memory(call, static_cast<cudaStream_t>(context.stream));
-  } else {
-    sort_in_global_memory(call, context);
-  }
+  sort({candidate_ids.data, scores.data, scores.cols, scores.rows, out_ids.data, out_scores.data,
+        out_ids.cols, values.found(), nullptr, nullptr, nullptr},
+       context);
   if (values.failed()) fail_scores(context, candidate_ids, scores);
+}
+
+void order_candidates_cuda(const CudaContext& context, const RankedCandidates& candidates,
+                           Matrix<int64_t> out_ids, Matrix<float> out_scores) {
+  check_columns(candidates.ids.cols);
+  const cuda::DeviceGuard guard(context.device);
+  sort({candidates.ids.data, candidates.graph, candidates.ids.cols, candidates.ids.rows,
+        out_ids.data, out_scores.data, out_ids.cols, candidates.not_finite + 1,
+        candidates.known.data, candidates.own.data, candidates.not_finite},
+       context);
 }
 
 }  // namespace recengine

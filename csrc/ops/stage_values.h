@@ -22,13 +22,18 @@ struct TopKAnswer {
 };
 void finish_topk_cuda(const CudaContext& context, const TopKAnswer& answer);
 
-// out[b] = known[b] ? graph[b] : own[b], [batch, n].
-void choose_scores_cuda(const CudaContext& context, Span<const uint8_t> known,
-                        Matrix<const float> graph, Matrix<const float> own, Matrix<float> out);
+// Candidates, each with two scores: that of a graph counts where something is known of the user.
+struct RankedCandidates {
+  Matrix<const int64_t> ids;  // [batch, n]
+  Matrix<const float> own;    // [batch, n], finite whether they count or not
+  const float* graph;         // [batch, n]
+  Span<const uint8_t> known;  // [batch]
+  int32_t* not_finite;  // [2], zeros; set to 1 when an own score, one that counts, is not finite
+};
 
-// Sets `found` to 1 when the score of an item is not finite.
-void find_not_finite_cuda(const CudaContext& context, Span<const int64_t> ids,
-                          Span<const float> scores, int32_t* found);
+// order_cuda() by the scores that count, in one launch.
+void order_candidates_cuda(const CudaContext& context, const RankedCandidates& candidates,
+                           Matrix<int64_t> out_ids, Matrix<float> out_scores);
 
 // out[i] = scores[i], 0 where ids[i] is an empty slot.
 void slot_scores_cuda(const CudaContext& context, Span<const int64_t> ids, Span<const float> scores,

@@ -54,24 +54,9 @@ __global__ void __launch_bounds__(kThreads) finish_topk_kernel(const FinishCall 
 }
 
 __global__ void __launch_bounds__(kThreads)
-    choose_scores_kernel(const uint8_t* known, const float* graph, const float* own, float* out,
-                         int64_t n, int64_t size) {
-  for (int64_t i = first_value(); i < size; i += value_step()) {
-    out[i] = known[i / n] != 0 ? graph[i] : own[i];
-  }
-}
-
-__global__ void __launch_bounds__(kThreads)
     slot_scores_kernel(const int64_t* ids, const float* scores, float* out, int64_t size) {
   for (int64_t i = first_value(); i < size; i += value_step()) {
     out[i] = ids[i] == kNoItem ? 0.0f : scores[i];
-  }
-}
-
-__global__ void __launch_bounds__(kThreads)
-    find_not_finite_kernel(const int64_t* ids, const float* scores, int64_t size, int32_t* found) {
-  for (int64_t i = first_value(); i < size; i += value_step()) {
-    if (ids[i] != kNoItem && !isfinite(scores[i])) *found = 1;
   }
 }
 
@@ -89,18 +74,6 @@ void finish_topk_cuda(const CudaContext& context, const TopKAnswer& answer) {
                         answer.rows.cols,
                         size};
   launch_over(finish_topk_kernel, context, size, call);
-}
-
-void choose_scores_cuda(const CudaContext& context, Span<const uint8_t> known,
-                        Matrix<const float> graph, Matrix<const float> own, Matrix<float> out) {
-  const int64_t size = out.rows * out.cols;
-  launch_over(choose_scores_kernel, context, size, known.data, graph.data, own.data, out.data,
-              out.cols, size);
-}
-
-void find_not_finite_cuda(const CudaContext& context, Span<const int64_t> ids,
-                          Span<const float> scores, int32_t* found) {
-  launch_over(find_not_finite_kernel, context, ids.size, ids.data, scores.data, ids.size, found);
 }
 
 void slot_scores_cuda(const CudaContext& context, Span<const int64_t> ids, Span<const float> scores,

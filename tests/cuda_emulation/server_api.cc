@@ -1,11 +1,16 @@
 // What of the CUDA runtime a tritonserver 24.10 and its Python backend call besides when our tests
-// use them: preloaded, this library makes them see the emulated GPU. CUDA's shared memory, kernels
-// of their own and copies between GPUs are not there. They were compiled with CUDA 12's headers.
+// use them: preloaded, this library makes them see the emulated GPU. Kernels of their own and
+// copies between GPUs are not there. They were compiled with CUDA 12's headers.
 
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <mutex>
+#include <string>
 
 #include "cuda_runtime_api.h"
 #include "device_memory.h"
@@ -23,6 +28,28 @@ struct ServerDeviceProp {
 };
 static_assert(offsetof(ServerDeviceProp, totalGlobalMem) == 288);
 static_assert(offsetof(ServerDeviceProp, major) == 360);
+
+// Of memory that another process has on the GPU. Here that is a file, whose path this is; what it
+// holds is copied as it is opened.
+struct ServerIpcMemHandle {
+  char path[64];
+};
+
+std::mutex opened_mutex;
+std::map<void*, size_t> opened;  // their bytes
+
+// Of the driver: the server asks for the size alone.
+int get_address_range(uintptr_t*, size_t* bytes, uintptr_t pointer) {
+  const std::lock_guard<std::mutex> lock(opened_mutex);
+  const auto found = opened.find(reinterpret_cast<void*>(pointer));
+  if (found == opened.end()) return cudaErrorInvalidValue;
+  *bytes = found->second;
+  return cudaSuccess;
+}
+int get_error_string(int, const char** text) {
+  *text = "invalid argument";
+  return cudaSuccess;
+}
 
 }  // namespace
 
@@ -76,6 +103,29 @@ cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
   *total = properties.totalGlobalMem;
   *free = *total - cuda_emulation::device_bytes_taken();
   return cudaSuccess;
+}
+cudaError_t cudaIpcOpenMemHandle(void** pointer, ServerIpcMemHandle handle, unsigned) {
+  std::ifstream file(handle.path, std::ios::binary);
+  const std::string content{std::istreambuf_iterator<char>(file), {}};
+  *pointer = content.empty() ? nullptr : cuda_emulation::take_device_memory(content.size());
+  if (*pointer == nullptr) return cudaErrorInvalidValue;
+  const cuda_emulation::DeviceAccess access;
+  std::memcpy(*pointer, content.data(), content.size());
+  const std::lock_guard<std::mutex> lock(opened_mutex);
+  opened[*pointer] = content.size();
+  return cudaSuccess;
+}
+cudaError_t cudaIpcCloseMemHandle(void* pointer) {
+  const std::lock_guard<std::mutex> lock(opened_mutex);
+  opened.erase(pointer);
+  return cuda_emulation::give_back_device_memory(pointer) ? cudaSuccess : cudaErrorInvalidValue;
+}
+cudaError_t cudaGetDriverEntryPoint(const char* symbol, void** function, unsigned long long, int*) {
+  const std::string name = symbol;
+  *function = name == "cuMemGetAddressRange" ? reinterpret_cast<void*>(get_address_range)
+              : name == "cuGetErrorString"   ? reinterpret_cast<void*>(get_error_string)
+                                             : nullptr;
+  return *function != nullptr ? cudaSuccess : cudaErrorInvalidValue;
 }
 cudaError_t cudaMemset(void* to, int value, size_t bytes) {
   return cudaMemsetAsync(to, value, bytes, nullptr);

@@ -64,6 +64,15 @@ def test_codes_of_every_dimension(dim, batch):
     assert (found[2].bound > 0).all()
 
 
+def test_codes_along_the_axes_of_more_than_256_dimensions():
+    decay = np.float32(0.9) ** np.arange(260, dtype=np.float32)
+    vectors, queries = normal(3, 78_000, 260) * decay, normal(4, 3, 260)
+    assert ops.ItemIndex(vectors).stored_codes()["axes"].size == 260**2
+    found = gpu_search(vectors, queries, 10)
+    assert_same(found, reference(vectors, queries, 10))
+    assert (found[2].scored < 78_000).all()
+
+
 def test_vectors_too_long_for_codes_are_all_scored():
     vectors, queries = normal(3, 130, 4100), normal(4, 2, 4100)
     found = gpu_search(vectors, queries, 4)

@@ -47,6 +47,10 @@ std::shared_ptr<void> allocate_on_device(int64_t bytes, int device, CudaStream s
 // Memory for what is loaded once. Its last owner has waited for all that reads it.
 std::shared_ptr<void> allocate_resident(int64_t bytes, int device);
 
+// Memory that calls work in, ready when this returns. While others compute: no stream waits for it,
+// as any may for that of allocate_resident(). Its last owner has waited for all that uses it.
+std::shared_ptr<void> allocate_for_calls(int64_t bytes, int device);
+
 // Memory of the host that is pinned and that devices read in place, by the same address. Its last
 // owner has waited, too.
 std::shared_ptr<void> allocate_mapped(int64_t bytes, int device);

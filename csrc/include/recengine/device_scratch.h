@@ -85,7 +85,7 @@ class DeviceScratch {
   }
 
   void add_chunk(int64_t bytes) {
-    chunks_.push_back({allocate_resident(bytes, device_), bytes});
+    chunks_.push_back({allocate_for_calls(bytes, device_), bytes});
     total_ += bytes;
   }
 

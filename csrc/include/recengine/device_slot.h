@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <set>
+#include <utility>
 #include <vector>
 
 #include "recengine/cuda.h"
@@ -51,6 +52,15 @@ class DeviceSlot {
   int64_t num_runs_ = 0;
   int64_t num_replays_ = 0;
 };
+
+// By the slot, if there is one; else at once.
+inline void run_by(DeviceSlot* slot, std::vector<int64_t> key, const std::function<void()>& work) {
+  if (slot == nullptr) {
+    work();
+  } else {
+    slot->run(std::move(key), work);
+  }
+}
 
 // The slots of an engine; it outlives them. Safe to call from many threads at once.
 class DeviceSlots {

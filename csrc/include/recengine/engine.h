@@ -85,8 +85,9 @@ struct RankerInputs {
   Matrix<float> item_scores;  // [batch, n], 0 in an empty slot
 };
 
-// Where a stage on a GPU puts its work. With a slot, whose stream it then is, a search is a graph
-// from the slot's second call of a shape on; lookups and order are a few kernels.
+// Where a stage on a GPU puts its work. With a slot, whose stream it then is, the kernels of a
+// lookup or a search are a graph from the slot's second call of a shape on; order is a single
+// kernel.
 struct DeviceWork {
   CudaStream stream = nullptr;
   DeviceSlot* slot = nullptr;
