@@ -161,10 +161,33 @@ def test_train_says_what_it_fits_and_shows_no_bar_where_no_terminal_is(plays, tm
 
 def test_the_table_of_quality_says_which_baseline_is_left_out(capsys):
     rows = [("popularity", {"ndcg@10": 0.1}), ("item-kNN", {"ndcg@10": 0.2})]
-    show.quality("large", rows)
+    show.quality("large", None, rows)
     assert "left out" not in capsys.readouterr().out
-    show.quality("large", rows[:1])
+    show.quality("large", None, rows[:1])
     assert "item-kNN is left out of catalogs above 20,000 items" in capsys.readouterr().out
+
+
+def test_what_is_printed_says_on_which_split_it_was_measured(plays, tmp_path):
+    made = {name: tmp_path / name for name in ("checkpoint", "bundle", "repository")}
+    split = ("--split", "time-ratio:0.6,0.2,0.2", "--max-epochs", "1")
+    held_out = "held-out users of time-ratio:0.6,0.2,0.2"
+    for command in (
+        ("train", plays[0], "--out", made["checkpoint"], *split, *NAMES),
+        ("evaluate", made["checkpoint"]),
+        ("export", made["checkpoint"], "--out", made["bundle"]),
+        ("evaluate", made["bundle"]),
+        ("compile", made["bundle"], "--out", made["repository"]),
+        ("evaluate", made["repository"]),
+    ):
+        result = invoke(*command)
+        assert result.exit_code == 0, result.output
+        assert (held_out in result.stdout) == (command[0] != "export")
+
+
+def test_train_refuses_a_split_that_there_is_not_before_it_reads(plays):
+    result = invoke("train", plays[0], "--split", "random")
+    assert result.exit_code == 2
+    assert "expected leave-last-out" in result.output
 
 
 @pytest.mark.parametrize("names", ["usr=listener", "user", "user=", "user=listener,user=artist"])

@@ -10,7 +10,7 @@ import lightning as L
 import numpy as np
 
 from recengine.data.dataset import Dataset
-from recengine.data.split import Split, leave_last_out
+from recengine.data.split import LEAVE_LAST_OUT, Split, leave_last_out
 from recengine.errors import InputError
 from recengine.models import DLRM, TwoTower
 from recengine.training import checkpoint
@@ -92,8 +92,8 @@ def _why_none(split: Split) -> str:
             "which is left out of validation and test: what was taken is not recommended again. "
             "Keep the first of each user and item"
         )
-    if longest < 3:
-        return f"; leave_last_out needs three interactions of a user, found at most {longest}"
+    if split.name == LEAVE_LAST_OUT and longest < 3:
+        return f"; {split.name} needs three interactions of a user, found at most {longest}"
     return ""
 
 
@@ -122,5 +122,5 @@ def _recommender(
         held_out=encoded.requests(encoded.split.test),
         quality=quality,
         dense_means=encoded.dense_means,
-        dataset=dataset.source,
+        dataset=dataset.source | {"split": encoded.split.name},
     )
