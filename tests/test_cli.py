@@ -498,18 +498,34 @@ def test_a_catalog_gives_features_as_training_names_them():
     assert features["gender"].tolist() == [3]
 
 
-def test_a_catalog_packs_ids_of_strings_as_the_hashes_that_they_are():
-    schema = Schema(
+def schema_of(*, hashed):
+    return Schema(
         "test",
-        (Feature("history", 9, hashed=True), Feature("gender", 1, hashed=True)),
+        (Feature("history", 9, hashed), Feature("gender", 1, hashed)),
         *(("age",), 2, 2, 2, 2),
-        hashed_items=True,
+        hashed_items=hashed,
         dense_defaults={"age": 30.0},
     )
-    wire = Catalog(DATASET).pack(schema, [7, 8])
-    assert wire.ids.tolist() == [[1, 2, 3, 1, 2], [1, 1, -1, -1, -1]]
+
+
+def test_a_catalog_packs_ids_of_strings_as_the_hashes_that_they_are():
+    a, b, f = (hash_key(key) for key in "abf")
+    dataset = replace(
+        DATASET,
+        interactions=replace(DATASET.interactions, items=np.array([a, a, b])),
+        users=replace(DATASET.users, sparse={"gender": Ragged.of([[f], []])}),
+        items=FeatureTable(ids=np.sort([a, b])),
+    )
+    wire = Catalog(dataset).pack(schema_of(hashed=True), [7, 8])
+    assert wire.ids.tolist() == [[a, b, f, a, b], [a, a, -1, -1, -1]]
     assert wire.lengths.tolist() == [[2, 1, 2], [1, 0, 1]]
     assert wire.dense.tolist() == [[20], [30]]
+
+
+def test_a_catalog_of_numbers_is_refused_where_the_model_knows_strings():
+    assert Catalog(DATASET).pack(schema_of(hashed=False), [7]).ids.tolist() == [[1, 2, 3, 1, 2]]
+    with pytest.raises(InputError, match=r"'history': expected strings, which the schema hashes"):
+        Catalog(DATASET).pack(schema_of(hashed=True), [7])
 
 
 def test_a_catalog_leaves_out_an_unknown_number():
