@@ -39,7 +39,8 @@ def train(
         config: all settings; the defaults suit MovieLens-100K.
         split: what to learn from, choose by and report; by default each user's last item is the
             test and the second last the validation.
-        progress: say on standard error which model is fitted, and on a terminal how far it is.
+        progress: say on standard error which model is fitted and, on a terminal or in a notebook,
+            how far it is.
         **overrides: single settings of `config`, as in `seed=1, max_epochs=10`.
 
     Returns:
