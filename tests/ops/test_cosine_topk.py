@@ -21,12 +21,15 @@ def exact_scores(queries, vectors):
     """16 lanes of rounded products added in order, then the tree 8, 4, 2, 1: [batch, rows]."""
     pad = ((0, 0), (0, -queries.shape[1] % 16))
     queries, vectors = np.pad(unit(queries), pad), np.pad(unit(vectors), pad)
+    columns = np.ascontiguousarray(vectors.T).reshape(-1, 16, len(vectors))
     scores = np.empty((len(queries), len(vectors)), np.float32)
-    for row, query in enumerate(queries):
-        lanes = np.cumsum((vectors * query).reshape(len(vectors), -1, 16), axis=1)[:, -1]
+    for row, query in enumerate(queries.reshape(len(queries), -1, 16, 1)):
+        lanes = columns[0] * query[0]
+        for values, factors in zip(columns[1:], query[1:], strict=True):
+            lanes += values * factors
         for half in (8, 4, 2, 1):
-            lanes = lanes[:, :half] + lanes[:, half:]
-        scores[row] = lanes[:, 0]
+            lanes = lanes[:half] + lanes[half:]
+        scores[row] = lanes[0]
     return scores
 
 
@@ -38,7 +41,8 @@ def reference(vectors, queries, k, exclude=None, allow=None):
         allowed = np.ones(len(vectors), bool) if allow is None else allow.copy()
         if exclude is not None:
             allowed[exclude[q]] = False
-        order = [row for row in np.argsort(-row_scores, kind="stable") if allowed[row]][:k]
+        allowed = np.flatnonzero(allowed)
+        order = allowed[np.argsort(-row_scores[allowed], kind="stable")][:k]
         rows[q, : len(order)] = order
         best[q, : len(order)] = row_scores[order]
     return rows, best
