@@ -2,6 +2,7 @@
 # Builds the C++ core with AddressSanitizer and UndefinedBehaviorSanitizer and runs its tests on it:
 # ops and engine through the native module, the backend inside a real tritonserver; kernels run on an
 # emulated GPU. What is changed while it is read runs with ThreadSanitizer.
+# usage: sanitize.sh VENV [--build]: builds and runs nothing
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$(realpath "${1:-.venv}")
@@ -20,9 +21,10 @@ build_with() {
 }
 
 build_with thread $build-thread live_item_index_stress
-TSAN_OPTIONS=halt_on_error=1 $build-thread/live_item_index_stress
-
 build_with address,undefined $build _native triton_recengine
+[[ ${2:-} == --build ]] && exit
+
+TSAN_OPTIONS=halt_on_error=1 $build-thread/live_item_index_stress
 
 make_package "$venv" "$package" $build/_native*.so $build/libtriton_recengine.so
 export PYTHONPATH=$package:$PWD:$site PYTHONDONTWRITEBYTECODE=1
