@@ -71,10 +71,12 @@ def searches(draw):
 
 
 @given(search=searches())
-def test_rows_and_scores_equal_the_reference_to_the_bit(place, search):
+def test_rows_and_scores_equal_the_reference_to_the_bit(places, search):
     vectors, queries, k, exclude, allow = search
-    found = place.cosine_topk(vectors, queries, k, exclude=exclude, allow=allow)
-    assert_same(found, reference(*search))
+    expected = reference(*search)
+    for place in places:
+        found = place.cosine_topk(vectors, queries, k, exclude=exclude, allow=allow)
+        assert_same(found, expected)
 
 
 @pytest.mark.parametrize("dim", [1, 15, 16, 17, 31, 48, 64, 100, 130])
@@ -134,10 +136,12 @@ def coded_searches(draw):
 
 @settings(max_examples=settings.default.max_examples // 3)
 @given(search=coded_searches(), threads=st.integers(1, 3))
-def test_a_search_by_codes_equals_the_reference_to_the_bit(place, search, threads):
+def test_a_search_by_codes_equals_the_reference_to_the_bit(places, search, threads):
     vectors, queries, k, exclude, allow = search
-    found = place.cosine_topk(vectors, queries, k, exclude=exclude, allow=allow, threads=threads)
-    assert_same(found, reference(*search))
+    index, expected = ops.ItemIndex(vectors), reference(*search)
+    limits = {"exclude": exclude, "allow": allow}
+    for place in places:
+        assert_same(place.cosine_topk(index, queries, k, threads=threads, **limits), expected)
 
 
 # What is the same in every place is made once: an index takes longer than searches of it.
