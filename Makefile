@@ -7,14 +7,16 @@ PIP_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q install -c constraints.txt $(PIP_ARGS)
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q install --no-compile -c constraints.txt $(PIP_ARGS)
+# Of two processes that share two cores: threads that spin while they wait take the cores from each other.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 DATA := data/ml-100k
 CHECKPOINT := artifacts/checkpoint
 BUNDLE := artifacts/bundle
 REPOSITORY := model_repository
 CXX_FILES = $(shell find csrc bench tests -name '*.h' -o -name '*.cc' -o -name '*.cu')
 
-.PHONY: setup demo test test-cuda-emulated check sanitize stubs format bench-serving bench-overload bench-coalescing bench-ops bench-catalog bench-scale bench-gpu clean
+.PHONY: setup demo test test-cuda-emulated check sanitize sanitize-build stubs format bench-serving bench-overload bench-coalescing bench-ops bench-catalog bench-scale bench-gpu clean
 .DELETE_ON_ERROR:
 
 setup: $(VENV)/installed
@@ -56,12 +58,12 @@ demo: $(REPOSITORY)/.compiled $(VENV)/perf_analyzer/perf_analyzer
 # ---- checks -------------------------------------------------------------------------------------
 
 test: $(REPOSITORY)/.compiled $(VENV)/perf_analyzer/perf_analyzer test-cuda-emulated
-	$(BIN)/python -m pytest tests -m "not alone" -n 2 --dist loadfile
+	$(ONE_THREAD) $(BIN)/python -m pytest tests -m "not alone" -n 2 --dist loadfile
 	$(BIN)/python -m pytest tests -m alone
 	git diff --exit-code -- $(REPOSITORY)
 
 test-cuda-emulated: $(VENV)/installed
-	bash tools/cuda_emulated.sh $(VENV)
+	$(ONE_THREAD) bash tools/cuda_emulated.sh $(VENV)
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -72,7 +74,10 @@ check: $(VENV)/installed
 	bash tools/check_cuda.sh $(VENV)
 
 sanitize: $(VENV)/installed
-	bash tools/sanitize.sh $(VENV)
+	$(ONE_THREAD) bash tools/sanitize.sh $(VENV)
+
+sanitize-build: $(VENV)/requirements
+	bash tools/sanitize.sh $(VENV) --build
 
 stubs: $(VENV)/installed
 	$(BIN)/python tools/stubs.py

@@ -236,6 +236,7 @@ class FidelityRow(_Model):
 class Provenance(_Model):
     """Where a bundle comes from.
 
+    `dataset` says under "split" on which split `quality` was measured and users were held out.
     `dense_means` has the mean that training gave users whose dense feature is unknown, by name;
     clients do the same. It stands here because engines of before look at nothing of it.
     """

@@ -161,10 +161,33 @@ def test_train_says_what_it_fits_and_shows_no_bar_where_no_terminal_is(plays, tm
 
 def test_the_table_of_quality_says_which_baseline_is_left_out(capsys):
     rows = [("popularity", {"ndcg@10": 0.1}), ("item-kNN", {"ndcg@10": 0.2})]
-    show.quality("large", rows)
+    show.quality("large", None, rows)
     assert "left out" not in capsys.readouterr().out
-    show.quality("large", rows[:1])
+    show.quality("large", None, rows[:1])
     assert "item-kNN is left out of catalogs above 20,000 items" in capsys.readouterr().out
+
+
+def test_what_is_printed_says_on_which_split_it_was_measured(plays, tmp_path):
+    made = {name: tmp_path / name for name in ("checkpoint", "bundle", "repository")}
+    split = ("--split", "time-ratio:0.6,0.2,0.2", "--max-epochs", "1")
+    held_out = "held-out users of time-ratio:0.6,0.2,0.2"
+    for command in (
+        ("train", plays[0], "--out", made["checkpoint"], *split, *NAMES),
+        ("evaluate", made["checkpoint"]),
+        ("export", made["checkpoint"], "--out", made["bundle"]),
+        ("evaluate", made["bundle"]),
+        ("compile", made["bundle"], "--out", made["repository"]),
+        ("evaluate", made["repository"]),
+    ):
+        result = invoke(*command)
+        assert result.exit_code == 0, result.output
+        assert (held_out in result.stdout) == (command[0] != "export")
+
+
+def test_train_refuses_a_split_that_there_is_not_before_it_reads(plays):
+    result = invoke("train", plays[0], "--split", "random")
+    assert result.exit_code == 2
+    assert "expected leave-last-out" in result.output
 
 
 @pytest.mark.parametrize("names", ["usr=listener", "user", "user=", "user=listener,user=artist"])
@@ -475,18 +498,34 @@ def test_a_catalog_gives_features_as_training_names_them():
     assert features["gender"].tolist() == [3]
 
 
-def test_a_catalog_packs_ids_of_strings_as_the_hashes_that_they_are():
-    schema = Schema(
+def schema_of(*, hashed):
+    return Schema(
         "test",
-        (Feature("history", 9, hashed=True), Feature("gender", 1, hashed=True)),
+        (Feature("history", 9, hashed), Feature("gender", 1, hashed)),
         *(("age",), 2, 2, 2, 2),
-        hashed_items=True,
+        hashed_items=hashed,
         dense_defaults={"age": 30.0},
     )
-    wire = Catalog(DATASET).pack(schema, [7, 8])
-    assert wire.ids.tolist() == [[1, 2, 3, 1, 2], [1, 1, -1, -1, -1]]
+
+
+def test_a_catalog_packs_ids_of_strings_as_the_hashes_that_they_are():
+    a, b, f = (hash_key(key) for key in "abf")
+    dataset = replace(
+        DATASET,
+        interactions=replace(DATASET.interactions, items=np.array([a, a, b])),
+        users=replace(DATASET.users, sparse={"gender": Ragged.of([[f], []])}),
+        items=FeatureTable(ids=np.sort([a, b])),
+    )
+    wire = Catalog(dataset).pack(schema_of(hashed=True), [7, 8])
+    assert wire.ids.tolist() == [[a, b, f, a, b], [a, a, -1, -1, -1]]
     assert wire.lengths.tolist() == [[2, 1, 2], [1, 0, 1]]
     assert wire.dense.tolist() == [[20], [30]]
+
+
+def test_a_catalog_of_numbers_is_refused_where_the_model_knows_strings():
+    assert Catalog(DATASET).pack(schema_of(hashed=False), [7]).ids.tolist() == [[1, 2, 3, 1, 2]]
+    with pytest.raises(InputError, match=r"'history': expected strings, which the schema hashes"):
+        Catalog(DATASET).pack(schema_of(hashed=True), [7])
 
 
 def test_a_catalog_leaves_out_an_unknown_number():

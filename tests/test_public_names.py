@@ -115,5 +115,6 @@ def test_data():
         "detect_format",
         "leave_last_out",
         "read",
+        "splitter",
         "time_ratio",
     }

@@ -18,9 +18,13 @@ mkdir -p $build
   -o $build/emulation_test
 $build/emulation_test
 
+# Most objects are those of the ordinary build, once it is up to date.
+cpu_build=$(find "$PWD/build" -maxdepth 1 -name 'cp3*' | head -1)
+[[ -z $cpu_build ]] || "$venv/bin/ninja" -C "$cpu_build" --quiet
 "$venv/bin/cmake" -S . -B $build -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
   -DCMAKE_BUILD_TYPE=Release -DRECENGINE_CUDA=EMULATED -DRECENGINE_WERROR=ON \
-  -DPython_EXECUTABLE="$venv/bin/python" -DCMAKE_STRIP="$(command -v true)" >/dev/null
+  -DRECENGINE_CPU_BUILD="$cpu_build" -DPython_EXECUTABLE="$venv/bin/python" \
+  -DCMAKE_STRIP="$(command -v true)" >/dev/null
 "$venv/bin/ninja" -C $build --quiet -j "${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc)}" _native triton_recengine
 
 make_package "$venv" "$package" $build/_native*.so $build/libtriton_recengine.so

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 from recengine.client import Schema, User, WireUsers, pack_users
 from recengine.client.wire import Value
@@ -78,10 +77,7 @@ class Catalog:
             {name: value for name, value in self.features(user).items() if name in taken}
             for user in users
         ]
-        # Strings are hashed already.
-        features = tuple(replace(feature, hashed=False) for feature in schema.features)
-        plain = replace(schema, features=features, hashed_items=False)
-        return pack_users(plain, asking, [self.history(user) for user in users])
+        return pack_users(schema, asking, [self.history(user) for user in users])
 
     def _column(self, pattern: re.Pattern[str]) -> list[str] | None:
         text = self._dataset.items.text

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from recengine.errors import InputError
+
 if TYPE_CHECKING:
-    from recengine.data import Columns, Dataset
+    from recengine.data import Columns, Dataset, Split
 
 ColumnNames = Annotated[
     str | None,
@@ -33,6 +36,15 @@ ItemTable = Annotated[
     typer.Option("--items", exists=True, dir_okay=False, help="Item features, Parquet or CSV."),
 ]
 
+SplitName = Annotated[
+    str,
+    typer.Option(
+        "--split",
+        help="What to learn from and what to hold out: leave-last-out holds out each user's last "
+        "two, time-ratio:TRAIN,VALIDATION,TEST cuts all interactions at two moments.",
+    ),
+]
+
 
 def read(
     path: Path,
@@ -51,6 +63,20 @@ def read(
 
     names = _columns(columns, strings or []) if columns or strings else None
     return read_dataset(path, columns=names, users=users, items=items)
+
+
+def splitter(name: str) -> Callable[[Dataset], Split]:
+    """As `recengine.data.splitter`.
+
+    Raises:
+        typer.BadParameter: there is no such split.
+    """
+    from recengine.data import splitter as named
+
+    try:
+        return named(name)
+    except InputError as error:
+        raise typer.BadParameter(str(error), param_hint="--split") from None
 
 
 def _columns(names: str | None, strings: list[str]) -> Columns:

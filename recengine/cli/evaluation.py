@@ -16,6 +16,7 @@ from recengine.errors import BundleError, CompileError, ServerError
 from recengine.plans import Precision, plans
 
 _TIMEOUT_S = 30.0
+_SPLIT = "split"  # in the record of the data set
 
 
 def of_checkpoint(path: Path) -> None:
@@ -23,7 +24,8 @@ def of_checkpoint(path: Path) -> None:
     from recengine.training import checkpoint
 
     recommender = checkpoint.load(path)
-    show.quality(recommender.name, ((row.method, row.metrics) for row in recommender.quality))
+    rows = ((row.method, row.metrics) for row in recommender.quality)
+    show.quality(recommender.name, recommender.dataset.get(_SPLIT), rows)
 
 
 def of_bundle(path: Path, url: str | None, precision: Precision | None) -> None:
@@ -37,9 +39,9 @@ def of_bundle(path: Path, url: str | None, precision: Precision | None) -> None:
             is fp32.
     """
     manifest = read_manifest(path)
-    quality = manifest.provenance.quality
+    quality, split = manifest.provenance.quality, manifest.provenance.dataset.get(_SPLIT)
     if quality:
-        show.quality(manifest.name, quality.items())
+        show.quality(manifest.name, split, quality.items())
     if url is None:
         return
     if manifest.reference is None:
@@ -54,7 +56,7 @@ def of_bundle(path: Path, url: str | None, precision: Precision | None) -> None:
             if precision is not None:
                 raise
             raise CompileError(f"{error}\nif it runs graphs below fp32, say --precision") from None
-    show.fidelity(rows)
+    show.fidelity(split, rows)
 
 
 def _require_same_model(client: RecommenderClient, expected: Schema, bundle: Path) -> None:
@@ -77,4 +79,5 @@ def of_repository(path: Path, url: str | None) -> None:
         precision: Precision = next((plan.precision for _, plan in plans(path)), "fp32")
         served(url, path, BOUNDS[precision])
     manifests = [read_manifest(latest_version(path / model)) for model in MEASURED]
-    show.fidelity(row for manifest in manifests for row in manifest.fidelity)
+    split = manifests[0].provenance.dataset.get(_SPLIT)
+    show.fidelity(split, (row for manifest in manifests for row in manifest.fidelity))

@@ -34,14 +34,17 @@ def train(
     strings: dataset.StringColumns = None,
     users: dataset.UserTable = None,
     items: dataset.ItemTable = None,
+    split: dataset.SplitName = "leave-last-out",
 ) -> None:
     """Trains retrieval and ranking on a data set and prints their quality beside baselines."""
     from recengine.cli import show
     from recengine.training.train import train as fit
 
+    divide = dataset.splitter(split)
     learned = dataset.read(data, columns, strings, users, items)
-    quality = fit(learned, out, seed=seed, max_epochs=max_epochs)
-    show.quality(learned.name, ((row.method, row.metrics) for row in quality))
+    parts = divide(learned)
+    quality = fit(learned, out, split=parts, seed=seed, max_epochs=max_epochs)
+    show.quality(learned.name, parts.name, ((row.method, row.metrics) for row in quality))
     typer.echo(f"checkpoint: {out}")
 
 

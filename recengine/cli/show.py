@@ -32,13 +32,13 @@ def recommendations(
     console.print(side_by_side)
 
 
-def quality(name: str, rows: Iterable[tuple[str, Mapping[str, float]]]) -> None:
-    """One row per method: its name and its metrics."""
+def quality(name: str, split: str | None, rows: Iterable[tuple[str, Mapping[str, float]]]) -> None:
+    """One row per method: its name and its metrics; `split` is None where nobody recorded it."""
     from recengine.training.config import MOST_KNN_ITEMS
 
     listed = list(rows)
     columns = listed[0][1] if listed else ()
-    table = Table("method", *columns, title=f"{name}: held-out users, whole catalog")
+    table = Table("method", *columns, title=f"{name}: {_held_out(split)}, whole catalog")
     for method, metrics in listed:
         table.add_row(method, *(f"{value:.4f}" for value in metrics.values()))
     console.print(table)
@@ -47,9 +47,10 @@ def quality(name: str, rows: Iterable[tuple[str, Mapping[str, float]]]) -> None:
         console.print(f"item-kNN is left out of catalogs above {MOST_KNN_ITEMS:,} items")
 
 
-def fidelity(rows: Iterable[FidelityRow]) -> None:
-    """How far answers are from eager PyTorch."""
-    table = Table("stage", "path", "users", "k", title="answers beside eager PyTorch")
+def fidelity(split: str | None, rows: Iterable[FidelityRow]) -> None:
+    """How far answers for the held-out users of this split are from eager PyTorch."""
+    title = f"answers beside eager PyTorch, {_held_out(split)}"
+    table = Table("stage", "path", "users", "k", title=title)
     for name in ("score error", "identical top-k", "recall", "eager", "NDCG", "eager"):
         table.add_column(name, justify="right")
     for row in rows:
@@ -64,3 +65,7 @@ def fidelity(rows: Iterable[FidelityRow]) -> None:
             *(f"{value:.4f}" for value in metrics),
         )
     console.print(table)
+
+
+def _held_out(split: str | None) -> str:
+    return f"held-out users of {split}" if split else "held-out users"

@@ -3,7 +3,7 @@
 from recengine.data.build import Columns
 from recengine.data.dataset import Dataset, FeatureTable, Interactions, Ragged
 from recengine.data.read import detect_format, read
-from recengine.data.split import Split, leave_last_out, time_ratio
+from recengine.data.split import Split, leave_last_out, splitter, time_ratio
 
 __all__ = [
     "Columns",
@@ -15,5 +15,6 @@ __all__ = [
     "detect_format",
     "leave_last_out",
     "read",
+    "splitter",
     "time_ratio",
 ]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from recengine.data.dataset import Dataset, Int64s, Ragged
 from recengine.errors import InputError
+
+LEAVE_LAST_OUT = "leave-last-out"
+_TIME_RATIO = "time-ratio:"
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,7 @@ class Split:
         train: positions to learn from.
         validation: positions to choose by.
         test: positions to report.
+        name: how it was made, as `splitter` reads it.
     """
 
     dataset: Dataset
@@ -36,6 +41,7 @@ class Split:
     train: Int64s
     validation: Int64s
     test: Int64s
+    name: str = "custom"
 
     def history(self, positions: Int64s, max_length: int | None = None) -> Ragged:
         """Item rows that each target's user had before it, oldest first, the last `max_length`."""
@@ -48,6 +54,30 @@ class Split:
         return Ragged(self.item_idx[steps], offsets)
 
 
+def splitter(name: str) -> Callable[[Dataset], Split]:
+    """The function that splits in this way.
+
+    Args:
+        name: "leave-last-out", or "time-ratio:0.8,0.1,0.1" with shares as `time_ratio` takes them.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if name == LEAVE_LAST_OUT:
+        return leave_last_out
+    shares = name.removeprefix(_TIME_RATIO)
+    try:
+        ratios = tuple(float(share) for share in shares.split(","))
+    except ValueError:
+        ratios = ()
+    if shares == name or not _are_shares(ratios):
+        raise InputError(
+            f"[splitter] expected {LEAVE_LAST_OUT}, or {_TIME_RATIO}0.8,0.1,0.1 with three shares "
+            f"that sum to 1, found {name!r}"
+        )
+    return partial(time_ratio, ratios=ratios)
+
+
 def leave_last_out(dataset: Dataset) -> Split:
     """Each user's last item is for the test, the second last for validation.
 
@@ -57,7 +87,7 @@ def leave_last_out(dataset: Dataset) -> Split:
     positions = np.arange(len(order))
     to_end = np.where(ends - starts >= 3, ends - positions, 3)
     parts = [positions[to_end > 2], positions[to_end == 2], positions[to_end == 1]]
-    return _split(dataset, order, starts, parts)
+    return _split(dataset, LEAVE_LAST_OUT, order, starts, parts)
 
 
 def time_ratio(dataset: Dataset, ratios: Sequence[float] = (0.8, 0.1, 0.1)) -> Split:
@@ -69,7 +99,7 @@ def time_ratio(dataset: Dataset, ratios: Sequence[float] = (0.8, 0.1, 0.1)) -> S
         dataset: what to split.
         ratios: shares of train, validation and test; they sum to 1.
     """
-    if len(ratios) != 3 or min(ratios) < 0 or abs(sum(ratios) - 1) > 1e-6:
+    if not _are_shares(ratios):
         raise InputError(
             f"[time_ratio] ratios: expected three shares that sum to 1, found {ratios}"
         )
@@ -79,7 +109,12 @@ def time_ratio(dataset: Dataset, ratios: Sequence[float] = (0.8, 0.1, 0.1)) -> S
     # Moments, not counts: everything of the cut's own moment falls behind it.
     moments = [times[cut] if cut < len(times) else np.iinfo(np.int64).max for cut in cuts]
     part = np.searchsorted(np.array(moments), times[order], side="right")
-    return _split(dataset, order, starts, [np.flatnonzero(part == i) for i in range(3)])
+    name = _TIME_RATIO + ",".join(f"{ratio:g}" for ratio in ratios)
+    return _split(dataset, name, order, starts, [np.flatnonzero(part == i) for i in range(3)])
+
+
+def _are_shares(ratios: Sequence[float]) -> bool:
+    return len(ratios) == 3 and min(ratios) >= 0 and abs(sum(ratios) - 1) <= 1e-6
 
 
 def _by_user(dataset: Dataset) -> tuple[Int64s, Int64s, Int64s]:
@@ -93,7 +128,9 @@ def _by_user(dataset: Dataset) -> tuple[Int64s, Int64s, Int64s]:
     return order, starts, starts + counts[inverse]
 
 
-def _split(dataset: Dataset, order: Int64s, starts: Int64s, parts: list[Int64s]) -> Split:
+def _split(
+    dataset: Dataset, name: str, order: Int64s, starts: Int64s, parts: list[Int64s]
+) -> Split:
     interactions = dataset.interactions
     item_idx = dataset.items.find(interactions.items[order])
     user_idx = dataset.users.find(interactions.users[order])
@@ -111,4 +148,5 @@ def _split(dataset: Dataset, order: Int64s, starts: Int64s, parts: list[Int64s])
         train=train,
         validation=validation[new[validation]],
         test=test[new[test]],
+        name=name,
     )

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 import lightning as L
 import torch
@@ -44,11 +44,10 @@ def fit(
         epochs: how many, at most.
         patience: keep the epoch of the best NDCG@10 on the validation targets, and stop after so
             many without a better one; by default all epochs are run and the last one is kept.
-        progress: show a progress bar, on a terminal.
+        progress: show a progress bar, on a terminal or in a notebook.
     """
     _quiet()
-    streams = (sys.stdout, sys.stderr)
-    progress = progress and all(stream is not None and stream.isatty() for stream in streams)
+    progress = progress and _shows_bars(sys.stdout) and _shows_bars(sys.stderr)
     with tempfile.TemporaryDirectory() as directory:
         keep = ModelCheckpoint(directory, "best", MONITOR, mode="max", save_weights_only=True)
         callbacks: list[Callback] = []
@@ -106,6 +105,12 @@ def _batches(positions: Int64s, batch_size: int, *, shuffle: bool) -> DataLoader
     sampler = BatchSampler(order, min(batch_size, len(positions)), drop_last=shuffle)
     # batch_size=None: the sampler already yields lists, and a tensor takes those at once.
     return DataLoader(data, batch_size=None, sampler=sampler)
+
+
+def _shows_bars(stream: TextIO | None) -> bool:
+    """Whether a line can be written over, as in a notebook's cell, whose stream denies it."""
+    in_notebook = type(stream).__module__ == "ipykernel.iostream"
+    return stream is not None and (in_notebook or stream.isatty())
 
 
 def _quiet() -> None:

@@ -31,6 +31,8 @@ class FeatureSpec:
 class Requests:
     """Held-out users, ready for the wire: raw ids by feature, oldest first.
 
+    One per target: a user of several stands here as often, each time with what was taken before.
+
     Attributes:
         features: raw ids of every sparse user feature, [users].
         dense: fp32 [users, dense features]; no columns when the model has none.
@@ -71,7 +73,9 @@ class Recommender:
         popularity: int64 [items], how often each item was taken in training.
         num_candidates: how many items the ranking was trained to order.
         held_out: the test users.
+        quality: what was measured on them.
         dense_means: of each dense user feature, what training took for an unknown value.
+        dataset: where it came from, and under "split" how it was split.
     """
 
     name: str

@@ -10,7 +10,7 @@ import lightning as L
 import numpy as np
 
 from recengine.data.dataset import Dataset
-from recengine.data.split import Split, leave_last_out
+from recengine.data.split import LEAVE_LAST_OUT, Split, leave_last_out
 from recengine.errors import InputError
 from recengine.models import DLRM, TwoTower
 from recengine.training import checkpoint
@@ -39,7 +39,8 @@ def train(
         config: all settings; the defaults suit MovieLens-100K.
         split: what to learn from, choose by and report; by default each user's last item is the
             test and the second last the validation.
-        progress: say on standard error which model is fitted, and on a terminal how far it is.
+        progress: say on standard error which model is fitted and, on a terminal or in a notebook,
+            how far it is.
         **overrides: single settings of `config`, as in `seed=1, max_epochs=10`.
 
     Returns:
@@ -92,8 +93,8 @@ def _why_none(split: Split) -> str:
             "which is left out of validation and test: what was taken is not recommended again. "
             "Keep the first of each user and item"
         )
-    if longest < 3:
-        return f"; leave_last_out needs three interactions of a user, found at most {longest}"
+    if split.name == LEAVE_LAST_OUT and longest < 3:
+        return f"; {split.name} needs three interactions of a user, found at most {longest}"
     return ""
 
 
@@ -122,5 +123,5 @@ def _recommender(
         held_out=encoded.requests(encoded.split.test),
         quality=quality,
         dense_means=encoded.dense_means,
-        dataset=dataset.source,
+        dataset=dataset.source | {"split": encoded.split.name},
     )

@@ -7,8 +7,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <map>
 #include <mutex>
+#include <string>
 
 namespace cuda_emulation {
 namespace {
@@ -122,11 +124,18 @@ DeviceMemory& memory() {
   return one;
 }
 
+// Adds how many bytes were taken, as a line, to the file that CUDA_EMULATED_ALLOCATIONS names.
+void list_allocation(size_t bytes) {
+  static const char* const path = std::getenv("CUDA_EMULATED_ALLOCATIONS");
+  if (path != nullptr) std::ofstream(path, std::ios::app) << std::to_string(bytes) + "\n";
+}
+
 }  // namespace
 
 void* take_device_memory(size_t bytes) {
   void* const pointer = memory().take(bytes);
   if (pointer == nullptr) return nullptr;
+  list_allocation(bytes);
   const DeviceAccess access;
   std::memset(pointer, 0xcd, bytes);  // what is read before it is written shows
   return pointer;

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from recengine.data import Dataset, FeatureTable, Interactions, leave_last_out, time_ratio
+from recengine.data import (
+    Dataset,
+    FeatureTable,
+    Interactions,
+    leave_last_out,
+    splitter,
+    time_ratio,
+)
 from recengine.errors import InputError
 
 rows = st.lists(
@@ -72,3 +79,26 @@ def test_time_ratio_cuts_by_count_when_all_times_differ():
 def test_ratios_that_are_no_shares_are_refused(ratios):
     with pytest.raises(InputError, match="expected three shares that sum to 1"):
         time_ratio(dataset_of([(0, 0, 0)]), ratios)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("leave-last-out", leave_last_out),
+        ("time-ratio:0.6,0.2,0.2", lambda dataset: time_ratio(dataset, (0.6, 0.2, 0.2))),
+    ],
+)
+def test_a_split_is_found_by_its_name_and_tells_it(name, split):
+    dataset = dataset_of([(i % 3, i, i) for i in range(20)])
+    named, expected = splitter(name)(dataset), split(dataset)
+    assert named.name == expected.name == name
+    for part, other in zip(parts(named), parts(expected), strict=True):
+        np.testing.assert_array_equal(part, other)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "random", "0.8,0.1,0.1", "time-ratio", "time-ratio:", "time-ratio:0.8,0.1,0.2"]
+)
+def test_a_name_of_no_split_is_refused(name):
+    with pytest.raises(InputError, match="expected leave-last-out, or time-ratio:"):
+        splitter(name)

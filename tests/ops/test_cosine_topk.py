@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numpy as np
 import pytest
@@ -21,12 +22,15 @@ def exact_scores(queries, vectors):
     """16 lanes of rounded products added in order, then the tree 8, 4, 2, 1: [batch, rows]."""
     pad = ((0, 0), (0, -queries.shape[1] % 16))
     queries, vectors = np.pad(unit(queries), pad), np.pad(unit(vectors), pad)
+    columns = np.ascontiguousarray(vectors.T).reshape(-1, 16, len(vectors))
     scores = np.empty((len(queries), len(vectors)), np.float32)
-    for row, query in enumerate(queries):
-        lanes = np.cumsum((vectors * query).reshape(len(vectors), -1, 16), axis=1)[:, -1]
+    for row, query in enumerate(queries.reshape(len(queries), -1, 16, 1)):
+        lanes = columns[0] * query[0]
+        for values, factors in zip(columns[1:], query[1:], strict=True):
+            lanes += values * factors
         for half in (8, 4, 2, 1):
-            lanes = lanes[:, :half] + lanes[:, half:]
-        scores[row] = lanes[:, 0]
+            lanes = lanes[:half] + lanes[half:]
+        scores[row] = lanes[0]
     return scores
 
 
@@ -38,7 +42,8 @@ def reference(vectors, queries, k, exclude=None, allow=None):
         allowed = np.ones(len(vectors), bool) if allow is None else allow.copy()
         if exclude is not None:
             allowed[exclude[q]] = False
-        order = [row for row in np.argsort(-row_scores, kind="stable") if allowed[row]][:k]
+        allowed = np.flatnonzero(allowed)
+        order = allowed[np.argsort(-row_scores[allowed], kind="stable")][:k]
         rows[q, : len(order)] = order
         best[q, : len(order)] = row_scores[order]
     return rows, best
@@ -66,10 +71,12 @@ def searches(draw):
 
 
 @given(search=searches())
-def test_rows_and_scores_equal_the_reference_to_the_bit(place, search):
+def test_rows_and_scores_equal_the_reference_to_the_bit(places, search):
     vectors, queries, k, exclude, allow = search
-    found = place.cosine_topk(vectors, queries, k, exclude=exclude, allow=allow)
-    assert_same(found, reference(*search))
+    expected = reference(*search)
+    for place in places:
+        found = place.cosine_topk(vectors, queries, k, exclude=exclude, allow=allow)
+        assert_same(found, expected)
 
 
 @pytest.mark.parametrize("dim", [1, 15, 16, 17, 31, 48, 64, 100, 130])
@@ -129,21 +136,29 @@ def coded_searches(draw):
 
 @settings(max_examples=settings.default.max_examples // 3)
 @given(search=coded_searches(), threads=st.integers(1, 3))
-def test_a_search_by_codes_equals_the_reference_to_the_bit(place, search, threads):
+def test_a_search_by_codes_equals_the_reference_to_the_bit(places, search, threads):
     vectors, queries, k, exclude, allow = search
-    found = place.cosine_topk(vectors, queries, k, exclude=exclude, allow=allow, threads=threads)
-    assert_same(found, reference(*search))
+    index, expected = ops.ItemIndex(vectors), reference(*search)
+    limits = {"exclude": exclude, "allow": allow}
+    for place in places:
+        assert_same(place.cosine_topk(index, queries, k, threads=threads, **limits), expected)
 
 
-@pytest.mark.parametrize("dim", [60, 64, 100, 128])  # fill a tile's row in part, in full, and two
-def test_every_number_of_queries_that_are_scanned_together(isa, dim):
+# What is the same in every place is made once: an index takes longer than searches of it.
+@cache
+def catalog_with_hits_side_by_side(dim):
+    """An index, queries, and the right answer for the 20 best."""
     rng = np.random.default_rng(13)
     vectors = rng.standard_normal((9_000, dim), dtype=np.float32)
     vectors[200:300] = vectors[7]  # hits side by side, and ties beyond K
     queries = vectors[rng.integers(0, 9_000, 33)]
     queries[::5] = vectors[7]
-    rows, scores = reference(vectors, queries, 20)
-    index = ops.ItemIndex(vectors)
+    return ops.ItemIndex(vectors), queries, reference(vectors, queries, 20)
+
+
+@pytest.mark.parametrize("dim", [60, 64, 100, 128])  # fill a tile's row in part, in full, and two
+def test_every_number_of_queries_that_are_scanned_together(isa, dim):
+    index, queries, (rows, scores) = catalog_with_hits_side_by_side(dim)
     for batch in range(1, 34):
         found = ops.cosine_topk(index, queries[:batch], 20, isa=isa)
         assert_same(found, (rows[:batch], scores[:batch]))
@@ -229,22 +244,22 @@ def saturated_codes(rng, rows, dim):
     return vectors
 
 
-@pytest.fixture(
-    scope="module",
-    params=[
-        near_duplicates,
-        huge_norm_spread,
-        huge_spread_within,
-        all_equal_scores,
-        denormals,
-        one_hot,
-        saturated_codes,
-    ],
-)
-def adversarial(request):
+ADVERSARIES = [
+    near_duplicates,
+    huge_norm_spread,
+    huge_spread_within,
+    all_equal_scores,
+    denormals,
+    one_hot,
+    saturated_codes,
+]
+
+
+@cache
+def adversarial(draw):
     """Vectors, an index of them with codes, queries, and the right answer for the 40 best."""
     rng = np.random.default_rng(14)
-    vectors = request.param(rng, (1 << 19) // 64 + 100, 64)
+    vectors = draw(rng, (1 << 19) // 64 + 100, 64)
     near = vectors[rng.integers(0, len(vectors), 6)]
     queries = np.concatenate([near, np.ones((1, 64)), rng.standard_normal((2, 64)), -near[:2]])
     queries[3] += near[4]
@@ -252,9 +267,10 @@ def adversarial(request):
     return vectors, ops.ItemIndex(vectors), queries, reference(vectors, queries, 40)
 
 
+@pytest.mark.parametrize("draw", ADVERSARIES)
 @pytest.mark.parametrize("asked", [slice(0, 1), slice(6, 7), slice(7, 8), slice(0, 11)])
-def test_certificates_hold_for_adversarial_items(place, adversarial, asked):
-    vectors, index, queries, expected = adversarial
+def test_certificates_hold_for_adversarial_items(place, draw, asked):
+    vectors, index, queries, expected = adversarial(draw)
     check = {} if place.isa is None else {"check": True}
     rows, scores, certificate = place.certified_topk(index, queries[asked], 40, **check)
     assert_same((rows, scores), (expected[0][asked], expected[1][asked]))
@@ -266,10 +282,14 @@ def test_certificates_hold_for_adversarial_items(place, adversarial, asked):
     assert ((certificate.scored >= 40) & (certificate.scored <= 2 * len(vectors))).all()
 
 
+@cache
+def steep_catalog():
+    vectors = steep(np.random.default_rng(4), 40_000, 64)
+    return vectors, ops.ItemIndex(vectors)
+
+
 def test_what_a_partial_scan_leaves_out_is_proven_in_fp64(isa):
-    rng = np.random.default_rng(4)
-    vectors = steep(rng, 40_000, 64)
-    index = ops.ItemIndex(vectors)
+    vectors, index = steep_catalog()
     assert index.partial_scans
     assert all(0 < dims < 64 for dims in index.partial_scans)
     queries = steep(np.random.default_rng(4), 6, 64)
@@ -281,32 +301,46 @@ def test_what_a_partial_scan_leaves_out_is_proven_in_fp64(isa):
     assert (exact.max(axis=1) < certificate.threshold + 1e-6).all()
 
 
-def test_queries_unlike_the_items_do_not_make_a_partial_scan_score_everything(isa):
+@cache
+def crowded_catalog():
+    """Vectors, an index of them, queries that are like none of them, and the right answers."""
     rng = np.random.default_rng(6)
     kinds = rng.standard_normal((200, 64), dtype=np.float32)
     vectors = kinds[rng.integers(0, 200, 40_000)]
     vectors += rng.standard_normal(vectors.shape, dtype=np.float32) / 1000
-    index = ops.ItemIndex(vectors)
+    queries = rng.standard_normal((5, 64), dtype=np.float32)
+    return ops.ItemIndex(vectors), queries, reference(vectors, queries, 10)
+
+
+def test_queries_unlike_the_items_do_not_make_a_partial_scan_score_everything(isa):
+    index, queries, expected = crowded_catalog()
     assert index.partial_scans  # for items, which have two hundred others next to them
-    for query in rng.standard_normal((5, 1, 64), dtype=np.float32):
-        rows, scores, certificate = ops.certified_topk(index, query, 10, isa=isa)
-        assert_same((rows, scores), reference(vectors, query, 10))
+    for query, best_rows, best_scores in zip(queries, *expected, strict=True):
+        rows, scores, certificate = ops.certified_topk(index, query[None], 10, isa=isa)
+        assert_same((rows[0], scores[0]), (best_rows, best_scores))
         assert certificate.scored[0] < 4_000
+
+
+@cache
+def steep_catalog_with_ties():
+    """An index; queries, what each excludes, what is allowed, and the right answer for 50."""
+    rng = np.random.default_rng(5)
+    vectors = steep(rng, 20_000, 64)
+    vectors[5000:5100] = vectors[3]  # ties beyond K
+    queries = vectors[rng.integers(0, 20_000, 100)]
+    queries[0] = vectors[3]
+    exclude = [rng.integers(0, 20_000, 200) for _ in queries]
+    allow = rng.random(20_000) < 0.7
+    expected = reference(vectors, queries, 50, exclude, allow)
+    return ops.ItemIndex(vectors), queries, exclude, allow, expected
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 64, 100])
 def test_partial_scans_of_every_batch_exclude_and_allow(place, batch):
-    rng = np.random.default_rng(5)
-    vectors = steep(rng, 20_000, 64)
-    vectors[5000:5100] = vectors[3]  # ties beyond K
-    queries = vectors[rng.integers(0, 20_000, batch)]
-    queries[0] = vectors[3]
-    exclude = [rng.integers(0, 20_000, 200) for _ in range(batch)]
-    allow = rng.random(20_000) < 0.7
-    index = ops.ItemIndex(vectors)
+    index, queries, exclude, allow, (rows, scores) = steep_catalog_with_ties()
     assert index.partial_scans
-    found = place.cosine_topk(index, queries, 50, exclude=exclude, allow=allow)
-    assert_same(found, reference(vectors, queries, 50, exclude, allow))
+    found = place.cosine_topk(index, queries[:batch], 50, exclude=exclude[:batch], allow=allow)
+    assert_same(found, (rows[:batch], scores[:batch]))
 
 
 def test_partial_scans_of_many_dimensions():
@@ -464,8 +498,8 @@ def test_a_small_catalog_is_scored_whole():
     assert np.isneginf(certificate.threshold).all()
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "steep"])
-def test_bounds_guessed_from_a_sample_do_not_change_the_answer(place, kind):
+@cache
+def sampled_catalog(kind):
     """70,000 rows are enough for a sample; what it suggests for the third query is far too high."""
     rng = np.random.default_rng(8)
     if kind == "steep":
@@ -478,17 +512,21 @@ def test_bounds_guessed_from_a_sample_do_not_change_the_answer(place, kind):
     # All that comes near the third query is in the sample: the guess is far too high for k.
     vectors[sampled] += 5 * queries[2]
     allow = rng.random(70_000) < 0.5
-    index = ops.ItemIndex(vectors)
+    return ops.ItemIndex(vectors), queries, allow, reference(vectors, queries, 2000, allow=allow)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "steep"])
+def test_bounds_guessed_from_a_sample_do_not_change_the_answer(place, kind):
+    index, queries, allow, (rows, scores) = sampled_catalog(kind)
     assert bool(index.partial_scans) == (kind == "steep")
     for k in (1, 100, 2000):
-        expected = reference(vectors, queries, k, allow=allow)
         for threads in place.thread_counts:
             found = place.cosine_topk(index, queries, k, allow=allow, threads=threads)
-            assert_same(found, expected)
+            assert_same(found, (rows[:, :k], scores[:, :k]))
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "ties", "copies", "spikes", "steep"])
-def test_bounds_guessed_again_do_not_change_the_answer(place, kind):
+@cache
+def catalog_guessed_of_twice(kind):
     """Several queries guess again from every seventh block; for the third one that is too high."""
     rng = np.random.default_rng(9)
     rows = np.arange(33_000)
@@ -497,12 +535,16 @@ def test_bounds_guessed_again_do_not_change_the_answer(place, kind):
     # All that comes near the third query is in those blocks, and far enough apart to be counted.
     vectors[(rows // 64 % 7 == 0) & (rows % 16 == 0)] += 5 * queries[2]
     exclude = [rng.choice(rows, 200) for _ in queries]
-    index = ops.ItemIndex(vectors)
+    return ops.ItemIndex(vectors), queries, exclude, reference(vectors, queries, 270, exclude)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "ties", "copies", "spikes", "steep"])
+def test_bounds_guessed_again_do_not_change_the_answer(place, kind):
+    index, queries, exclude, (rows, scores) = catalog_guessed_of_twice(kind)
     for k in (1, 100, 270):
-        expected = reference(vectors, queries, k, exclude)
         for threads in place.thread_counts:
             found = place.cosine_topk(index, queries, k, exclude=exclude, threads=threads)
-            assert_same(found, expected)
+            assert_same(found, (rows[:, :k], scores[:, :k]))
     if kind == "gaussian":
         *_, certificate = ops.certified_topk(index, queries, 270, exclude=exclude)
         others = np.delete(certificate.scored, 2)
@@ -529,14 +571,21 @@ def test_the_answer_does_not_depend_on_the_threads(place, large, k):
         assert_same(found, expected)
 
 
+@cache
+def many_queries(rows):
+    """An index, queries, what each excludes, and the right answer for the 10 best."""
+    rng = np.random.default_rng(3)
+    vectors, queries = rng.standard_normal((rows, 40)), rng.standard_normal((150, 40))
+    exclude = [rng.integers(0, rows, 20) for _ in queries]
+    return ops.ItemIndex(vectors), queries, exclude, reference(vectors, queries, 10, exclude)
+
+
 # Items that are scored by their vectors, and by codes: of the second pass many queries, and few.
 @pytest.mark.parametrize(("rows", "batch"), [(2_000, 150), (14_000, 150), (14_000, 130)])
 def test_more_queries_than_one_pass_takes(place, rows, batch):
-    rng = np.random.default_rng(3)
-    vectors, queries = rng.standard_normal((rows, 40)), rng.standard_normal((batch, 40))
-    exclude = [rng.integers(0, rows, 20) for _ in queries]
-    found = place.cosine_topk(vectors, queries, 10, exclude=exclude, threads=2)
-    assert_same(found, reference(vectors, queries, 10, exclude))
+    index, queries, exclude, (best, scores) = many_queries(rows)
+    found = place.cosine_topk(index, queries[:batch], 10, exclude=exclude[:batch], threads=2)
+    assert_same(found, (best[:batch], scores[:batch]))
 
 
 def test_equal_items_are_answered_by_lower_row(place):

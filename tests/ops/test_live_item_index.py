@@ -21,19 +21,23 @@ class Model:
         self.vectors = dict(enumerate(vectors))
         self.rows = len(vectors)
         self.dim = vectors.shape[1]
+        self.index = None  # of the live vectors, until the next write
 
     def append(self, vectors):
         first = self.rows
         self.vectors.update(enumerate(vectors, first))
         self.rows += len(vectors)
+        self.index = None
         return first
 
     def replace(self, rows, vectors):
         self.vectors.update(zip(rows, vectors, strict=True))
+        self.index = None
 
     def remove(self, rows):
         for row in rows:
             del self.vectors[row]
+        self.index = None
 
     def live(self):
         return sorted(self.vectors)
@@ -43,11 +47,13 @@ class Model:
 
     def search(self, queries, k, exclude=None, allow=None):
         rows = np.array(self.live(), int)
-        vectors = np.array([self.vectors[row] for row in rows], np.float32)
+        if self.index is None:
+            vectors = np.array([self.vectors[row] for row in rows], np.float32)
+            self.index = ops.ItemIndex(vectors.reshape(-1, self.dim))
         if exclude is not None:
             exclude = [np.flatnonzero(np.isin(rows, excluded)) for excluded in exclude]
         positions, scores = ops.cosine_topk(
-            vectors.reshape(-1, self.dim),
+            self.index,
             queries,
             k,
             exclude=exclude,

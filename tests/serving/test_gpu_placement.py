@@ -8,6 +8,7 @@ import pytest
 from raw_client import RawClient, make_request, read_response
 from split_server import compile_stages, place_on_gpu, replace_backend, serve_split
 
+from recengine import ops
 from recengine.compile import compile_bundle
 from recengine.compile.split import STAGES
 from recengine.errors import ServerError
@@ -72,6 +73,38 @@ def test_a_server_answers_the_same_with_tables_larger_than_its_budget(
         ):
             answers.append(read_response(client.send(asked).result())["sparse"])
     np.testing.assert_array_equal(*answers)
+
+
+def test_batches_up_to_those_of_the_warm_up_take_no_more_memory(
+    stages, tmp_path, monkeypatch, users, tensors
+):
+    """Those that run while others do, too."""
+    taken = tmp_path / "taken"
+    monkeypatch.setenv("CUDA_EMULATED_ALLOCATIONS", str(taken))
+    if not any("emulated" in device for device in ops.cuda_devices()):
+        pytest.skip("a real driver does not list what is taken")
+    rng = np.random.default_rng(0)
+    asked = tensors(users.batch(rng, 32))
+    requests = {
+        "retrieval_lookup": asked,
+        "retrieval_topk": {
+            **{name: asked[name] for name in ("ids", "lengths")},
+            "user": rng.normal(size=(32, 8)).astype(np.float32),
+        },
+    }
+    place_on_gpu(stages)
+    for model in requests:
+        config = stages / model / "config.pbtxt"
+        config.write_text(config.read_text().replace("count: 1", "count: 3"))
+    with (
+        TritonServer(stages, log=tmp_path / "log") as server,
+        RawClient(server.endpoints.grpc) as client,
+    ):
+        before = taken.read_text()
+        for model, inputs in requests.items():
+            sent = [client.send(make_request(model, inputs)) for _ in range(32)]
+            assert all(read_response(answer.result()) for answer in sent)
+        assert taken.read_text() == before
 
 
 def test_a_budget_that_is_no_number_is_refused(stages, tmp_path):

@@ -309,6 +309,12 @@ def test_a_full_queue_of_a_stage_sheds(split_repository, tmp_path, valid):
         ("ranking_order", 'name: "graph_scores"', 'name: "x"', "input graph_scores is missing"),
         ("ranking_order", 'name: "item_ids"', 'name: "x"', "output item_ids is missing"),
         ("ranking_order", "  dims: 1\n", "  dims: 2\n", "input deadline: expected dims 1, found 2"),
+        (
+            "retrieval_lookup",
+            'backend: "recengine"\n',
+            'backend: "recengine"\nresponse_cache { enable: true }\n',
+            "response_cache: expected none, for the output deadline is each request's own",
+        ),
     ],
 )
 def test_a_config_that_does_not_fit_the_stage_is_refused_naming_the_tensor(

@@ -1,5 +1,8 @@
 """The training loop, with a task whose validation results are written down."""
 
+import io
+import sys
+
 import lightning
 import pytest
 import torch
@@ -35,10 +38,10 @@ def encoded(planted):
     return encode(leave_last_out(planted), 5)
 
 
-def steps_kept(encoded, epochs, patience):
+def steps_kept(encoded, epochs, patience, progress=False):
     task = Scripted(RISES_LATE)
     one_step_an_epoch = len(encoded.learnable())
-    fit(task, encoded, one_step_an_epoch, epochs, patience=patience, progress=False)
+    fit(task, encoded, one_step_an_epoch, epochs, patience=patience, progress=progress)
     return task.steps
 
 
@@ -52,3 +55,24 @@ def test_with_patience_the_best_epoch_is_kept(encoded, patience, epochs, kept):
 @pytest.mark.parametrize("epochs", [1, 4, 10])
 def test_without_patience_the_last_epoch_is_kept(encoded, epochs):
     assert steps_kept(encoded, epochs, None) == epochs
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class OutStream(io.StringIO):
+    """Of a notebook's kernel, which says that it is no terminal."""
+
+    __module__ = "ipykernel.iostream"
+
+
+@pytest.mark.parametrize(
+    ("stream", "shown"), [(Terminal, True), (OutStream, True), (io.StringIO, False)]
+)
+def test_a_bar_is_shown_where_a_line_can_be_written_over(encoded, monkeypatch, stream, shown):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, stream())
+    steps_kept(encoded, 1, None, progress=True)
+    assert ("Epoch 0" in sys.stdout.getvalue() + sys.stderr.getvalue()) == shown

@@ -48,6 +48,19 @@ def test_items_that_training_never_saw_take_the_unknown_row(planted, small_confi
         assert (tables[name][6 + 1] != tables[name][0]).any()
 
 
+def test_any_split_is_trained_on_and_recorded(planted, small_config, tmp_path):
+    split = time_ratio(planted, (0.7, 0.15, 0.15))
+    out = tmp_path / "out"
+    quality = train(planted, out, config=small_config, split=split, max_epochs=2, progress=False)
+    recommender = checkpoint.load(out)
+    assert recommender.dataset == {"format": "synthetic", "split": "time-ratio:0.7,0.15,0.15"}
+    assert {row.users for row in quality} == {len(split.test)}
+    # A user of several targets is asked for each, with what was taken until then.
+    held_out = recommender.held_out
+    assert len(held_out.targets) == len(split.test) > len(np.unique(split.user_idx[split.test]))
+    np.testing.assert_array_equal(held_out.excluded.lengths, split.test - split.starts[split.test])
+
+
 def test_a_split_without_test_targets_is_refused(planted, tmp_path):
     with pytest.raises(InputError, match=r"expected test targets, found none$"):
         train(planted, tmp_path / "out", split=time_ratio(planted, (0.5, 0.5, 0.0)))
