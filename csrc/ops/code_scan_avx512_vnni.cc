@@ -102,9 +102,11 @@ struct Sums<0, kAtOnce> {
 };
 
 // Adds the hits of kAtOnce groups from `first` on to `hits`; `sums` are [groups][queries].
+// Not inlined: the scan is entered for every block, and hits, whose frame is large, are rare.
 template <int kQueries, int kAtOnce>
-uint32_t write(const CodeTile& tile, const __m512i (*sums)[kQueriesAtOnce], int64_t first,
-               CodeHits& hits) {
+__attribute__((noinline)) uint32_t write(const CodeTile& tile,
+                                         const __m512i (*sums)[kQueriesAtOnce], int64_t first,
+                                         CodeHits& hits) {
   __m512i found = _mm512_setzero_si512();  // bit q in lanes where query q has a hit
 #pragma GCC unroll 12
   for (int q = 0; q < kQueries; ++q) {
