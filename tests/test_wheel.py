@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
     """Names and contents of the wheel's files; the build compiles nothing that it has compiled."""
-    if not any(ROOT.glob("build/cp3*/build.ninja")):
+    tag = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    if not any(ROOT.glob(f"build/{tag}-*/build.ninja")):
         pytest.skip("needs the build of make setup")
     folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(

@@ -19,7 +19,8 @@ mkdir -p $build
 $build/emulation_test
 
 # Most objects are those of the ordinary build, once it is up to date.
-cpu_build=$(find "$PWD/build" -maxdepth 1 -name 'cp3*' | head -1)
+cpu_build=$(find "$PWD/build" -maxdepth 1 -name "$("$venv/bin/python" -c \
+  'import sys; print("cp%d%d-*" % sys.version_info[:2])')")
 [[ -z $cpu_build ]] || "$venv/bin/ninja" -C "$cpu_build" --quiet
 "$venv/bin/cmake" -S . -B $build -G Ninja -DCMAKE_MAKE_PROGRAM="$venv/bin/ninja" \
   -DCMAKE_BUILD_TYPE=Release -DRECENGINE_CUDA=EMULATED -DRECENGINE_WERROR=ON \

@@ -2,7 +2,7 @@
 # Builds the C++ core with AddressSanitizer and UndefinedBehaviorSanitizer and runs its tests on it:
 # ops and engine through the native module, the backend inside a real tritonserver; kernels run on an
 # emulated GPU. What is changed while it is read runs with ThreadSanitizer.
-# usage: sanitize.sh VENV [--build]: builds and runs nothing
+# usage: sanitize.sh VENV [--build], which only builds
 set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=$(realpath "${1:-.venv}")

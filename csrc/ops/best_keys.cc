@@ -15,8 +15,10 @@ constexpr uint64_t kNoKey = 0;         // of no finite score
 // Drops most of those that are not among the best `count`: a selection by comparisons of keys
 // mispredicts branches.
 void drop_most(std::vector<uint64_t>& keys, int64_t count) {
+  constexpr size_t kMostKept = 1 << 16;
   static thread_local std::vector<float> memory;
-  std::vector<float>& scores = memory;
+  std::vector<float> many;  // which no thread keeps
+  std::vector<float>& scores = keys.size() > kMostKept ? many : memory;
   scores.resize(keys.size());
   std::transform(keys.begin(), keys.end(), scores.begin(), key_score);
   const float least = value_of_rank(scores, count);

@@ -43,14 +43,21 @@ ItemIndex ItemIndex::build(Matrix<const float> vectors, ThreadPool* pool) {
   check_shape(vectors.rows, vectors.cols);
   std::shared_ptr<float> owned(allocate_huge<float>(vectors.rows * vectors.cols).release(),
                                FreeMemory());
-  for_each(pool, (vectors.rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task) {
-    const int64_t end = std::min((task + 1) * kRowsPerTask, vectors.rows);
-    for (int64_t row = task * kRowsPerTask; row < end; ++row) {
-      if (normalise(vectors.row(row), vectors.cols, owned.get() + row * vectors.cols)) continue;
-      throw InputError("[item_index] vectors: row " + std::to_string(row) +
-                       ": expected finite values");
+  const int64_t tasks = (vectors.rows + kRowsPerTask - 1) / kRowsPerTask;
+  std::vector<int64_t> bad(static_cast<size_t>(tasks), -1);  // the first of each
+  for_each(pool, tasks, [&](int64_t task) {
+    const int64_t first = task * kRowsPerTask;
+    for (int64_t row = std::min(first + kRowsPerTask, vectors.rows) - 1; row >= first; --row) {
+      if (!normalise(vectors.row(row), vectors.cols, owned.get() + row * vectors.cols)) {
+        bad[static_cast<size_t>(task)] = row;
+      }
     }
   });
+  for (const int64_t row : bad) {
+    if (row < 0) continue;
+    throw InputError("[item_index] vectors: row " + std::to_string(row) +
+                     ": expected finite values");
+  }
   ItemIndex index;
   index.unit_vectors_.floats = Matrix<const float>(owned.get(), vectors.rows, vectors.cols);
   index.owned_ = std::move(owned);

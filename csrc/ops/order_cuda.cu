@@ -57,9 +57,8 @@ __device__ uint64_t candidate_key(const OrderCall& call, int64_t row, int64_t co
   return kNoCandidate;
 }
 
-// A block for a row at a time. Rows of more candidates than keys are taken in parts: the best half
-// so far stays, the next candidates take the place of the other half. Two blocks at a time leave
-// the registers that ptxas would spill on sm_100.
+// A block for a row at a time; of more candidates than keys in parts, whose best half stays. Two
+// blocks at a time leave the registers that ptxas would spill on sm_100.
 template <bool kShared>
 __global__ void __launch_bounds__(kMaxThreads, 2) order_kernel(const OrderCall call) {
   uint64_t* const keys =

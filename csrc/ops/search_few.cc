@@ -53,10 +53,13 @@ class FewSearch {
   // False where a search of all items is faster.
   bool run() {
     if (!find_rows()) return false;
-    if (is_packed(static_cast<int64_t>(rows_.size()))) {
+    const auto rows = static_cast<int64_t>(rows_.size());
+    if (is_packed(rows)) {
       search_packed();
-    } else {
+    } else if (rows <= worth_vectors()) {
       search_vectors(context_, search_, &rows_);
+    } else {
+      return false;
     }
     return true;
   }
@@ -90,12 +93,17 @@ class FewSearch {
   }
 
   int64_t most_worth() const {
-    if (search_.index->codes() == nullptr) return total_ / 2;
-    const auto share = [this](double cost) {
-      return static_cast<int64_t>(static_cast<double>(total_) * of_all_ / cost);
-    };
-    const int64_t packed = std::min(share(by_codes_), kMostPackedValues / search_.index->dim());
-    return is_packed(packed) ? packed : share(by_vectors_);
+    const int64_t packed = std::min(worth(by_codes_), kMostPackedValues / search_.index->dim());
+    return std::max(worth_vectors(), is_packed(packed) ? packed : 0);
+  }
+
+  int64_t worth_vectors() const {
+    return search_.index->codes() == nullptr ? total_ / 2 : worth(by_vectors_);
+  }
+
+  // So many rows, at this cost each, take as long as all.
+  int64_t worth(double cost) const {
+    return static_cast<int64_t>(static_cast<double>(total_) * of_all_ / cost);
   }
 
   bool is_packed(int64_t rows) const {

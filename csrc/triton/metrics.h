@@ -45,7 +45,7 @@ struct Metrics {
   MetricFamily waiting_rows{TRITONSERVER_METRIC_KIND_GAUGE, "recengine_waiting_rows",
                             "Users in requests that wait for a thread"};
   MetricFamily replays{TRITONSERVER_METRIC_KIND_COUNTER, "recengine_graph_replays_total",
-                       "Searches on a GPU that were launched as one CUDA graph"};
+                       "Lookups and searches on a GPU that were launched as one CUDA graph"};
 };
 
 }  // namespace recengine::triton

@@ -109,7 +109,7 @@ def time_ratio(dataset: Dataset, ratios: Sequence[float] = (0.8, 0.1, 0.1)) -> S
     # Moments, not counts: everything of the cut's own moment falls behind it.
     moments = [times[cut] if cut < len(times) else np.iinfo(np.int64).max for cut in cuts]
     part = np.searchsorted(np.array(moments), times[order], side="right")
-    name = _TIME_RATIO + ",".join(f"{ratio:g}" for ratio in ratios)
+    name = _TIME_RATIO + ",".join(f"{float(ratio)!r}" for ratio in ratios)
     return _split(dataset, name, order, starts, [np.flatnonzero(part == i) for i in range(3)])
 
 

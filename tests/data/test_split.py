@@ -102,3 +102,9 @@ def test_a_split_is_found_by_its_name_and_tells_it(name, split):
 def test_a_name_of_no_split_is_refused(name):
     with pytest.raises(InputError, match="expected leave-last-out, or time-ratio:"):
         splitter(name)
+
+
+def test_the_name_of_a_split_by_time_says_its_shares_exactly():
+    dataset = dataset_of([(i % 3, i, i) for i in range(20)])
+    split = time_ratio(dataset, (1 / 3, 1 / 3, 1 / 3))
+    assert splitter(split.name)(dataset).name == split.name

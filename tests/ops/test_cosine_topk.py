@@ -362,7 +362,7 @@ def test_a_few_allowed_items_are_scored_by_themselves_for_every_query(isa, half,
     scanned = ops.ItemIndex.from_unit_vectors(index.unit_vectors.astype(np.float32))
     queries = rng.integers(-2, 3, (batch, 30)).astype(np.float32)
     exclude = [rng.integers(0, 20_000, 3000) for _ in range(batch)]
-    allow = rng.random(20_000) < 0.02
+    allow = rng.random(20_000) < 0.01
     exclude[0] = np.flatnonzero(allow)[5:]
     rows, scores, certificate = ops.certified_topk(
         index, queries, 40, exclude=exclude, allow=allow, isa=isa
@@ -396,8 +396,26 @@ def test_for_many_queries_the_few_allowed_items_are_packed(isa, half):
     expected = ops.cosine_topk(index, queries, 40, exclude=others, isa="portable")
     np.testing.assert_array_equal(rows, expected[0])
     np.testing.assert_array_equal(scores, expected[1])
-    if isa != "portable":  # whose products of codes take longer
-        assert (certificate.scored[2:] < 0.5 * allow.sum()).all()
+    if isa == "portable":  # whose products of codes take longer
+        assert (certificate.scored == allow.sum()).all()
+        return
+    # Not by the codes of all items, whose bound is another.
+    of_all = ops.certified_topk(index, queries, 40, exclude=others, isa=isa)[2]
+    assert (certificate.bound != of_all.bound).all()
+    assert (certificate.scored[2:] < 0.5 * allow.sum()).all()
+
+
+def test_more_allowed_items_than_are_packed_for_so_many_answers_are_searched_among_all(isa):
+    rng = np.random.default_rng(31)
+    vectors = rng.standard_normal((50_000, 32), dtype=np.float32)
+    allow = rng.random(50_000) < 0.12
+    k = int(allow.sum()) // 32 + 1
+    rows, scores, certificate = ops.certified_topk(
+        ops.ItemIndex(vectors), vectors[:150], k, allow=allow, isa=isa
+    )
+    assert_same((rows, scores), reference(vectors, vectors[:150], k, allow=allow))
+    if isa in ("avx512_vnni", "amx_int8"):  # others score them by themselves as fast
+        assert (certificate.scored < allow.sum()).all()
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -153,3 +153,18 @@ def test_axes_of_more_dimensions_than_are_rotated_are_refused():
 def test_arrays_that_are_missing_are_named(vectors, codes):
     with pytest.raises(InputError, match=r"codes: expected \['axes', .*\], found \['codes'\]"):
         ops.ItemIndex.from_unit_vectors(vectors, {"codes": codes["codes"]})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize(("make", "dim"), [(gaussian, 61), (gaussian, 64), (steep, 64)])
+def test_codes_are_packed_to_the_same_bits_on_every_instruction_set(monkeypatch, make, dim, dtype):
+    vectors = unit(make(np.random.default_rng(2), 9_001, dim), dtype)
+    packed = {}
+    for isa in ops.supported_isas():
+        monkeypatch.setenv("RECENGINE_ISA", isa)
+        packed[isa] = ops.ItemIndex.from_unit_vectors(vectors).stored_codes()
+    expected = packed.pop("portable")
+    for codes in packed.values():
+        assert codes.keys() == expected.keys()
+        for name, values in codes.items():
+            np.testing.assert_array_equal(values, expected[name])
