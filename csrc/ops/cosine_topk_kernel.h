@@ -48,8 +48,9 @@ RECENGINE_INLINE void prefetch_rows(Matrix<const float> vectors, Span<const uint
   constexpr int64_t kLineFloats = 16;
   for (int64_t i = begin; i < begin + count && i < rows.size; ++i) {
     const float* row = vectors.row(rows[i]);
-    for (int64_t d = 0; d < vectors.cols; d += kLineFloats)
+    for (int64_t d = 0; d < vectors.cols; d += kLineFloats) {
       __builtin_prefetch(row + d, 0, kLocality);
+    }
   }
 }
 

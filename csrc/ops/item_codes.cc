@@ -58,7 +58,7 @@ ItemCodes::ItemCodes(const ItemVectors& vectors, std::shared_ptr<const Rotation>
 
 std::shared_ptr<const ItemCodes> ItemCodes::pack(const ItemVectors& vectors,
                                                  std::shared_ptr<const Rotation> rotation,
-                                                 ThreadPool* pool) {
+                                                 const Context& context) {
   const std::shared_ptr<ItemCodes> codes(new ItemCodes(vectors, std::move(rotation)));
   codes->owned_ = allocate_huge<uint8_t>(codes->blocks_ * codes->block_bytes());
   codes->codes_ = codes->owned_.get();
@@ -68,12 +68,12 @@ std::shared_ptr<const ItemCodes> ItemCodes::pack(const ItemVectors& vectors,
     for (int64_t block = task * kBlocksPerTask; block < end; ++block) {
       BlockBounds bounds{1, 0};
       uint8_t* const to = codes->owned_.get() + block * codes->block_bytes();
-      if (!codes->pack_block(vectors, block, to, bounds)) codable = false;
+      if (!codes->pack_block(context.isa, vectors, block, to, bounds)) codable = false;
       codes->set_bounds(block, bounds);
     }
   };
   const int64_t tasks = (codes->blocks_ + kBlocksPerTask - 1) / kBlocksPerTask;
-  for_each(pool, tasks, pack_blocks);
+  for_each(context.pool, tasks, pack_blocks);
   if (!codable) return nullptr;
   codes->find_largest();
   return codes;
@@ -102,12 +102,12 @@ void ItemCodes::find_largest() {
 }
 
 // What lies behind the last row and the last dimension is coded as zero.
-bool ItemCodes::pack_block(const ItemVectors& vectors, int64_t block, uint8_t* codes,
+bool ItemCodes::pack_block(Isa isa, const ItemVectors& vectors, int64_t block, uint8_t* codes,
                            BlockBounds& bounds) const {
-  const PackKernel& kernel = *pick_kernel(default_isa(), &kPackPortable, &kPackAvx2, &kPackAvx512,
-                                          &kPackAvx512, &kPackAvx512);
+  const PackKernel& kernel =
+      *pick_kernel(isa, &kPackPortable, &kPackAvx2, &kPackAvx512, &kPackAvx512, &kPackAvx512);
   int64_t view_dims[1 + kMostScans];
-  const BlockValues values = coded_values(vectors, block, view_dims);
+  const BlockValues values = coded_values(isa, vectors, block, view_dims);
   const float largest = kernel.largest(values);
   if (!std::isfinite(largest)) {
     throw InputError("[item_index] unit_vectors: expected finite values");
@@ -124,12 +124,12 @@ bool ItemCodes::pack_block(const ItemVectors& vectors, int64_t block, uint8_t* c
 }
 
 // The values of a block, where they are stored or in memory of this thread.
-BlockValues ItemCodes::coded_values(const ItemVectors& vectors, int64_t block,
+BlockValues ItemCodes::coded_values(Isa isa, const ItemVectors& vectors, int64_t block,
                                     int64_t* view_dims) const {
   const int64_t first = block * kBlockItems;
   const int64_t count = std::min(vectors.rows() - first, kBlockItems);
   const int64_t dim = vectors.dim();
-  const Matrix<const float> rows = load_rows(vectors, first, count, default_isa());
+  const Matrix<const float> rows = load_rows(vectors, first, count, isa);
   const int64_t width = steps_ * kStepDims;
   const int64_t rests = views_.front().first_step * kStepDims;
   const auto views = static_cast<int64_t>(views_.size());

@@ -11,8 +11,6 @@
 
 namespace recengine {
 
-class ThreadPool;
-
 constexpr float kSmallestValue = 1e-15f;  // of a block's largest: far from what fp32 loses
 constexpr float kLargestValue = 1e15f;
 constexpr int64_t kMostCodedDims = 1 << 14;  // sums over more could overflow
@@ -34,12 +32,12 @@ struct CodeView {
 // and some bytes a block.
 class ItemCodes {
  public:
-  // Codes of `vectors`, turned by `rotation` if there is one, on the pool's threads when there is
-  // one; null when values are so large or so small that the bounds' fp32 arithmetic would not hold.
-  // Throws InputError when a value is not finite.
+  // Codes of `vectors`, turned by `rotation` if there is one; null when values are so large or so
+  // small that the bounds' fp32 arithmetic would not hold. Throws InputError when a value is not
+  // finite.
   static std::shared_ptr<const ItemCodes> pack(const ItemVectors& vectors,
                                                std::shared_ptr<const Rotation> rotation,
-                                               ThreadPool* pool);
+                                               const Context& context);
 
   // Those that store() gave; see ItemIndex::with_codes().
   static std::shared_ptr<const ItemCodes> load(const ItemVectors& vectors,
@@ -78,10 +76,11 @@ class ItemCodes {
   int64_t block_bytes() const { return steps_ * kStepDims * kBlockItems; }
 
   // Writes the codes of a block; false when its values cannot be coded.
-  bool pack_block(const ItemVectors& vectors, int64_t block, uint8_t* codes,
+  bool pack_block(Isa isa, const ItemVectors& vectors, int64_t block, uint8_t* codes,
                   BlockBounds& bounds) const;
 
-  BlockValues coded_values(const ItemVectors& vectors, int64_t block, int64_t* view_dims) const;
+  BlockValues coded_values(Isa isa, const ItemVectors& vectors, int64_t block,
+                           int64_t* view_dims) const;
 
   BlockBounds bounds_of(int64_t block) const;
   void set_bounds(int64_t block, const BlockBounds& bounds);

@@ -32,7 +32,7 @@ constexpr int64_t kLeastCoded = 1 << 19;
 std::shared_ptr<const ItemCodes> codes_of(const ItemVectors& unit_vectors, ThreadPool* pool) {
   const bool large = unit_vectors.rows() * unit_vectors.dim() >= kLeastCoded;
   if (!large || unit_vectors.dim() > kMostCodedDims) return nullptr;
-  return ItemCodes::pack(unit_vectors, Rotation::find(unit_vectors, pool), pool);
+  return ItemCodes::pack(unit_vectors, Rotation::find(unit_vectors, pool), {pool, default_isa()});
 }
 
 constexpr int64_t kRowsPerTask = 512;
@@ -89,7 +89,7 @@ ItemIndex ItemIndex::of_rows(const ItemIndex& index, Span<const uint32_t> rows,
   some.unit_vectors_.floats = Matrix<const float>(owned.get(), rows.size, dim);
   some.owned_ = std::move(owned);
   if (index.codes() != nullptr) {
-    some.codes_ = ItemCodes::pack(some.unit_vectors_, nullptr, context.pool);
+    some.codes_ = ItemCodes::pack(some.unit_vectors_, nullptr, context);
   }
   return some;
 }

@@ -135,11 +135,11 @@ class VectorSearch {
   void scan_chunk(int64_t chunk, const Search& search, int64_t first, int64_t count) {
     const int64_t end = std::min((chunk + 1) * chunk_rows_, num_rows_);
     if (is_lone(count)) {
+      BestRows& best = best_[static_cast<size_t>(chunk)];
       for (int64_t position = chunk * chunk_rows_; position < end; position += block_rows_) {
-        score_block(search, first, position, std::min(block_rows_, end - position),
-                    best_[static_cast<size_t>(chunk)]);
+        score_block(search, first, position, std::min(block_rows_, end - position), best);
       }
-      best_[static_cast<size_t>(chunk)].keep_best();
+      best.keep_best();
       return;
     }
     for (int64_t position = chunk * chunk_rows_; position < end; position += block_rows_) {

@@ -126,6 +126,7 @@ void ItemCodes::require_bounds() const {
 // Packing is the same on every machine, so that codes of other vectors, or of a version that packs
 // in another way, do not go unnoticed.
 void ItemCodes::require_blocks(const ItemVectors& vectors) const {
+  const Isa isa = default_isa();
   std::vector<uint8_t> packed(static_cast<size_t>(block_bytes()));
   const int64_t compared = std::min(kComparedBlocks, blocks_);
   for (int64_t i = 0; i < compared; ++i) {
@@ -133,7 +134,7 @@ void ItemCodes::require_blocks(const ItemVectors& vectors) const {
     const BlockBounds stored = bounds_of(block);
     BlockBounds bounds{};
     const bool same =
-        pack_block(vectors, block, packed.data(), bounds) &&
+        pack_block(isa, vectors, block, packed.data(), bounds) &&
         std::memcmp(packed.data(), codes_ + block * block_bytes(), packed.size()) == 0 &&
         bounds.scale == stored.scale && bounds.largest_norm == stored.largest_norm &&
         std::equal(std::begin(bounds.errors), std::end(bounds.errors), stored.errors);
