@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <functional>
 #include <limits>
 #include <new>
@@ -17,6 +18,10 @@ namespace {
 // what cannot be seen from here: the network, and the server's threads before and after.
 constexpr double kShareOfDeadline = 0.7;
 
+// Less of what will be left when the next batch begins, for a request that would make it larger:
+// who was taken in shall still fit when the batches before it took longer than expected.
+constexpr double kShareTakenIn = 0.6;
+
 // Where the next batch may begin: so many of those that wait are looked at, and one after the
 // oldest is taken when its batch does so many times more rows at a time.
 constexpr size_t kMostStarts = 32;
@@ -24,6 +29,12 @@ constexpr double kLeastGain = 1.25;
 
 // A batch of so many rows takes hardly less for each than a larger one.
 constexpr int64_t kEnoughRows = 32;
+
+// How long the next batch may be held for rows on their way to a later stage: so much of what it
+// takes, at most so long, and not at all for less than a thread needs to sleep and wake.
+constexpr double kShareHeld = 0.08;
+constexpr double kMostHeldNs = 1e6;
+constexpr double kLeastHeldNs = 2e5;
 
 constexpr size_t kNumStages = static_cast<size_t>(Stage::kRanking) + 1;
 
@@ -62,6 +73,11 @@ void Scheduler::submit(std::unique_ptr<Request> request) {
   const Model& model = *request->instance().model;
   std::unique_lock<std::mutex> lock(mutex_);
   Queue& queue = queue_of(model);
+  queue.arrivals.add(now_ns(), request->rows());
+  if (model.config().stage > passed_on_.stage) {
+    passed_on_.rows -= request->rows();
+    follower_came_.notify_all();  // who wakes gets the lock when this request is in its queue
+  }
   if (const std::optional<ShedReason> reason = refusal(queue, *request)) {
     lock.unlock();
     model.shed(*request, *reason);
@@ -106,24 +122,63 @@ std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& 
     return ShedReason::kQueueFull;
   }
   const int64_t rows = request.rows();
-  const double expected_ns = backlog_ns(queue, rows) / pool_.num_workers() +
-                             batch_ns(queue, rows, queue.waiting_rows + rows);
+  const int64_t waiting = queue.waiting_rows;
+  const double before_ns = work_before_ns(queue) / pool_.num_workers();
+  // The new one's rows make the batches of what waits larger.
+  const double waiting_ns =
+      double(waiting) * (row_ns(queue, waiting + rows) + later_row_ns(queue, waiting));
+  const double expected_ns =
+      before_ns + waiting_ns / pool_.num_workers() + batch_ns(queue, rows, waiting + rows);
   const double left_ns = elapsed_ns(now_ns(), request.deadline_ns());
   if (left_ns == 0 || expected_ns > kShareOfDeadline * left_ns) return ShedReason::kDeadline;
+  if (is_one_too_many(queue, request, before_ns)) return ShedReason::kDeadline;
   return std::nullopt;
 }
 
-// One thread's work before something new in the queue is begun: the rest of what runs, and what
-// waits for this stage or a later one, with all stages after it. What waits in an earlier stage
-// goes after it. The new one's rows make the batches of what waits larger.
-double Scheduler::backlog_ns(const Queue& own, int64_t new_rows) const {
+// Whether the next batch, with the new one in it, would be late for another that waits, or, with
+// all that may come until it begins, for the new one. Where a batch takes hardly longer for more
+// rows one of them would be refused as it begins: better the new one, and now.
+bool Scheduler::is_one_too_many(const Queue& queue, const Request& request,
+                                double before_ns) const {
+  const uint64_t now = now_ns();
+  const int64_t max_rows = queue.model->config().max_batch_rows;
+  const auto work_ns = [&](int64_t rows) {
+    return double(rows) * (row_ns(queue, rows) + later_row_ns(queue, rows));
+  };
+  const auto fits = [&](const Request& one, int64_t together) {
+    const double left_ns = elapsed_ns(now, one.deadline_ns()) - before_ns;
+    return batch_ns(queue, together, together) <= kShareTakenIn * left_ns;
+  };
+  // Rows that take hardly less together with others may as well run before or after them.
+  const int64_t new_rows = request.rows();
+  const auto gains = [&](int64_t together) {
+    return work_ns(new_rows) + work_ns(together - new_rows) >= kLeastGain * work_ns(together);
+  };
+  const auto to_come = static_cast<int64_t>(queue.arrivals.expected_rows(now, before_ns));
+  const int64_t all = std::min(max_rows, queue.waiting_rows + new_rows + to_come);
+  if (all > new_rows && !fits(request, all) && gains(all)) return true;
+  int64_t rows = queue.waiting_rows;  // of this one and those behind it
+  for (const std::unique_ptr<Request>& other : queue.waiting) {
+    const int64_t together = rows + new_rows;
+    if (together <= max_rows) {
+      if (fits(*other, together) || !gains(together)) return false;
+      if (fits(*other, rows)) return true;
+    }
+    rows -= other->rows();
+  }
+  return false;
+}
+
+// One thread's work before the next batch of the queue: the rest of what runs, and what waits for
+// this stage in other queues or for a later one, with all stages after it. What waits in an
+// earlier stage goes after it.
+double Scheduler::work_before_ns(const Queue& own) const {
   const uint64_t now = now_ns();
   double total_ns = 0;
   for (const std::unique_ptr<Queue>& queue : queues_) {
     const bool earlier = queue->model->config().stage < own.model->config().stage;
-    int64_t rows_to_the_end = earlier ? 0 : queue->waiting_rows;
-    const int64_t together = rows_to_the_end + (queue.get() == &own ? new_rows : 0);
-    double work_ns = double(rows_to_the_end) * row_ns(*queue, together);
+    int64_t rows_to_the_end = earlier || queue.get() == &own ? 0 : queue->waiting_rows;
+    double work_ns = double(rows_to_the_end) * row_ns(*queue, rows_to_the_end);
     for (const Batch* batch : queue->running) {
       const double done_ns = elapsed_ns(batch->start_ns, now) * batch->used;
       work_ns += std::max(0.0, queue->cost.work_ns(batch->rows) - done_ns);
@@ -315,8 +370,35 @@ Scheduler::Batch Scheduler::take(Queue& queue) {
   return batch;
 }
 
+// Whether rows come to stages after this one, as they do in an ensemble.
+bool Scheduler::is_followed(const Queue& queue) const {
+  const uint64_t now = now_ns();
+  const auto is_later = [&](const std::unique_ptr<Queue>& other) {
+    return other->model->config().stage > queue.model->config().stage &&
+           other->arrivals.expected_rows(now, 1) > 0;
+  };
+  return std::any_of(queues_.begin(), queues_.end(), is_later);
+}
+
+// How long the queue's next batch should wait yet for what another passed on to a later stage, by
+// way of the server: begun before that by the only thread that is free, it would delay answers that
+// are nearly done by all the time it takes.
+double Scheduler::hold_ns(const Queue& queue) const {
+  if (passed_on_.rows <= 0 || tasks_ < pool_.num_workers()) return 0;
+  if (queue.model->config().stage > passed_on_.stage) return 0;
+  const int64_t rows = queue.waiting_rows;
+  const double next_ns = double(rows) * row_ns(queue, rows) / double(threads_of(queue, rows));
+  const double most_ns = std::min(kMostHeldNs, kShareHeld * next_ns);
+  if (most_ns < kLeastHeldNs) return 0;
+  return std::max(0.0, most_ns - elapsed_ns(passed_on_.at_ns, now_ns()));
+}
+
 void Scheduler::serve(std::unique_lock<std::mutex>& lock) noexcept {
   while (Queue* queue = next_queue()) {
+    if (const double held_ns = hold_ns(*queue); held_ns > 0) {
+      follower_came_.wait_for(lock, std::chrono::nanoseconds(static_cast<int64_t>(held_ns)));
+      continue;
+    }
     try {
       run_next(*queue, lock);
     } catch (...) {
@@ -360,6 +442,7 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
     if (is_warmup) queue.model->reserve_memory();
     lock.lock();
     if (rows > 0) queue.cost.learn(rows, work_ns, is_warmup);
+    if (is_followed(queue)) passed_on_ = {queue.model->config().stage, rows, now_ns()};
   } else {
     lock.lock();
   }

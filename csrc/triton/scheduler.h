@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/thread_pool.h"
+#include "triton/arrivals.h"
 #include "triton/batch_cost.h"
 #include "triton/model.h"
 #include "triton/request.h"
@@ -55,16 +56,27 @@ class Scheduler {
     std::vector<const Batch*> running;
     int64_t busy_threads = 0;  // that those which still compute keep busy
     BatchCost cost;
+    Arrivals arrivals;
+  };
+
+  // What a batch answered, for the server to pass on to a later stage.
+  struct PassedOn {
+    Stage stage{};
+    int64_t rows = 0;  // that have not come there yet
+    uint64_t at_ns = 0;
   };
 
   // These need the lock.
   std::optional<ShedReason> refusal(const Queue& queue, const Request& request) const;
-  double backlog_ns(const Queue& own, int64_t new_rows) const;
+  bool is_one_too_many(const Queue& queue, const Request& request, double before_ns) const;
+  double work_before_ns(const Queue& own) const;
   double batch_ns(const Queue& queue, int64_t rows, int64_t together) const;
   double later_row_ns(const Queue& queue, int64_t rows) const;
   static double row_ns(const Queue& queue, int64_t rows);
   int64_t threads_of(const Queue& queue, int64_t rows) const;
   bool can_start(const Queue& queue) const;
+  bool is_followed(const Queue& queue) const;
+  double hold_ns(const Queue& queue) const;
   Queue& queue_of(const Model& model);
   Queue* next_queue();
   static std::unique_ptr<Request> pop(Queue& queue);
@@ -86,7 +98,9 @@ class Scheduler {
   ThreadPool& pool_;
   std::mutex mutex_;
   std::condition_variable finished_;
+  std::condition_variable follower_came_;
   std::vector<std::unique_ptr<Queue>> queues_;
+  PassedOn passed_on_;
   int tasks_ = 0;  // on the pool: threads that serve, or soon will
 };
 
