@@ -18,9 +18,9 @@ namespace {
 // what cannot be seen from here: the network, and the server's threads before and after.
 constexpr double kShareOfDeadline = 0.7;
 
-// Less of what will be left when the next batch begins, for a request that would make it larger:
-// who was taken in shall still fit when the batches before it took longer than expected.
-constexpr double kShareTakenIn = 0.6;
+// More of what is left as a batch begins, where what does not fit must wait for another that takes
+// as long: it was taken in by the share above, and by an estimate that may have been too low.
+constexpr double kShareOfBatch = 0.85;
 
 // Where the next batch may begin: so many of those that wait are looked at, and one after the
 // oldest is taken when its batch does so many times more rows at a time.
@@ -142,31 +142,42 @@ bool Scheduler::is_one_too_many(const Queue& queue, const Request& request,
                                 double before_ns) const {
   const uint64_t now = now_ns();
   const int64_t max_rows = queue.model->config().max_batch_rows;
-  const auto work_ns = [&](int64_t rows) {
-    return double(rows) * (row_ns(queue, rows) + later_row_ns(queue, rows));
-  };
   const auto fits = [&](const Request& one, int64_t together) {
     const double left_ns = elapsed_ns(now, one.deadline_ns()) - before_ns;
-    return batch_ns(queue, together, together) <= kShareTakenIn * left_ns;
+    return batch_ns(queue, together, together) <= kShareOfDeadline * left_ns;
   };
-  // Rows that take hardly less together with others may as well run before or after them.
+  // Nothing to weigh while even a full batch is in time.
+  const Request& oldest = queue.waiting.empty() ? request : *queue.waiting.front();
+  if (fits(request, max_rows) && fits(oldest, max_rows)) return false;
   const int64_t new_rows = request.rows();
-  const auto gains = [&](int64_t together) {
-    return work_ns(new_rows) + work_ns(together - new_rows) >= kLeastGain * work_ns(together);
-  };
   const auto to_come = static_cast<int64_t>(queue.arrivals.expected_rows(now, before_ns));
-  const int64_t all = std::min(max_rows, queue.waiting_rows + new_rows + to_come);
-  if (all > new_rows && !fits(request, all) && gains(all)) return true;
+  const int64_t others = std::min(max_rows - new_rows, queue.waiting_rows + to_come);
+  if (!fits(request, others + new_rows) && gains(queue, others, new_rows)) return true;
   int64_t rows = queue.waiting_rows;  // of this one and those behind it
   for (const std::unique_ptr<Request>& other : queue.waiting) {
-    const int64_t together = rows + new_rows;
-    if (together <= max_rows) {
-      if (fits(*other, together) || !gains(together)) return false;
+    if (rows + new_rows <= max_rows) {
+      if (fits(*other, rows + new_rows) || !gains(queue, rows, new_rows)) return false;
       if (fits(*other, rows)) return true;
     }
     rows -= other->rows();
   }
   return false;
+}
+
+// Whether rows take much less work in one batch with others than in two: those that do not may as
+// well run before or after them.
+bool Scheduler::gains(const Queue& queue, int64_t rows, int64_t others) const {
+  if (rows == 0 || others == 0) return false;
+  const auto work_ns = [&](int64_t count) {
+    return double(count) * (row_ns(queue, count) + later_row_ns(queue, count));
+  };
+  return work_ns(rows) + work_ns(others) >= kLeastGain * work_ns(rows + others);
+}
+
+// Of the time that is left to one of a batch, how much of it the batch may take, with these rows
+// besides the others.
+double Scheduler::share_of_batch(const Queue& queue, int64_t rows, int64_t others) const {
+  return gains(queue, rows, others) ? kShareOfBatch : kShareOfDeadline;
 }
 
 // One thread's work before the next batch of the queue: the rest of what runs, and what waits for
@@ -289,8 +300,8 @@ size_t Scheduler::first_of_batch(const Queue& queue, uint64_t now) const {
     for (size_t most = waiting.size(); end < most;) {
       const size_t middle = (end + most + 1) / 2;
       const int64_t rows = rows_to(middle);
-      const bool fits =
-          rows <= max_rows && batch_ns(queue, rows, rows) <= kShareOfDeadline * left_ns;
+      const double share = share_of_batch(queue, own_rows, rows - own_rows);
+      const bool fits = rows <= max_rows && batch_ns(queue, rows, rows) <= share * left_ns;
       (fits ? end : most) = fits ? middle : middle - 1;
     }
     const double one_row_ns = row_ns(queue, rows_to(end)) + later_row_ns(queue, rows_to(end));
@@ -351,7 +362,8 @@ Scheduler::Batch Scheduler::take(Queue& queue) {
     const double with_it_ns = batch_ns(queue, rows, rows);
     // The answers of a batch come all at its end, so each request in it delays the others.
     const double left_ns = std::min(first_left_ns, left_of(next));
-    const bool fits = rows <= max_rows && with_it_ns <= kShareOfDeadline * left_ns;
+    const double share = share_of_batch(queue, batch.rows, next.rows());
+    const bool fits = rows <= max_rows && with_it_ns <= share * left_ns;
     if (!batch.requests.empty() && !fits) break;
     first_left_ns = left_ns;
     expected_ns = with_it_ns;

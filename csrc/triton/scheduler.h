@@ -69,6 +69,8 @@ class Scheduler {
   // These need the lock.
   std::optional<ShedReason> refusal(const Queue& queue, const Request& request) const;
   bool is_one_too_many(const Queue& queue, const Request& request, double before_ns) const;
+  bool gains(const Queue& queue, int64_t rows, int64_t others) const;
+  double share_of_batch(const Queue& queue, int64_t rows, int64_t others) const;
   double work_before_ns(const Queue& own) const;
   double batch_ns(const Queue& queue, int64_t rows, int64_t together) const;
   double later_row_ns(const Queue& queue, int64_t rows) const;
