@@ -79,6 +79,7 @@ void ThreadPool::submit(std::function<void()> task) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     tasks_.push_back(std::move(task));
+    waiting_tasks_.store(tasks_.size(), std::memory_order_relaxed);
     announce();
   }
   wake_.notify_one();
@@ -102,7 +103,7 @@ void ThreadPool::run_loop(int64_t num_chunks, void* callable, void (*call)(void*
   const int64_t wanted = std::min<int64_t>(num_chunks - 1, num_workers());
   for (int64_t i = 0; i < wanted; ++i) wake_.notify_one();
 
-  help(loop);
+  run_chunks(loop, false);
   std::unique_lock<std::mutex> lock(mutex_);
   Loop** place = &loops_;
   while (*place != &loop) place = &(*place)->link;
@@ -116,8 +117,9 @@ void ThreadPool::run_loop(int64_t num_chunks, void* callable, void (*call)(void*
   if (loop.error) std::rethrow_exception(loop.error);
 }
 
-void ThreadPool::help(Loop& loop) {
-  for (;;) {
+// Chunks of the loop until none is left or, if asked, a task waits for a worker.
+void ThreadPool::run_chunks(Loop& loop, bool until_task) {
+  while (!until_task || waiting_tasks_.load(std::memory_order_relaxed) == 0) {
     const int64_t chunk = loop.next.fetch_add(1, std::memory_order_relaxed);
     if (chunk >= loop.num_chunks) return;
     try {
@@ -158,22 +160,23 @@ void ThreadPool::work() {
   std::chrono::microseconds spin{};
   std::unique_lock<std::mutex> lock(mutex_);
   for (;;) {
-    // Loops first: what has begun ends sooner than what only waits.
-    if (Loop* loop = open_loop()) {
-      ++loop->helpers;
-      lock.unlock();
-      help(*loop);
-      lock.lock();
-      if (--loop->helpers == 0) loop->left.notify_all();
-      spin = spin_;
-    } else if (!tasks_.empty()) {
+    // Tasks first: a loop has its caller, a task nobody until a worker takes it.
+    if (!tasks_.empty()) {
       std::function<void()> task = std::move(tasks_.front());
       tasks_.pop_front();
+      waiting_tasks_.store(tasks_.size(), std::memory_order_relaxed);
       lock.unlock();
       task();
       task = nullptr;
       lock.lock();
       spin = {};
+    } else if (Loop* loop = open_loop()) {
+      ++loop->helpers;
+      lock.unlock();
+      run_chunks(*loop, true);
+      lock.lock();
+      if (--loop->helpers == 0) loop->left.notify_all();
+      spin = spin_;
     } else if (stopping_) {
       return;
     } else {

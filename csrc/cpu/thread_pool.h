@@ -29,8 +29,8 @@ class ThreadPool {
 
   int num_workers() const { return static_cast<int>(workers_.size()); }
 
-  // Runs `task` on a worker, in order of submission. The task must not throw. Throws InputError
-  // when the pool has no worker.
+  // Runs `task` on a worker, in order of submission; one that helps with a loop leaves it for the
+  // task after its chunk. The task must not throw. Throws InputError when the pool has no worker.
   void submit(std::function<void()> task);
 
   // Calls body(chunk) once for every chunk in [0, num_chunks) on the caller and on workers that are
@@ -47,7 +47,7 @@ class ThreadPool {
   struct Loop;
 
   void run_loop(int64_t num_chunks, void* callable, void (*call)(void*, int64_t));
-  void help(Loop& loop);
+  void run_chunks(Loop& loop, bool until_task);
   Loop* open_loop() const;  // a loop with chunks left; needs mutex_
   void announce();          // that there is work; needs mutex_
   void wait_for_work(std::unique_lock<std::mutex>& lock, std::chrono::microseconds spin);
@@ -56,7 +56,8 @@ class ThreadPool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<std::function<void()>> tasks_;
-  Loop* loops_ = nullptr;  // those running now, linked through the callers' stacks
+  std::atomic<size_t> waiting_tasks_{0};  // their number; changed under mutex_
+  Loop* loops_ = nullptr;                 // those running now, linked through the callers' stacks
   bool stopping_ = false;
   const std::chrono::microseconds spin_;
   std::atomic<uint64_t> announced_{0};

@@ -73,12 +73,15 @@ void BatchCost::learn(int64_t rows, double work_ns, bool is_warmup) {
     size = first;
     return;
   }
-  const double expected_ns = slowness_ * size.work_ns * double(rows) / size.rows;
-  const double growth = std::min(work_ns / expected_ns, kMostGrowth) - 1;
+  const double growth = std::min(work_ns / this->work_ns(rows), kMostGrowth) - 1;
   const double mean_rows = size.rows + kSmoothing * (double(rows) - size.rows);
   slowness_ *= 1 + kSmoothing / 2 * growth;
   size.work_ns *= (1 + kSmoothing / 2 * growth) * mean_rows / size.rows;
   size.rows = mean_rows;
+  // Larger ones that ran when the machine was faster take no less now.
+  for (size_t i = own + 1; i < kSizes; ++i) {
+    if (sizes_[i].work_ns > 0) sizes_[i].work_ns = std::max(sizes_[i].work_ns, size.work_ns);
+  }
 }
 
 }  // namespace recengine::triton

@@ -27,6 +27,9 @@ class Model {
   // a GPU, where each search reads all items, an instance's share: it runs a batch at a time.
   int64_t threads_worth(int64_t rows, int64_t threads) const;
 
+  // Whether it computes on a GPU, where other threads do not help.
+  bool is_on_device() const { return slots_ != nullptr; }
+
   // Both return how many there are now.
   int64_t add_instance() { return ++instances_; }
   int64_t remove_instance() { return --instances_; }

@@ -27,16 +27,11 @@ constexpr double kShareOfBatch = 0.85;
 constexpr size_t kMostStarts = 32;
 constexpr double kLeastGain = 1.25;
 
-// A batch of so many rows takes hardly less for each than a larger one.
-constexpr int64_t kEnoughRows = 32;
-
 // How long the next batch may be held for rows on their way to a later stage: so much of what it
-// takes, at most so long, and not at all for less than a thread needs to sleep and wake.
+// takes, at most so long, and not at all where that is hardly more than to sleep and wake.
 constexpr double kShareHeld = 0.08;
 constexpr double kMostHeldNs = 1e6;
 constexpr double kLeastHeldNs = 2e5;
-
-constexpr size_t kNumStages = static_cast<size_t>(Stage::kRanking) + 1;
 
 double elapsed_ns(uint64_t from, uint64_t to) { return to > from ? double(to - from) : 0; }
 
@@ -74,10 +69,9 @@ void Scheduler::submit(std::unique_ptr<Request> request) {
   std::unique_lock<std::mutex> lock(mutex_);
   Queue& queue = queue_of(model);
   queue.arrivals.add(now_ns(), request->rows());
-  if (model.config().stage > passed_on_.stage) {
-    passed_on_.rows -= request->rows();
-    follower_came_.notify_all();  // who wakes gets the lock when this request is in its queue
-  }
+  arrived_rows_[static_cast<size_t>(model.config().stage)] += request->rows();
+  // Who waits for it gets the lock when it is in its queue, or refused.
+  follower_came_.notify_one();
   if (const std::optional<ShedReason> reason = refusal(queue, *request)) {
     lock.unlock();
     model.shed(*request, *reason);
@@ -137,7 +131,7 @@ std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& 
 
 // Whether the next batch, with the new one in it, would be late for another that waits, or, with
 // all that may come until it begins, for the new one. Where a batch takes hardly longer for more
-// rows one of them would be refused as it begins: better the new one, and now.
+// rows one of them may be refused as it begins: better the new one, and now.
 bool Scheduler::is_one_too_many(const Queue& queue, const Request& request,
                                 double before_ns) const {
   const uint64_t now = now_ns();
@@ -150,7 +144,9 @@ bool Scheduler::is_one_too_many(const Queue& queue, const Request& request,
   const Request& oldest = queue.waiting.empty() ? request : *queue.waiting.front();
   if (fits(request, max_rows) && fits(oldest, max_rows)) return false;
   const int64_t new_rows = request.rows();
-  const auto to_come = static_cast<int64_t>(queue.arrivals.expected_rows(now, before_ns));
+  const bool begins_now = tasks_ < pool_.num_workers() && queue.busy_threads < pool_.num_workers();
+  const double until_ns = begins_now ? 0 : before_ns;
+  const auto to_come = static_cast<int64_t>(queue.arrivals.expected_rows(now, until_ns));
   const int64_t others = std::min(max_rows - new_rows, queue.waiting_rows + to_come);
   if (!fits(request, others + new_rows) && gains(queue, others, new_rows)) return true;
   int64_t rows = queue.waiting_rows;  // of this one and those behind it
@@ -174,24 +170,37 @@ bool Scheduler::gains(const Queue& queue, int64_t rows, int64_t others) const {
   return work_ns(rows) + work_ns(others) >= kLeastGain * work_ns(rows + others);
 }
 
-// Of the time that is left to one of a batch, how much of it the batch may take, with these rows
-// besides the others.
-double Scheduler::share_of_batch(const Queue& queue, int64_t rows, int64_t others) const {
-  return gains(queue, rows, others) ? kShareOfBatch : kShareOfDeadline;
+// Whether a batch of these rows and the others, which takes so long, is in time for one of them
+// that has so much left.
+bool Scheduler::is_in_time(const Queue& queue, double batch_ns, double left_ns, int64_t rows,
+                           int64_t others) const {
+  return batch_ns <= kShareOfDeadline * left_ns ||
+         (batch_ns <= kShareOfBatch * left_ns && gains(queue, rows, others));
 }
 
 // One thread's work before the next batch of the queue: the rest of what runs, and what waits for
 // this stage in other queues or for a later one, with all stages after it. What waits in an
-// earlier stage goes after it.
+// earlier stage goes after it; so does what runs there, unless all threads run such batches: one
+// that only helps with a batch leaves it.
 double Scheduler::work_before_ns(const Queue& own) const {
   const uint64_t now = now_ns();
+  const auto is_earlier = [&own](const Queue& queue) {
+    return queue.model->config().stage < own.model->config().stage;
+  };
+  int64_t held_threads = 0;
+  for (const std::unique_ptr<Queue>& queue : queues_) {
+    if (!is_earlier(*queue)) continue;
+    held_threads += std::count_if(queue->running.begin(), queue->running.end(),
+                                  [](const Batch* batch) { return batch->threads > 0; });
+  }
   double total_ns = 0;
   for (const std::unique_ptr<Queue>& queue : queues_) {
-    const bool earlier = queue->model->config().stage < own.model->config().stage;
+    const bool earlier = is_earlier(*queue);
+    if (earlier && held_threads < pool_.num_workers()) continue;
     int64_t rows_to_the_end = earlier || queue.get() == &own ? 0 : queue->waiting_rows;
     double work_ns = double(rows_to_the_end) * row_ns(*queue, rows_to_the_end);
     for (const Batch* batch : queue->running) {
-      const double done_ns = elapsed_ns(batch->start_ns, now) * batch->used;
+      const double done_ns = batch->done_ns + elapsed_ns(batch->since_ns, now) * batch->share;
       work_ns += std::max(0.0, queue->cost.work_ns(batch->rows) - done_ns);
       if (!earlier) rows_to_the_end += batch->rows;
     }
@@ -234,9 +243,7 @@ int64_t Scheduler::threads_of(const Queue& queue, int64_t rows) const {
 }
 
 bool Scheduler::can_start(const Queue& queue) const {
-  if (queue.waiting.empty()) return false;
-  const int64_t enough = std::min(kEnoughRows, queue.model->config().max_batch_rows);
-  return queue.busy_threads < pool_.num_workers() || queue.waiting_rows >= enough;
+  return !queue.waiting.empty() && queue.busy_threads < pool_.num_workers();
 }
 
 Scheduler::Queue& Scheduler::queue_of(const Model& model) {
@@ -300,8 +307,8 @@ size_t Scheduler::first_of_batch(const Queue& queue, uint64_t now) const {
     for (size_t most = waiting.size(); end < most;) {
       const size_t middle = (end + most + 1) / 2;
       const int64_t rows = rows_to(middle);
-      const double share = share_of_batch(queue, own_rows, rows - own_rows);
-      const bool fits = rows <= max_rows && batch_ns(queue, rows, rows) <= share * left_ns;
+      const bool fits = rows <= max_rows && is_in_time(queue, batch_ns(queue, rows, rows), left_ns,
+                                                       own_rows, rows - own_rows);
       (fits ? end : most) = fits ? middle : middle - 1;
     }
     const double one_row_ns = row_ns(queue, rows_to(end)) + later_row_ns(queue, rows_to(end));
@@ -362,8 +369,8 @@ Scheduler::Batch Scheduler::take(Queue& queue) {
     const double with_it_ns = batch_ns(queue, rows, rows);
     // The answers of a batch come all at its end, so each request in it delays the others.
     const double left_ns = std::min(first_left_ns, left_of(next));
-    const double share = share_of_batch(queue, batch.rows, next.rows());
-    const bool fits = rows <= max_rows && with_it_ns <= share * left_ns;
+    const bool fits =
+        rows <= max_rows && is_in_time(queue, with_it_ns, left_ns, batch.rows, next.rows());
     if (!batch.requests.empty() && !fits) break;
     first_left_ns = left_ns;
     expected_ns = with_it_ns;
@@ -392,23 +399,33 @@ bool Scheduler::is_followed(const Queue& queue) const {
   return std::any_of(queues_.begin(), queues_.end(), is_later);
 }
 
+// Rows that have come to stages after this one, ever.
+int64_t Scheduler::rows_after(Stage stage) const {
+  const auto first = arrived_rows_.begin() + static_cast<std::ptrdiff_t>(stage) + 1;
+  return std::accumulate(first, arrived_rows_.end(), int64_t{0});
+}
+
 // How long the queue's next batch should wait yet for what another passed on to a later stage, by
-// way of the server: begun before that by the only thread that is free, it would delay answers that
-// are nearly done by all the time it takes.
-double Scheduler::hold_ns(const Queue& queue) const {
-  if (passed_on_.rows <= 0 || tasks_ < pool_.num_workers()) return 0;
+// way of the server: begun before that, with no thread left for it, it would delay answers that are
+// nearly done by all the time it takes. `since` is when the thread began to wait.
+double Scheduler::hold_ns(const Queue& queue, uint64_t since) const {
+  if (is_held_ || tasks_ < pool_.num_workers()) return 0;
   if (queue.model->config().stage > passed_on_.stage) return 0;
-  const int64_t rows = queue.waiting_rows;
+  if (rows_after(passed_on_.stage) >= passed_on_.rows_after) return 0;
+  const int64_t rows = std::min(queue.waiting_rows, queue.model->config().max_batch_rows);
   const double next_ns = double(rows) * row_ns(queue, rows) / double(threads_of(queue, rows));
   const double most_ns = std::min(kMostHeldNs, kShareHeld * next_ns);
   if (most_ns < kLeastHeldNs) return 0;
-  return std::max(0.0, most_ns - elapsed_ns(passed_on_.at_ns, now_ns()));
+  return std::max(0.0, most_ns - elapsed_ns(std::min(passed_on_.at_ns, since), now_ns()));
 }
 
 void Scheduler::serve(std::unique_lock<std::mutex>& lock) noexcept {
+  uint64_t since = now_ns();  // its last batch, or its call
   while (Queue* queue = next_queue()) {
-    if (const double held_ns = hold_ns(*queue); held_ns > 0) {
+    if (const double held_ns = hold_ns(*queue, since); held_ns > 0) {
+      is_held_ = true;
       follower_came_.wait_for(lock, std::chrono::nanoseconds(static_cast<int64_t>(held_ns)));
+      is_held_ = false;
       continue;
     }
     try {
@@ -417,6 +434,7 @@ void Scheduler::serve(std::unique_lock<std::mutex>& lock) noexcept {
       // Out of memory while taking a batch: the destructors of its requests have answered.
       if (!lock.owns_lock()) lock.lock();
     }
+    since = now_ns();
     finished_.notify_all();
   }
 }
@@ -427,44 +445,79 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
   queue.running.push_back(&batch);  // nothing below throws
   batch.threads = batch.rows == 0 ? 0 : threads_of(queue, batch.rows);
   queue.busy_threads += batch.threads;
-  // Batches that share the threads have their part of them.
-  int64_t busy = 0;
-  for (const std::unique_ptr<Queue>& other : queues_) busy += other->busy_threads;
-  batch.used =
-      double(batch.threads) * std::min(1.0, pool_.num_workers() / std::max(1.0, double(busy)));
-  batch.start_ns = now_ns();
+  batch.since_ns = now_ns();
+  share_threads();
   if (can_start(queue)) call_worker(lock);
   if (lock.owns_lock()) lock.unlock();
   for (const std::unique_ptr<Request>& request : batch.late) {
     queue.model->shed(*request, ShedReason::kDeadline);
   }
-  batch.late.clear();
   if (!batch.requests.empty()) {
+    if (!batch.late.empty()) begin_work(batch);
+    batch.late.clear();
     const bool is_warmup = batch.requests.front()->is_warmup();
-    const uint64_t begun_ns = now_ns();
-    uint64_t computed_ns = 0;
-    const auto computed = [&] {
-      computed_ns = now_ns();
-      end_turn(queue, batch.threads);
-    };
+    std::optional<int64_t> came_before;  // to later stages
+    const auto computed = [&] { came_before = end_turn(queue, batch); };
     const int64_t rows = queue.model->run(std::move(batch.requests), std::ref(computed));
-    if (computed_ns == 0) computed();
-    const double work_ns =
-        elapsed_ns(begun_ns, computed_ns) * batch.used + elapsed_ns(computed_ns, now_ns());
-    if (is_warmup) queue.model->reserve_memory();
+    if (!came_before) computed();
     lock.lock();
-    if (rows > 0) queue.cost.learn(rows, work_ns, is_warmup);
-    if (is_followed(queue)) passed_on_ = {queue.model->config().stage, rows, now_ns()};
+    share_threads();
+    if (rows > 0) queue.cost.learn(rows, batch.done_ns, is_warmup);
+    if (rows > 0 && is_followed(queue)) {
+      passed_on_ = {queue.model->config().stage, *came_before + rows, now_ns()};
+    }
+    if (is_warmup) {
+      lock.unlock();
+      queue.model->reserve_memory();
+      lock.lock();
+    }
   } else {
     lock.lock();
   }
   queue.running.erase(std::find(queue.running.begin(), queue.running.end(), &batch));
+  share_threads();
 }
 
-void Scheduler::end_turn(Queue& queue, int64_t threads) noexcept {
+// Which batch has how many threads from now on, and what each has had so far: each has the one that
+// runs it, the others help those that are computed by more than one. On a GPU a batch has its
+// instance's share, whatever else runs.
+void Scheduler::share_threads() {
+  const uint64_t now = now_ns();
+  int64_t batches = 0;
+  int64_t helped = 0;
+  for (const std::unique_ptr<Queue>& queue : queues_) {
+    for (Batch* batch : queue->running) {
+      batch->done_ns += elapsed_ns(batch->since_ns, now) * batch->share;
+      batch->since_ns = now;
+      ++batches;
+      if (batch->threads > 1 && !queue->model->is_on_device()) ++helped;
+    }
+  }
+  const double helpers = double(std::max<int64_t>(pool_.num_workers() - batches, 0));
+  const double most = 1 + helpers / double(std::max<int64_t>(helped, 1));
+  for (const std::unique_ptr<Queue>& queue : queues_) {
+    for (Batch* batch : queue->running) {
+      const double threads = std::max(1.0, double(batch->threads));
+      batch->share = queue->model->is_on_device() ? threads : std::min(threads, most);
+    }
+  }
+}
+
+// What it took to refuse those that are late is not the batch's.
+void Scheduler::begin_work(Batch& batch) noexcept {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  batch.since_ns = now_ns();
+  batch.done_ns = 0;
+}
+
+int64_t Scheduler::end_turn(Queue& queue, Batch& batch) noexcept {
   std::unique_lock<std::mutex> lock(mutex_);
-  queue.busy_threads -= threads;
+  queue.busy_threads -= batch.threads;
+  batch.threads = 0;
+  share_threads();
+  const int64_t came = rows_after(queue.model->config().stage);
   if (can_start(queue)) call_worker(lock);
+  return came;
 }
 
 }  // namespace recengine::triton

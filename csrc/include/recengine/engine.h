@@ -62,6 +62,7 @@ enum class Stage : uint8_t {
   kOrder,
   kRanking
 };
+inline constexpr size_t kNumStages = static_cast<size_t>(Stage::kRanking) + 1;
 
 // "topk", for messages.
 const char* name_of(Stage stage);
