@@ -152,8 +152,9 @@ def run_overload(
     tritonserver: Path | None = None,
     about: str = "",
     name: str = "overload",
+    cores: tuple[set[int], set[int]] | None = None,
 ) -> None:
-    """Serves `repository` on half of the cores, overloads `model` from the other half.
+    """Serves `repository` on some cores, overloads `model` from others.
 
     Args:
         repository: compiled model repository.
@@ -164,8 +165,9 @@ def run_overload(
         tritonserver: the server to run; None: see `find_tritonserver`.
         about: what is served, for the report.
         name: of the result.
+        cores: of the server and of the load generator; None: half of them each.
     """
-    server_cores, generator_cores = split_cores()
+    server_cores, generator_cores = cores or split_cores()
     with tempfile.TemporaryDirectory() as folder:
         server = TritonServer(repository, tritonserver=tritonserver, log=Path(folder) / "log")
         with on_cores(server_cores):
