@@ -189,6 +189,7 @@ TABLES: dict[str, Callable[[Result], str]] = {
     "serving": serving,
     "overload": overload,
     "overload-catalog": overload,
+    "overload-threads": overload,
     "cosine-topk": cosine_topk,
     "embedding-bag": embedding_bag,
     "coalescing": coalescing,
