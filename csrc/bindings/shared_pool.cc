@@ -12,7 +12,10 @@ namespace recengine {
 
 namespace {
 
-constexpr std::chrono::microseconds kSpin(50);  // calls from Python come one after the other
+// Calls from Python come one after the other. Longer than what is between the end of a thread's
+// part of one and the next: others' last chunks, the answer, the caller's own work. To wake a core
+// that sleeps takes 50 us of both threads in a virtual machine.
+constexpr std::chrono::microseconds kSpin(200);
 
 }  // namespace
 
