@@ -258,7 +258,7 @@ class Engine:
         self,
         directory: str,
         threads: typing.SupportsInt | typing.SupportsIndex | None = None,
-        resident: bool = False,
+        resident: bool | None = None,
     ) -> None: ...
     def look_up(
         self,

@@ -46,8 +46,10 @@ class Engine:
         directory: what export or compile wrote.
         threads: how many threads one call may use; None for every core that the process may use.
         resident: copy tensors into memory, in huge pages where the system gives them, instead of
-            reading the mapped files. Loading takes longer, random rows are read faster. Engines of
-            a process share the copies; files below 2 MiB stay mapped.
+            reading the mapped files. Loading takes longer, random rows are read faster. None: only
+            the 8-bit codes of a large catalog, of which every search reads all; the pages of a
+            mapped file may be small, and it takes two to three times as long then. Engines of a
+            process share the copies; files below 2 MiB stay mapped.
 
     Raises:
         BundleError: a file is missing, damaged or of another format version.
@@ -59,7 +61,7 @@ class Engine:
         directory: str | os.PathLike[str],
         threads: int | None = None,
         *,
-        resident: bool = False,
+        resident: bool | None = None,
     ) -> None:
         self._native = _ops.Engine(os.fspath(directory), threads, resident)
         self._arguments = Arguments(self._native.schema)

@@ -46,12 +46,12 @@ CandidateBatch as_candidates(const Array<int64_t>& candidates,
 
 class PyEngine {
  public:
-  PyEngine(const std::string& directory, std::optional<int> threads, bool resident) {
+  PyEngine(const std::string& directory, std::optional<int> threads, std::optional<bool> resident) {
     const int count = threads ? *threads : usable_cores();
     EngineOptions options;
     options.pool = shared_pool(count);
     options.num_streams = count;
-    options.resident = resident;
+    if (resident) options.resident = *resident ? Residence::kAll : Residence::kNone;
     const py::gil_scoped_release release;
     engine_ = Engine::load(directory, options);
   }
@@ -162,8 +162,8 @@ py::bytes sha256_of(const py::bytes& data, bool portable) {
 
 void bind_engine(py::module_& m) {
   py::class_<PyEngine>(m, "Engine")
-      .def(py::init<const std::string&, std::optional<int>, bool>(), py::arg("directory"),
-           py::arg("threads") = py::none(), py::arg("resident") = false)
+      .def(py::init<const std::string&, std::optional<int>, std::optional<bool>>(),
+           py::arg("directory"), py::arg("threads") = py::none(), py::arg("resident") = py::none())
       .def_property_readonly("memory", &PyEngine::memory)
       .def_property_readonly("schema", &PyEngine::schema)
       .def_property_readonly("has_retrieval", &PyEngine::has_retrieval)

@@ -33,7 +33,12 @@ void verify(const Chunk& chunk) {
 }  // namespace
 
 BundleFiles::BundleFiles(const std::string& directory, const Manifest& manifest, ThreadPool& pool,
-                         bool resident) {
+                         Residence resident) {
+  const auto is_copied = [&](const std::string& name) {
+    if (resident == Residence::kAll) return is_tensors(name);
+    return resident == Residence::kCodes && manifest.retrieval &&
+           manifest.retrieval->index.codes == name;
+  };
   std::vector<Chunk> chunks;
   for (const auto& [name, entry] : manifest.files) {
     MappedFile& file = files_.emplace(name, MappedFile(directory, name)).first->second;
@@ -41,7 +46,7 @@ BundleFiles::BundleFiles(const std::string& directory, const Manifest& manifest,
       throw BundleError(file.path() + ": expected " + std::to_string(entry.bytes) +
                         " bytes, found " + std::to_string(file.bytes().size));
     }
-    if (resident && is_tensors(name)) file.make_resident(pool);
+    if (is_copied(name)) file.make_resident(pool);
     digests_.push_back(ChunkDigests::of(file, entry.chunk_bytes));
     for (size_t i = 0; i < entry.sha256.size(); ++i) {
       chunks.push_back({&file, digests_.back().get(), &entry.sha256[i], static_cast<int64_t>(i)});

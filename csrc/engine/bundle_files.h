@@ -17,11 +17,10 @@ namespace recengine {
 // The files that a manifest lists, mapped and verified.
 class BundleFiles {
  public:
-  // Maps every file and checks its size and chunk hashes, in parallel on `pool`; with `resident`
-  // tensors are copied into memory. Throws BundleError naming the file that is missing, of another
-  // size or changed.
+  // Maps every file, or copies it into memory, and checks its size and chunk hashes, in parallel on
+  // `pool`. Throws BundleError naming the file that is missing, of another size or changed.
   BundleFiles(const std::string& directory, const Manifest& manifest, ThreadPool& pool,
-              bool resident);
+              Residence resident);
 
   const MappedFile& file(const std::string& name) const { return files_.at(name); }
 

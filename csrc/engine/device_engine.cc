@@ -19,7 +19,7 @@ namespace {
 class DeviceEngine : public Engine {
  public:
   DeviceEngine(const std::string& directory, const EngineOptions& options, ThreadPool& pool)
-      : version_(directory, pool, /*resident=*/false),
+      : version_(directory, pool, Residence::kNone),
         device_(options.device),
         tables_(version_.manifest, version_.assets, device_, options.device_table_bytes) {
     if (version_.manifest.retrieval) load_retrieval(pool);

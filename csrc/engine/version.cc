@@ -30,7 +30,7 @@ Schema make_schema(const Manifest& manifest, const Assets& assets) {
 
 }  // namespace
 
-Version::Version(const std::string& directory, ThreadPool& pool, bool resident)
+Version::Version(const std::string& directory, ThreadPool& pool, Residence resident)
     : manifest(read_manifest(MappedFile(directory, kManifestName))),
       files(directory, manifest, pool, resident),
       assets(manifest, files, pool),

@@ -12,7 +12,7 @@ namespace recengine {
 // What every engine has of its version directory. The later ones borrow from the earlier ones.
 struct Version {
   // Throws BundleError naming the file when anything is missing, damaged or unknown.
-  Version(const std::string& directory, ThreadPool& pool, bool resident);
+  Version(const std::string& directory, ThreadPool& pool, Residence resident);
 
   bool has(Stage stage) const;
 

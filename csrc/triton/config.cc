@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <map>
 #include <nlohmann/json.hpp>
 
 #include "triton/status.h"
@@ -232,14 +233,17 @@ BackendConfig parse_backend_config(const std::string& text) {
     return parse_int(cmdline.at(key).get<std::string>(), 1,
                      std::string("--backend-config=recengine,") + key);
   };
-  const std::string resident = cmdline.value("resident", std::string("false"));
-  if (resident != "true" && resident != "false") {
+  const std::string resident = cmdline.value("resident", std::string("codes"));
+  const std::map<std::string, Residence> residences = {
+      {"false", Residence::kNone}, {"codes", Residence::kCodes}, {"true", Residence::kAll}};
+  if (residences.count(resident) == 0) {
     throw StatusError(
         TRITONSERVER_ERROR_INVALID_ARG,
-        "--backend-config=recengine,resident: expected true or false, found '" + resident + "'");
+        "--backend-config=recengine,resident: expected false, codes or true, found '" + resident +
+            "'");
   }
   return {static_cast<int>(std::min(number("threads"), kMostThreads)), number("gpu-table-bytes"),
-          resident == "true"};
+          residences.at(resident)};
 }
 
 }  // namespace recengine::triton

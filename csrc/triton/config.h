@@ -56,7 +56,7 @@ void check_config(const ModelConfig& config, const Engine& engine);
 struct BackendConfig {
   int threads = 0;              // threads
   int64_t gpu_table_bytes = 0;  // gpu-table-bytes, of each model
-  bool resident = false;        // resident=true
+  Residence resident = Residence::kCodes;
 };
 
 BackendConfig parse_backend_config(const std::string& json);

@@ -96,8 +96,8 @@ Model::Model(TRITONBACKEND_Model* handle, const EngineOptions& options, const Me
                        ", " + std::to_string(schema_.num_items) + " items";
   if (options.device != kHost) {
     loaded += ", on GPU " + std::to_string(options.device) + ", " + device_text(engine_->memory());
-  } else if (options.resident) {
-    loaded += ", " + memory_text(engine_->memory());
+  } else if (const EngineMemory memory = engine_->memory(); memory.resident > 0) {
+    loaded += ", " + memory_text(memory);
   }
   log_info(loaded);
 }

@@ -131,14 +131,19 @@ std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& 
 
 // Whether the next batch, with the new one in it, would be late for another that waits, or, with
 // all that may come until it begins, for the new one. Where a batch takes hardly longer for more
-// rows one of them may be refused as it begins: better the new one, and now.
+// rows one of them may be refused as it begins: better the new one, and now, unless it can wait for
+// the batch after that.
 bool Scheduler::is_one_too_many(const Queue& queue, const Request& request,
                                 double before_ns) const {
   const uint64_t now = now_ns();
   const int64_t max_rows = queue.model->config().max_batch_rows;
-  const auto fits = [&](const Request& one, int64_t together) {
-    const double left_ns = elapsed_ns(now, one.deadline_ns()) - before_ns;
+  const auto fits_after = [&](double wait_ns, const Request& one, int64_t together) {
+    const double left_ns = elapsed_ns(now, one.deadline_ns()) - wait_ns;
     return batch_ns(queue, together, together) <= kShareOfDeadline * left_ns;
+  };
+  if (fits_after(before_ns + batch_ns(queue, max_rows, max_rows), request, max_rows)) return false;
+  const auto fits = [&](const Request& one, int64_t together) {
+    return fits_after(before_ns, one, together);
   };
   // Nothing to weigh while even a full batch is in time.
   const Request& oldest = queue.waiting.empty() ? request : *queue.waiting.front();

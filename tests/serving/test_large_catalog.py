@@ -14,6 +14,7 @@ from bench.serving import synthetic
 from recengine import Engine
 from recengine.client.wire import WireUsers
 from recengine.compile import compile_bundle
+from recengine.compile.version_directory import CODES
 from recengine.errors import ServerError
 from recengine.serving.server import TritonServer
 
@@ -52,9 +53,17 @@ def large(repository, tmp_path_factory, request):
     )
 
 
-def test_resident_is_true_or_false(repository, tmp_path):
+def test_codes_are_copied_unless_told_otherwise(repository):
+    version = repository / "retrieval" / "1"
+    codes = (version / CODES).stat().st_size
+    sizes = [Engine(version, resident=wanted).memory.resident for wanted in (None, False, True)]
+    assert sizes[:2] == [codes, 0]
+    assert sizes[2] > ITEMS * 64 * 4
+
+
+def test_resident_is_one_of_three(repository, tmp_path):
     arguments = ["--backend-config=recengine,resident=yes"]
-    message = "resident: expected true or false, found 'yes'"
+    message = "resident: expected false, codes or true, found 'yes'"
     with (
         pytest.raises(ServerError, match=message),
         TritonServer(repository, log=tmp_path / "log", arguments=arguments),
@@ -123,6 +132,21 @@ def test_a_crowd_after_lone_requests_is_answered_if_its_batch_can_be(large):
         if errors == [None] * MAX_BATCH_SIZE:
             break
     assert errors == [None] * MAX_BATCH_SIZE
+
+
+def test_who_can_wait_is_not_refused_for_one_who_cannot(large):
+    """A batch that would be late for one that waits begins without the others; they go next."""
+    begin = time.monotonic()
+    large.infer("retrieval", user(0))
+    lone_us = 1e6 * (time.monotonic() - begin)
+    patient, hurried = [], []
+    for i in range(1200):
+        patient.append(large.send(make_request("retrieval", user(i), **PATIENT)))
+        if i % 8 == 0:
+            timeout = int(lone_us * (1 + i % 50 / 10))
+            hurried.append(large.send(make_request("retrieval", user(i), timeout=timeout)))
+    assert [future.exception() for future in patient] == [None] * len(patient)
+    assert {error.code() for future in hurried if (error := future.exception())} <= {UNAVAILABLE}
 
 
 def test_what_is_late_when_it_was_retrieved_is_not_ranked(large):

@@ -94,19 +94,23 @@ struct DeviceWork {
   DeviceSlot* slot = nullptr;
 };
 
+// Which tensors are copied into memory: none, the 8-bit codes of a large catalog, of which every
+// search reads all, or all; see EngineMemory.
+enum class Residence : uint8_t { kNone, kCodes, kAll };
+
 struct EngineOptions {
   ThreadPool* pool = nullptr;  // shared with other engines; null: the calling thread alone
   Isa isa = default_isa();
-  int num_streams = 1;             // threads that compute dense graphs at once
-  bool resident = false;           // tensors copied into memory, see EngineMemory; on a CPU
-  int device = kHost;              // a GPU for the stages beside the dense graphs
+  int num_streams = 1;                     // threads that compute dense graphs at once
+  Residence resident = Residence::kCodes;  // on a CPU
+  int device = kHost;                      // a GPU for the stages beside the dense graphs
   int64_t device_table_bytes = 0;  // of its memory for tables; what does not fit stays on the host
 };
 
 // Bytes of a version's files, and of its tables in the memory of a GPU. Tensors that are resident
 // are copies in memory, which the engines of a process share, in huge pages where the system gives
-// them: random rows are read without walking page tables, and not from disk. Files of less than a
-// huge page stay mapped.
+// them: they are read without walking page tables, and not from disk. Files of less than a huge
+// page stay mapped.
 struct EngineMemory {
   int64_t mapped = 0;
   int64_t resident = 0;
