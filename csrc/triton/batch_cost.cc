@@ -21,14 +21,17 @@ size_t BatchCost::size_of(int64_t rows) {
   return size;
 }
 
-// What each size takes at slowness 1. One that ran long ago may have taken more than others say
-// now: it takes no more than a larger batch, and no more a row than a smaller one. So batches that
-// run correct what would keep those of other sizes from being tried.
+// What each size takes at slowness 1. One that ran long ago may have taken more or less than others
+// say now: it takes no less than a smaller one that ran last, no more than a larger batch, and no
+// more a row than a smaller one. So batches that run correct what would keep those of other sizes
+// from being tried.
 std::array<double, BatchCost::kSizes> BatchCost::consistent() const {
   std::array<double, kSizes> work{};
   double most_ns = std::numeric_limits<double>::infinity();
   for (size_t i = kSizes; i-- > 0;) {
-    if (sizes_[i].work_ns > 0) most_ns = std::min(most_ns, sizes_[i].work_ns);
+    const double known_ns =
+        i > latest_ ? std::max(sizes_[i].work_ns, sizes_[latest_].work_ns) : sizes_[i].work_ns;
+    if (sizes_[i].work_ns > 0) most_ns = std::min(most_ns, known_ns);
     work[i] = most_ns;
   }
   double most_row_ns = std::numeric_limits<double>::infinity();
@@ -61,6 +64,7 @@ void BatchCost::learn(int64_t rows, double work_ns, bool is_warmup) {
   const size_t own = size_of(rows);
   Size& size = sizes_[own];
   const Size first = {double(rows), work_ns / slowness_, !is_warmup};
+  const double others_say_ns = consistent()[own];  // at most; as does its own
   if (is_warmup) {
     if (size.measured) return;
     size = first;
@@ -69,19 +73,19 @@ void BatchCost::learn(int64_t rows, double work_ns, bool is_warmup) {
     }
     return;
   }
+  latest_ = own;
   if (!size.measured) {
     size = first;
+    size.work_ns = std::min(size.work_ns, kMostGrowth * others_say_ns);
     return;
   }
+  // Others are held against it from now on: not against what it took long ago.
+  size.work_ns = std::min(size.work_ns, others_say_ns);
   const double growth = std::min(work_ns / this->work_ns(rows), kMostGrowth) - 1;
   const double mean_rows = size.rows + kSmoothing * (double(rows) - size.rows);
   slowness_ *= 1 + kSmoothing / 2 * growth;
   size.work_ns *= (1 + kSmoothing / 2 * growth) * mean_rows / size.rows;
   size.rows = mean_rows;
-  // Larger ones that ran when the machine was faster take no less now.
-  for (size_t i = own + 1; i < kSizes; ++i) {
-    if (sizes_[i].work_ns > 0) sizes_[i].work_ns = std::max(sizes_[i].work_ns, size.work_ns);
-  }
 }
 
 }  // namespace recengine::triton

@@ -34,6 +34,7 @@ class BatchCost {
   std::array<double, kSizes> consistent() const;
 
   std::array<Size, kSizes> sizes_;
+  size_t latest_ = 0;  // that ran last; the first: none has, or it is as small as any
   double slowness_ = 1;
 };
 

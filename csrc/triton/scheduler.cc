@@ -27,6 +27,10 @@ constexpr double kShareOfBatch = 0.85;
 constexpr size_t kMostStarts = 32;
 constexpr double kLeastGain = 1.25;
 
+// Where a GPU is busy with a batch for each instance, another begins on the host when so many rows
+// wait: it takes hardly less for each than a larger one.
+constexpr int64_t kEnoughRows = 32;
+
 // How long the next batch may be held for rows on their way to a later stage: so much of what it
 // takes, at most so long, and not at all where that is hardly more than to sleep and wake.
 constexpr double kShareHeld = 0.08;
@@ -117,12 +121,13 @@ std::optional<ShedReason> Scheduler::refusal(const Queue& queue, const Request& 
   }
   const int64_t rows = request.rows();
   const int64_t waiting = queue.waiting_rows;
-  const double before_ns = work_before_ns(queue) / pool_.num_workers();
+  const auto threads = double(free_threads(queue));
+  const double before_ns = work_before_ns(queue) / threads;
   // The new one's rows make the batches of what waits larger.
   const double waiting_ns =
       double(waiting) * (row_ns(queue, waiting + rows) + later_row_ns(queue, waiting));
   const double expected_ns =
-      before_ns + waiting_ns / pool_.num_workers() + batch_ns(queue, rows, waiting + rows);
+      before_ns + waiting_ns / threads + batch_ns(queue, rows, waiting + rows);
   const double left_ns = elapsed_ns(now_ns(), request.deadline_ns());
   if (left_ns == 0 || expected_ns > kShareOfDeadline * left_ns) return ShedReason::kDeadline;
   if (is_one_too_many(queue, request, before_ns)) return ShedReason::kDeadline;
@@ -183,25 +188,28 @@ bool Scheduler::is_in_time(const Queue& queue, double batch_ns, double left_ns, 
          (batch_ns <= kShareOfBatch * left_ns && gains(queue, rows, others));
 }
 
-// One thread's work before the next batch of the queue: the rest of what runs, and what waits for
+// Threads for what waits in the queue: all but those that compute batches of earlier stages, or
+// all, once they have, where that is every one. A thread that only helps with a batch leaves it.
+int64_t Scheduler::free_threads(const Queue& own) const {
+  int64_t held = 0;
+  for (const std::unique_ptr<Queue>& queue : queues_) {
+    if (queue->model->config().stage >= own.model->config().stage) continue;
+    held += std::count_if(queue->running.begin(), queue->running.end(),
+                          [](const Batch* batch) { return batch->threads > 0; });
+  }
+  return held < pool_.num_workers() ? pool_.num_workers() - held : pool_.num_workers();
+}
+
+// Those threads' work before the next batch of the queue: the rest of what runs, and what waits for
 // this stage in other queues or for a later one, with all stages after it. What waits in an
-// earlier stage goes after it; so does what runs there, unless all threads run such batches: one
-// that only helps with a batch leaves it.
+// earlier stage goes after it; so does what runs there on a CPU, unless all threads compute that.
 double Scheduler::work_before_ns(const Queue& own) const {
   const uint64_t now = now_ns();
-  const auto is_earlier = [&own](const Queue& queue) {
-    return queue.model->config().stage < own.model->config().stage;
-  };
-  int64_t held_threads = 0;
-  for (const std::unique_ptr<Queue>& queue : queues_) {
-    if (!is_earlier(*queue)) continue;
-    held_threads += std::count_if(queue->running.begin(), queue->running.end(),
-                                  [](const Batch* batch) { return batch->threads > 0; });
-  }
+  const bool some_are_held = free_threads(own) < pool_.num_workers();
   double total_ns = 0;
   for (const std::unique_ptr<Queue>& queue : queues_) {
-    const bool earlier = is_earlier(*queue);
-    if (earlier && held_threads < pool_.num_workers()) continue;
+    const bool earlier = queue->model->config().stage < own.model->config().stage;
+    if (earlier && some_are_held && !queue->model->is_on_device()) continue;
     int64_t rows_to_the_end = earlier || queue.get() == &own ? 0 : queue->waiting_rows;
     double work_ns = double(rows_to_the_end) * row_ns(*queue, rows_to_the_end);
     for (const Batch* batch : queue->running) {
@@ -248,7 +256,10 @@ int64_t Scheduler::threads_of(const Queue& queue, int64_t rows) const {
 }
 
 bool Scheduler::can_start(const Queue& queue) const {
-  return !queue.waiting.empty() && queue.busy_threads < pool_.num_workers();
+  if (queue.waiting.empty()) return false;
+  if (queue.busy_threads < pool_.num_workers()) return true;
+  const int64_t enough = std::min(kEnoughRows, queue.model->config().max_batch_rows);
+  return queue.model->is_on_device() && queue.waiting_rows >= enough;
 }
 
 Scheduler::Queue& Scheduler::queue_of(const Model& model) {
@@ -450,16 +461,16 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
   queue.running.push_back(&batch);  // nothing below throws
   batch.threads = batch.rows == 0 ? 0 : threads_of(queue, batch.rows);
   queue.busy_threads += batch.threads;
-  batch.since_ns = now_ns();
   share_threads();
   if (can_start(queue)) call_worker(lock);
   if (lock.owns_lock()) lock.unlock();
   for (const std::unique_ptr<Request>& request : batch.late) {
     queue.model->shed(*request, ShedReason::kDeadline);
   }
+  const bool began_late = !batch.late.empty();
+  batch.late.clear();
   if (!batch.requests.empty()) {
-    if (!batch.late.empty()) begin_work(batch);
-    batch.late.clear();
+    if (began_late) begin_work(batch);
     const bool is_warmup = batch.requests.front()->is_warmup();
     std::optional<int64_t> came_before;  // to later stages
     const auto computed = [&] { came_before = end_turn(queue, batch); };
@@ -467,9 +478,11 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
     if (!came_before) computed();
     lock.lock();
     share_threads();
-    if (rows > 0) queue.cost.learn(rows, batch.done_ns, is_warmup);
-    if (rows > 0 && is_followed(queue)) {
-      passed_on_ = {queue.model->config().stage, *came_before + rows, now_ns()};
+    if (rows > 0) {
+      queue.cost.learn(rows, batch.done_ns, is_warmup);
+      if (is_followed(queue)) {
+        passed_on_ = {queue.model->config().stage, *came_before + rows, now_ns()};
+      }
     }
     if (is_warmup) {
       lock.unlock();
@@ -484,8 +497,8 @@ void Scheduler::run_next(Queue& queue, std::unique_lock<std::mutex>& lock) {
 }
 
 // Which batch has how many threads from now on, and what each has had so far: each has the one that
-// runs it, the others help those that are computed by more than one. On a GPU a batch has its
-// instance's share, whatever else runs.
+// runs it, the others help those that are computed by more than one, evenly as far as is known
+// here. On a GPU a batch has its instance's share while it is computed, whatever else runs.
 void Scheduler::share_threads() {
   const uint64_t now = now_ns();
   int64_t batches = 0;

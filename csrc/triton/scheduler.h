@@ -64,7 +64,7 @@ class Scheduler {
   // What a batch answered, for the server to pass on to a later stage.
   struct PassedOn {
     Stage stage{};
-    int64_t rows_after = 0;  // once its rows have come there
+    int64_t rows_after = 0;  // once its rows have come there, or as many of others before
     uint64_t at_ns = 0;
   };
 
@@ -74,6 +74,7 @@ class Scheduler {
   bool gains(const Queue& queue, int64_t rows, int64_t others) const;
   bool is_in_time(const Queue& queue, double batch_ns, double left_ns, int64_t rows,
                   int64_t others) const;
+  int64_t free_threads(const Queue& own) const;
   double work_before_ns(const Queue& own) const;
   double batch_ns(const Queue& queue, int64_t rows, int64_t together) const;
   double later_row_ns(const Queue& queue, int64_t rows) const;
