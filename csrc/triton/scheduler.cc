@@ -142,17 +142,17 @@ bool Scheduler::is_one_too_many(const Queue& queue, const Request& request,
                                 double before_ns) const {
   const uint64_t now = now_ns();
   const int64_t max_rows = queue.model->config().max_batch_rows;
-  const auto fits_after = [&](double wait_ns, const Request& one, int64_t together) {
-    const double left_ns = elapsed_ns(now, one.deadline_ns()) - wait_ns;
-    return batch_ns(queue, together, together) <= kShareOfDeadline * left_ns;
+  const auto left_of = [&](const Request& one) {
+    return elapsed_ns(now, one.deadline_ns()) - before_ns;
   };
-  if (fits_after(before_ns + batch_ns(queue, max_rows, max_rows), request, max_rows)) return false;
   const auto fits = [&](const Request& one, int64_t together) {
-    return fits_after(before_ns, one, together);
+    return batch_ns(queue, together, together) <= kShareOfDeadline * left_of(one);
   };
+  const double full_ns = batch_ns(queue, max_rows, max_rows);
+  if (full_ns <= kShareOfDeadline * (left_of(request) - full_ns)) return false;
   // Nothing to weigh while even a full batch is in time.
   const Request& oldest = queue.waiting.empty() ? request : *queue.waiting.front();
-  if (fits(request, max_rows) && fits(oldest, max_rows)) return false;
+  if (full_ns <= kShareOfDeadline * std::min(left_of(request), left_of(oldest))) return false;
   const int64_t new_rows = request.rows();
   const bool begins_now = tasks_ < pool_.num_workers() && queue.busy_threads < pool_.num_workers();
   const double until_ns = begins_now ? 0 : before_ns;
