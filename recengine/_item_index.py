@@ -48,19 +48,30 @@ class ItemIndex:
     Vectors that are long along few principal axes, as trained ones are, are rotated for the codes,
     so that a search need not read all dimensions; the index measures whether that pays.
 
+    Codes that are read from memory may be split: a search for one query or two then reads the high
+    four bits of all, and the low ones of the few items that these leave.
+
     Args:
         vectors: float [rows, dim], normalised here; a row of zeros stays so and scores 0.
+        split_codes: whether codes are split; if not said, from 32 MiB of them on, where all
+            dimensions are read and a sample shows that few items are left. A cache that holds all
+            gives whole codes faster to more queries.
 
     Raises:
         InputError: a value is not finite; the message names the row.
     """
 
-    def __init__(self, vectors: npt.ArrayLike) -> None:
-        self._native = _ops.ItemIndex.build(cast_array("[item_index] vectors", vectors, np.float32))
+    def __init__(self, vectors: npt.ArrayLike, *, split_codes: bool | None = None) -> None:
+        array = cast_array("[item_index] vectors", vectors, np.float32)
+        self._native = _ops.ItemIndex.build(array, split_codes)
 
     @classmethod
     def from_unit_vectors(
-        cls, unit_vectors: npt.ArrayLike, codes: Mapping[str, npt.ArrayLike] | None = None
+        cls,
+        unit_vectors: npt.ArrayLike,
+        codes: Mapping[str, npt.ArrayLike] | None = None,
+        *,
+        split_codes: bool | None = None,
     ) -> ItemIndex:
         """An index over vectors that are of unit length already; they are not copied.
 
@@ -72,11 +83,12 @@ class ItemIndex:
                 scores are made of these, and queries stay float32.
             codes: what `stored_codes` gave for these vectors, so that nothing is packed; "codes" is
                 not copied and may be a `numpy.memmap`.
+            split_codes: as above, where codes are made here.
 
         Raises:
             InputError: the rank is not 2, a value is not finite where codes are made here, or
                 `codes` are not of these vectors: of 64 blocks of 64 items they are made again and
-                compared.
+                compared. Or both `codes` and `split_codes` are given.
         """
         name = "[item_index] unit_vectors"
         array = as_numpy(name, unit_vectors)
@@ -84,8 +96,10 @@ class ItemIndex:
             array = np.require(array, requirements=["C", "A"]).view(np.uint16)
         else:
             array = cast_array(name, array, np.float32)
+        if codes is not None and split_codes is not None:
+            raise InputError("[item_index] split_codes: expected none beside codes, which have it")
         index = cls.__new__(cls)
-        index._native = _ops.ItemIndex.from_unit_vectors(array, _as_arrays(codes))
+        index._native = _ops.ItemIndex.from_unit_vectors(array, _as_arrays(codes), split_codes)
         return index
 
     def stored_codes(self) -> dict[str, npt.NDArray[Any]] | None:
@@ -115,6 +129,11 @@ class ItemIndex:
         The bound of what is not read is that of Cauchy and Schwarz; answers are the same.
         """
         return self._native.partial_scans
+
+    @property
+    def split_codes(self) -> bool:
+        """Whether the high four bits of all codes are kept apart from the low ones."""
+        return self._native.split_codes
 
     @property
     def unit_vectors(self) -> npt.NDArray[np.float32] | npt.NDArray[np.float16]:

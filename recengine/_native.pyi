@@ -114,7 +114,7 @@ class EmbeddingTable:
 
 class ItemIndex:
     @staticmethod
-    def build(vectors: numpy.typing.NDArray[numpy.float32]) -> ItemIndex: ...
+    def build(vectors: numpy.typing.NDArray[numpy.float32], split: bool | None) -> ItemIndex: ...
     @staticmethod
     @typing.overload
     def from_unit_vectors(
@@ -126,6 +126,7 @@ class ItemIndex:
             numpy.typing.NDArray[numpy.float32],
         ]
         | None,
+        split: bool | None,
     ) -> ItemIndex: ...
     @staticmethod
     @typing.overload
@@ -138,6 +139,7 @@ class ItemIndex:
             numpy.typing.NDArray[numpy.float32],
         ]
         | None,
+        split: bool | None,
     ) -> ItemIndex: ...
     def stored_codes(
         self,
@@ -156,6 +158,8 @@ class ItemIndex:
     def partial_scans(self) -> list[int]: ...
     @property
     def rows(self) -> int: ...
+    @property
+    def split_codes(self) -> bool: ...
     @property
     def unit_vectors(self) -> numpy.ndarray: ...
 

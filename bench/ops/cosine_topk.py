@@ -271,6 +271,7 @@ def run(
         "dim": dim,
         "k": k,
         "partial_scans": catalog.index.partial_scans,
+        "split_codes": catalog.index.split_codes,
         "huge_pages": huge_pages.shares(contest.memory),
         "points": points,
     }
@@ -439,7 +440,8 @@ def table(result: dict[str, Any]) -> str:
         "",
         f"Scans of {scans} dimensions were chosen at build."
         if scans
-        else "No partial scans were chosen at build.",
+        else "No partial scans were chosen at build"
+        + (", but to keep the codes' high bits apart." if result.get("split_codes") else "."),
         "",
         f"| batch | {OURS} | 25–75 % | {' | '.join(peers)} | best peer ÷ recengine | limit ms "
         "| of the limit |",

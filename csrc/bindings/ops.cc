@@ -241,10 +241,10 @@ std::pair<Array<int64_t>, Array<float>> call_order(const Array<int64_t>& candida
   return {std::move(best_ids), std::move(best_scores)};
 }
 
-BoundIndex build_index(const Array<float>& vectors) {
+BoundIndex build_index(const Array<float>& vectors, std::optional<bool> split) {
   const Matrix<const float> matrix = as_matrix("[item_index] vectors", vectors);
   py::gil_scoped_release release;
-  return {ItemIndex::build(matrix, shared_pool(usable_cores())), std::nullopt, std::nullopt};
+  return {ItemIndex::build(matrix, shared_pool(usable_cores()), split), std::nullopt, std::nullopt};
 }
 
 // Codes, bounds, axes and scans, as StoredCodes has them.
@@ -262,7 +262,7 @@ StoredCodes as_codes(const CodeArrays& arrays) {
 }
 
 BoundIndex borrow_index(const ItemVectors& unit_vectors, py::array owner,
-                        std::optional<CodeArrays> arrays) {
+                        std::optional<CodeArrays> arrays, std::optional<bool> split) {
   BoundIndex bound{{}, std::move(owner), std::nullopt};
   if (arrays) {
     const StoredCodes codes = as_codes(*arrays);
@@ -272,19 +272,21 @@ BoundIndex borrow_index(const ItemVectors& unit_vectors, py::array owner,
   } else {
     ThreadPool* pool = shared_pool(usable_cores());
     const py::gil_scoped_release release;
-    bound.index = ItemIndex::from_unit_vectors(unit_vectors, pool);
+    bound.index = ItemIndex::from_unit_vectors(unit_vectors, pool, split);
   }
   return bound;
 }
 
-BoundIndex borrow_floats(const Array<float>& unit_vectors, std::optional<CodeArrays> codes) {
+BoundIndex borrow_floats(const Array<float>& unit_vectors, std::optional<CodeArrays> codes,
+                         std::optional<bool> split) {
   return borrow_index({as_matrix("[item_index] unit_vectors", unit_vectors), {}}, unit_vectors,
-                      std::move(codes));
+                      std::move(codes), split);
 }
 
-BoundIndex borrow_halves(const Array<uint16_t>& unit_vectors, std::optional<CodeArrays> codes) {
+BoundIndex borrow_halves(const Array<uint16_t>& unit_vectors, std::optional<CodeArrays> codes,
+                         std::optional<bool> split) {
   return borrow_index({{}, as_matrix("[item_index] unit_vectors", unit_vectors)}, unit_vectors,
-                      std::move(codes));
+                      std::move(codes), split);
 }
 
 // The codes are a view.
@@ -390,16 +392,18 @@ void bind_classes(py::module_& module) {
       .def_property_readonly("scales", [](const BoundTable& self) { return self.scales; })
       .def_property_readonly("row_type", &row_type_name);
   py::class_<BoundIndex>(module, "ItemIndex")
-      .def_static("build", &build_index, py::arg("vectors").noconvert())
+      .def_static("build", &build_index, py::arg("vectors").noconvert(), "split"_a)
       .def_static("from_unit_vectors", &borrow_floats, py::arg("unit_vectors").noconvert(),
-                  py::arg("codes").noconvert())
+                  py::arg("codes").noconvert(), "split"_a)
       .def_static("from_unit_vectors", &borrow_halves, py::arg("unit_vectors").noconvert(),
-                  py::arg("codes").noconvert())
+                  py::arg("codes").noconvert(), "split"_a)
       .def("stored_codes", [](const py::object& self) { return stored_codes(self); })
       .def_property_readonly("rows", [](const BoundIndex& self) { return self.index.rows(); })
       .def_property_readonly("dim", [](const BoundIndex& self) { return self.index.dim(); })
       .def_property_readonly("partial_scans",
                              [](const BoundIndex& self) { return self.index.partial_scans(); })
+      .def_property_readonly("split_codes",
+                             [](const BoundIndex& self) { return self.index.split_codes(); })
       .def_property_readonly("unit_vectors", &unit_vectors);
   // Its destructor waits for a merge, during which other threads may want the GIL.
   py::class_<LiveItemIndex>(module, "LiveItemIndex", py::release_gil_before_calling_cpp_dtor())

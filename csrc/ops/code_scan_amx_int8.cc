@@ -15,7 +15,6 @@ constexpr int64_t kLine = kLineBytes;  // a row of a tile
 constexpr int64_t kTileSteps = kLine / kStepDims;
 constexpr int64_t kTileItems = kLine / int64_t{sizeof(int32_t)};
 constexpr int64_t kGroups = kBlockItems / kTileItems;
-constexpr int64_t kStepBytes = kBlockItems * kStepDims;
 constexpr int64_t kQueryProducts = kBlockItems * int64_t{sizeof(int32_t)};
 static_assert(kGroups == 4, "the sums of a block are four tiles");
 static_assert(kMostTileQueries == 16, "the rows of a tile");
@@ -114,8 +113,9 @@ uint32_t code_scan_amx_int8(const CodeTile& tile, CodeHits& hits) {
   }
   RECENGINE_ADD(6, 7, queries, stride, codes);
   // Into the second level of caches, which has more lines on their way than the first.
-  for (int64_t line = 0; line < tile.ahead_lines; ++line) {
-    __builtin_prefetch(tile.ahead + line * kLine, 0, 2);
+  for (int64_t line = 0; line < tile.ahead.lines; ++line) {
+    __builtin_prefetch(tile.ahead.high + line * kLine, 0, 2);
+    __builtin_prefetch(tile.ahead.low + line * kLine, 0, 2);
   }
   _tile_stored(0, hits.products[0], kQueryProducts);
   _tile_stored(1, hits.products[0] + kTileItems, kQueryProducts);

@@ -7,9 +7,6 @@
 
 namespace recengine {
 
-constexpr int64_t kLineBytes = 64;
-constexpr int64_t kStepLines = kBlockItems * kStepDims / kLineBytes;
-
 constexpr int kMostTileQueries = 16;
 constexpr int kVectorTileQueries = 12;  // whose sums with 32 items fit the registers of AVX-512
 
@@ -23,18 +20,22 @@ constexpr int64_t kSummedDims = 2;
 constexpr int64_t kSummedSteps = 4;
 constexpr int kMostSummed = INT16_MAX / 255;
 
+// Lines of a block that will be read soon, to be fetched meanwhile: of the halves of its codes.
+struct CodesAhead {
+  const uint8_t* high = nullptr;
+  const uint8_t* low = nullptr;
+  int64_t lines = 0;  // of each
+};
+
 // One block of items against a few queries.
 struct CodeTile {
-  const uint8_t* codes;       // as ItemCodes::block() gives them
+  const uint8_t* codes;       // [steps, kBlockItems, kStepDims]
   int64_t steps;              // of kStepDims dimensions
   const int8_t* queries;      // as CodeScanKernel says
   int count;                  // 1 .. CodeScanKernel::tile_queries
   const int32_t* thresholds;  // query q's is [q * threshold_stride], up to +-kMostThreshold
   int64_t threshold_stride;
-  // Lines of 64 bytes that will be scanned soon, to be fetched meanwhile: as many as the tile has
-  // or, where the kernel says so, `ahead_lines`. Null: none.
-  const uint8_t* ahead = nullptr;
-  int64_t ahead_lines = 0;
+  CodesAhead ahead;  // as many lines as of this block, or none; fewer where the kernel says so
 };
 
 struct CodeHits {
@@ -45,6 +46,49 @@ struct CodeHits {
 
 // Says in bit q whether query q has hits, and only then writes them.
 using CodeScan = uint32_t (*)(const CodeTile& tile, CodeHits& hits);
+
+// The halves of a block's codes as ItemCodes keeps them, to be put together.
+struct CodeHalves {
+  const uint8_t* high;
+  const uint8_t* low;
+  int64_t steps;  // of the block
+  int64_t begin;  // pairs of steps: these are put together; the last may be one step
+  int64_t end;
+  const uint8_t* ahead_high;  // of a block whose pairs will be read soon, to be fetched meanwhile;
+  const uint8_t* ahead_low;   // null: none
+};
+
+// Writes codes [steps of the pairs, kBlockItems, kStepDims].
+using CodeUnpack = void (*)(const CodeHalves& halves, uint8_t* codes);
+
+constexpr int64_t kMostCoarseQueries = 2;  // of more the products take longer than the reading
+
+// The high bits of one block against one query.
+struct CoarseTile {
+  const uint8_t* high;
+  int64_t steps;
+  const int8_t* query;   // [steps, kStepDims]
+  int32_t threshold;     // up to +-kMostThreshold
+  const uint8_t* ahead;  // as many lines that will be scanned soon, to be fetched meanwhile
+};
+
+// Says which items reach the threshold and, where any does, writes the products of all
+// [kBlockItems].
+using CoarseScan = uint64_t (*)(const CoarseTile& tile, int32_t* products);
+
+// The low bits of a group of 16 items against one query.
+struct LowTile {
+  const uint8_t* low;   // of the group, whole pairs of steps
+  const uint8_t* last;  // line of the odd step; null where there is none
+  int group;            // of the block
+  int64_t steps;
+  const int8_t* query;  // [steps, kStepDims]
+  int32_t threshold;
+};
+
+// Adds their products to those of the high bits [kGroupItems], and says which items reach the
+// threshold.
+using LowScan = uint32_t (*)(const LowTile& tile, int32_t* products);
 
 // What a query's thresholds are made of.
 struct ThresholdTerms {
@@ -64,6 +108,9 @@ using CodeThresholds = void (*)(const ThresholdTerms& query, const float* errors
 struct CodeScanKernel {
   CodeScan scan;
   CodeThresholds thresholds;
+  CodeUnpack unpack;
+  CoarseScan scan_coarse;
+  LowScan scan_low;
   double product_cost;                    // of a dimension of a query and an item, in bytes read
   bool summed_in_16_bits = false;         // within kMostSummed
   int tile_queries = kVectorTileQueries;  // at most
@@ -86,8 +133,20 @@ void code_thresholds_avx512_vnni(const ThresholdTerms& query, const float* error
                                  const float* inverse_scales, int64_t blocks, int32_t* thresholds);
 
 uint32_t code_scan_portable(const CodeTile& tile, CodeHits& hits);
+void code_unpack_portable(const CodeHalves& halves, uint8_t* codes);
+uint64_t coarse_scan_portable(const CoarseTile& tile, int32_t* products);
+uint32_t low_scan_portable(const LowTile& tile, int32_t* products);
+
 uint32_t code_scan_avx2(const CodeTile& tile, CodeHits& hits);
+void code_unpack_avx2(const CodeHalves& halves, uint8_t* codes);
+uint64_t coarse_scan_avx2(const CoarseTile& tile, int32_t* products);
+uint32_t low_scan_avx2(const LowTile& tile, int32_t* products);
+
 uint32_t code_scan_avx512_vnni(const CodeTile& tile, CodeHits& hits);
+void code_unpack_avx512_vnni(const CodeHalves& halves, uint8_t* codes);
+uint64_t coarse_scan_avx512_vnni(const CoarseTile& tile, int32_t* products);
+uint32_t low_scan_avx512_vnni(const LowTile& tile, int32_t* products);
+
 uint32_t code_scan_amx_int8(const CodeTile& tile, CodeHits& hits);
 void code_scan_begin_amx_int8(int64_t steps, int64_t queries);
 void code_scan_end_amx_int8();

@@ -105,4 +105,85 @@ CodedQueries::CodedQueries(Isa isa, const Search& search, int64_t first, int64_t
   }
 }
 
+CodeScans::CodeScans(const CodedQueries& queries, int64_t first_tile, int64_t tiles)
+    : queries_(queries), kernel_(queries.kernel_), first_tile_(first_tile) {
+  const CodeView& view = queries.view_;
+  if (kernel_.begin != nullptr) kernel_.begin(view.steps, queries.tile_size(0));
+  const int64_t lines = view.steps * kStepBytes / 2 / kLineBytes;
+  part_lines_ = kernel_.shares_ahead ? (lines + tiles - 1) / tiles : lines;
+  pairs_ = (view.first_step + view.steps + 1) / 2;
+  part_pairs_ = (pairs_ + tiles - 1) / tiles;
+  // Of a partial scan the low bits are not one after another.
+  const bool split = queries.items_.split();
+  unpack_fetches_ = split && (kernel_.shares_ahead || view.partial != nullptr);
+  if (!split) return;
+  constexpr int64_t kApart = kLineBytes * 33;  // the same places in two pages are read in turns
+  const int64_t size = pairs_ * 2 * kStepBytes;
+  static thread_local std::vector<uint8_t> memory;
+  memory.resize(static_cast<size_t>(2 * size + kApart + kLineBytes));
+  const auto unaligned = static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory.data()));
+  unpacked_[0].codes = memory.data() + (kLineBytes - unaligned % kLineBytes);
+  unpacked_[1].codes = unpacked_[0].codes + size + kApart;
+}
+
+CodeScans::~CodeScans() {
+  if (kernel_.end != nullptr) kernel_.end();
+}
+
+CoarseQuery::CoarseQuery(const CodedQueries& queries, int64_t q)
+    : kernel_(queries.kernel_),
+      items_(queries.items_),
+      view_(queries.view_),
+      query_(queries[q]),
+      codes_(static_cast<size_t>(items_.steps() * kStepDims)) {
+  const int64_t first = q / queries.tile_queries() * queries.tile_queries();
+  const int8_t* const tile = queries.codes_.data() + first * queries.stride();
+  const int64_t apart = kernel_.by_query ? 1 : queries.tile_size(first);
+  const int64_t before = kernel_.by_query ? q * view_.steps : q - first;
+  for (int64_t step = 0; step < view_.steps; ++step) {
+    std::copy_n(tile + (before + step * apart) * kStepDims, kStepDims,
+                codes_.begin() + (view_.first_step + step) * kStepDims);
+  }
+}
+
+void CoarseQuery::set_thresholds(float wanted, const BlockTerms& blocks,
+                                 int32_t* thresholds) const {
+  const int32_t offset = query_.offset / kCodeOffset * (kCodeOffset - kCoarseMiddle);
+  kernel_.thresholds({wanted - query_.slack, query_.error_share, 1 / query_.scale, offset},
+                     blocks.coarse_errors, blocks.inverse_scales, blocks.size, thresholds);
+}
+
+uint64_t CoarseQuery::scan(int64_t block, int32_t threshold, int64_t ahead,
+                           int32_t* products) const {
+  const int64_t first = view_.first_step * kStepBytes / 2;
+  return kernel_.scan_coarse(
+      {items_.high(block) + first, view_.steps, codes_.data() + view_.first_step * kStepDims,
+       threshold, items_.high(ahead < 0 ? block : ahead) + first},
+      products);
+}
+
+const uint8_t* CoarseQuery::low(int64_t block, int64_t group) const {
+  return items_.low(block) + group * (items_.steps() / 2) * kLineBytes;
+}
+
+const uint8_t* CoarseQuery::last(int64_t block, int64_t group) const {
+  if (items_.steps() % 2 == 0) return nullptr;
+  return items_.low(block) + items_.steps() / 2 * kStepBytes + group / 2 * kLineBytes;
+}
+
+void CoarseQuery::fetch_low(int64_t block, int64_t group) const {
+  const uint8_t* const lines = low(block, group);
+  for (int64_t pair = 0; pair < items_.steps() / 2; ++pair) {
+    __builtin_prefetch(lines + pair * kLineBytes);
+  }
+  __builtin_prefetch(last(block, group));
+}
+
+uint32_t CoarseQuery::scan_low(int64_t block, int64_t group, int32_t threshold,
+                               int32_t* products) const {
+  return kernel_.scan_low({low(block, group), last(block, group), static_cast<int>(group),
+                           items_.steps(), codes_.data(), threshold},
+                          products);
+}
+
 }  // namespace recengine

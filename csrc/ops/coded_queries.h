@@ -23,6 +23,7 @@ struct BlockTerms {
   static constexpr int64_t kMost = 16;
   int64_t size = 0;
   float errors[kMost];
+  float coarse_errors[kMost];
   float inverse_scales[kMost];
 };
 
@@ -38,6 +39,9 @@ class CodedQueries {
 
   void add_block(int64_t block, BlockTerms& terms) const {
     terms.errors[terms.size] = view_.errors[static_cast<size_t>(block)];
+    if (items_.split()) {
+      terms.coarse_errors[terms.size] = items_.coarse_errors()[static_cast<size_t>(block)];
+    }
     terms.inverse_scales[terms.size++] = items_.inverse_scales()[block];
   }
 
@@ -59,6 +63,7 @@ class CodedQueries {
 
  private:
   friend class CodeScans;
+  friend class CoarseQuery;
 
   int64_t stride() const { return view_.steps * kStepDims; }
 
@@ -79,43 +84,119 @@ class CodedQueries {
 // No other scans of the thread begin or end meanwhile.
 class CodeScans {
  public:
-  CodeScans(const CodedQueries& queries, int64_t first_tile, int64_t tiles)
-      : queries_(queries), kernel_(queries.kernel_), first_tile_(first_tile) {
-    const int64_t lines = queries.view_.steps * kStepLines;
-    ahead_lines_ = kernel_.shares_ahead ? (lines + tiles - 1) / tiles : lines;
-    if (kernel_.begin != nullptr) kernel_.begin(queries.view_.steps, queries.tile_size(0));
-  }
+  CodeScans(const CodedQueries& queries, int64_t first_tile, int64_t tiles);
   CodeScans(const CodeScans&) = delete;
   CodeScans& operator=(const CodeScans&) = delete;
-  ~CodeScans() {
-    if (kernel_.end != nullptr) kernel_.end();
-  }
+  ~CodeScans();
 
   // Scans a tile of queries against a block. `thresholds` are least products, offset included. A
-  // block's tiles fetch the one `ahead` together; -1: none. Returns and writes what CodeScan does.
-  uint32_t scan(int64_t tile_index, int64_t block, const int32_t* thresholds,
-                int64_t threshold_stride, int64_t ahead, CodeHits& hits) const {
-    const CodeView& view = queries_.view_;
-    const int64_t first = tile_index * kernel_.tile_queries;
-    CodeTile tile = {queries_.items_.block(view, block),
-                     view.steps,
-                     queries_.codes_.data() + first * queries_.stride(),
-                     queries_.tile_size(first),
-                     thresholds,
-                     threshold_stride};
-    const int64_t first_line = (tile_index - first_tile_) * ahead_lines_;
-    if (ahead >= 0 && first_line < view.steps * kStepLines) {
-      tile.ahead = queries_.items_.block(view, ahead) + first_line * kLineBytes;
-      tile.ahead_lines = std::min(ahead_lines_, view.steps * kStepLines - first_line);
-    }
-    return kernel_.scan(tile, hits);
-  }
+  // block's tiles put the split codes of the next one together, and fetch the one `ahead`; -1:
+  // none. Returns and writes what CodeScan does.
+  uint32_t scan(int64_t tile, int64_t block, const int32_t* thresholds, int64_t threshold_stride,
+                int64_t next, int64_t ahead, CodeHits& hits);
 
  private:
+  // A block's split codes, put together pair by pair of steps.
+  struct Unpacked {
+    uint8_t* codes = nullptr;
+    int64_t block = -1;
+    int64_t pairs = 0;  // so far
+  };
+
+  // The codes of a block, and a part of those of the next one.
+  const uint8_t* unpacked(int64_t block, int64_t next, int64_t ahead);
+  void unpack(Unpacked& into, int64_t block, int64_t pairs, int64_t ahead);
+  CodesAhead lines_of(int64_t block, int64_t part) const;
+
   const CodedQueries& queries_;
   const CodeScanKernel& kernel_;
   int64_t first_tile_;
-  int64_t ahead_lines_;  // fetched by a tile
+  int64_t pairs_;        // of a block's steps that are read
+  int64_t part_pairs_;   // of them, put together by a tile
+  int64_t part_lines_;   // of each half of a block, fetched by a tile
+  bool unpack_fetches_;  // what is ahead, not the kernel
+  Unpacked unpacked_[2];
+  int scanned_ = 0;  // of them; the other is the next
+};
+
+inline CodesAhead CodeScans::lines_of(int64_t block, int64_t part) const {
+  const int64_t lines = queries_.view_.steps * kStepBytes / 2 / kLineBytes;
+  const int64_t first = part * part_lines_;
+  if (block < 0 || first >= lines) return {};
+  const ItemCodes& items = queries_.items_;
+  const int64_t from = first * kLineBytes;
+  const int64_t count = std::min(part_lines_, lines - first);
+  if (items.split()) return {items.high(block) + from, items.low(block) + from, count};
+  const uint8_t* const codes = items.block(block) + queries_.view_.first_step * kStepBytes + from;
+  return {codes, codes + lines * kLineBytes, count};
+}
+
+inline void CodeScans::unpack(Unpacked& into, int64_t block, int64_t pairs, int64_t ahead) {
+  if (into.block != block) {
+    into.block = block;
+    into.pairs = 0;
+  }
+  const int64_t begin = into.pairs;
+  into.pairs = std::min(begin + pairs, pairs_);
+  if (begin == into.pairs) return;
+  const ItemCodes& items = queries_.items_;
+  const uint8_t* const high = ahead < 0 ? nullptr : items.high(ahead);
+  const uint8_t* const low = ahead < 0 ? nullptr : items.low(ahead);
+  kernel_.unpack({items.high(block), items.low(block), items.steps(), begin, into.pairs, high, low},
+                 into.codes + begin * 2 * kStepBytes);
+}
+
+inline const uint8_t* CodeScans::unpacked(int64_t block, int64_t next, int64_t ahead) {
+  if (unpacked_[scanned_].block != block) {
+    scanned_ = 1 - scanned_;
+    unpack(unpacked_[scanned_], block, pairs_, -1);
+  }
+  // Before the scan, whose loads would otherwise wait for what was stored just before them.
+  if (next >= 0) unpack(unpacked_[1 - scanned_], next, part_pairs_, ahead);
+  return unpacked_[scanned_].codes;
+}
+
+inline uint32_t CodeScans::scan(int64_t tile_index, int64_t block, const int32_t* thresholds,
+                                int64_t threshold_stride, int64_t next, int64_t ahead,
+                                CodeHits& hits) {
+  const ItemCodes& items = queries_.items_;
+  const CodeView& view = queries_.view_;
+  const uint8_t* const codes =
+      items.split() ? unpacked(block, next, unpack_fetches_ ? ahead : -1) : items.block(block);
+  const int64_t first = tile_index * kernel_.tile_queries;
+  return kernel_.scan(
+      {codes + view.first_step * kStepBytes, view.steps,
+       queries_.codes_.data() + first * queries_.stride(), queries_.tile_size(first), thresholds,
+       threshold_stride, lines_of(unpack_fetches_ ? -1 : ahead, tile_index - first_tile_)},
+      hits);
+}
+
+// The codes of one query as coarse scans read them.
+class CoarseQuery {
+ public:
+  CoarseQuery(const CodedQueries& queries, int64_t q);
+
+  // Thresholds [blocks.size] for what coarse scans find: see CodedQueries::set_thresholds().
+  void set_thresholds(float wanted, const BlockTerms& blocks, int32_t* thresholds) const;
+
+  // Reads the high bits of a block and fetches those of the one `ahead`; -1: none. Bit i: item i
+  // reaches the threshold; then `products` [kBlockItems] are written.
+  uint64_t scan(int64_t block, int32_t threshold, int64_t ahead, int32_t* products) const;
+
+  // What the low bits of a group of a block's items add to the products [kGroupItems]. Bit i: item
+  // i of the group reaches the threshold.
+  uint32_t scan_low(int64_t block, int64_t group, int32_t threshold, int32_t* products) const;
+  void fetch_low(int64_t block, int64_t group) const;
+
+ private:
+  const uint8_t* low(int64_t block, int64_t group) const;
+  const uint8_t* last(int64_t block, int64_t group) const;
+
+  const CodeScanKernel& kernel_;
+  const ItemCodes& items_;
+  const CodeView& view_;
+  const CodedQuery& query_;
+  std::vector<int8_t> codes_;  // [steps of a block, kStepDims], zeros before the view's first
 };
 
 }  // namespace recengine

@@ -32,7 +32,9 @@ uint32_t signed_codes(const uint8_t* block, int64_t steps, int64_t step, int64_t
 // The codes of a block as mma_s8() takes them: uint4 [steps, tiles, lanes].
 void pack_block(const ItemCodes& codes, int64_t block, int64_t mma_steps, uint4* out) {
   const CodeView& view = codes.full_view();
-  const uint8_t* const from = codes.block(view, block);
+  std::vector<uint8_t> unpacked(static_cast<size_t>(codes.steps() * kStepBytes));
+  codes.copy_block(block, unpacked.data());
+  const uint8_t* const from = unpacked.data() + view.first_step * kStepBytes;
   constexpr int64_t kHalf = kMmaBytes / 2 / kStepDims;  // from one half of a tile to the next
   for (int64_t step = 0; step < mma_steps; ++step) {
     for (int64_t load = 0; load < kStepLoads; ++load) {

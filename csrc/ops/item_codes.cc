@@ -7,6 +7,7 @@
 
 #include "cpu/isa.h"
 #include "cpu/thread_pool.h"
+#include "ops/code_scan_kernel.h"
 #include "ops/item_rows.h"
 #include "recengine/context.h"
 #include "recengine/error.h"
@@ -23,6 +24,37 @@ float longest(const double* squares) {
                             kRoundUp);
 }
 
+// The lower nibbles of both, or the upper ones.
+uint8_t low_nibbles(uint8_t upper, uint8_t lower) {
+  return static_cast<uint8_t>(upper << 4 | (lower & 0x0f));
+}
+uint8_t high_nibbles(uint8_t upper, uint8_t lower) {
+  return static_cast<uint8_t>((upper & 0xf0) | lower >> 4);
+}
+
+// Parts codes [steps, kBlockItems, kStepDims].
+void split_codes(const uint8_t* codes, int64_t steps, uint8_t* high, uint8_t* low) {
+  constexpr int64_t kPairBytes = 2 * kLineBytes;
+  const auto pair_groups = [](const uint8_t* step, auto nibbles, uint8_t* out) {
+    for (int64_t pair = 0; pair < kStepBytes; pair += kPairBytes) {
+      for (int64_t i = 0; i < kLineBytes; ++i) {
+        *out++ = nibbles(step[pair + i], step[pair + kLineBytes + i]);
+      }
+    }
+  };
+  for (int64_t step = 0; step < steps; ++step) {
+    pair_groups(codes + step * kStepBytes, high_nibbles, high + step * kStepBytes / 2);
+  }
+  for (int64_t group = 0; group < kBlockGroups; ++group) {
+    for (int64_t step = 0; step + 1 < steps; step += 2) {
+      const uint8_t* const first = codes + step * kStepBytes + group * kLineBytes;
+      for (int64_t i = 0; i < kLineBytes; ++i)
+        *low++ = low_nibbles(first[kStepBytes + i], first[i]);
+    }
+  }
+  if (steps % 2 == 1) pair_groups(codes + (steps - 1) * kStepBytes, low_nibbles, low);
+}
+
 }  // namespace
 
 const CodeView& ItemCodes::view(int64_t queries, double product_cost) const {
@@ -32,8 +64,11 @@ const CodeView& ItemCodes::view(int64_t queries, double product_cost) const {
 }
 
 // The rests' step comes first where there is one.
-ItemCodes::ItemCodes(const ItemVectors& vectors, std::shared_ptr<const Rotation> rotation)
-    : blocks_((vectors.rows() + kBlockItems - 1) / kBlockItems), rotation_(std::move(rotation)) {
+ItemCodes::ItemCodes(const ItemVectors& vectors, std::shared_ptr<const Rotation> rotation,
+                     bool split)
+    : blocks_((vectors.rows() + kBlockItems - 1) / kBlockItems),
+      rotation_(std::move(rotation)),
+      split_(split) {
   const int64_t rest_steps = rotation_ == nullptr || rotation_->scans().empty() ? 0 : 1;
   steps_ = rest_steps + (vectors.dim() + kStepDims - 1) / kStepDims;
   CodeView all;
@@ -54,21 +89,41 @@ ItemCodes::ItemCodes(const ItemVectors& vectors, std::shared_ptr<const Rotation>
   scales_.resize(blocks);
   inverse_scales_.resize(blocks);
   norms_.resize(blocks);
+  if (split_) coarse_errors_.resize(blocks);
+}
+
+void ItemCodes::copy_block(int64_t at, uint8_t* codes) const {
+  if (!split_) {
+    std::copy_n(block(at), 2 * half_bytes(), codes);
+    return;
+  }
+  const CodeHalves halves = {high(at), low(at), steps_, 0, (steps_ + 1) / 2, nullptr, nullptr};
+  code_scan_for(default_isa(), 1).unpack(halves, codes);
 }
 
 std::shared_ptr<const ItemCodes> ItemCodes::pack(const ItemVectors& vectors,
                                                  std::shared_ptr<const Rotation> rotation,
-                                                 const Context& context) {
-  const std::shared_ptr<ItemCodes> codes(new ItemCodes(vectors, std::move(rotation)));
-  codes->owned_ = allocate_huge<uint8_t>(codes->blocks_ * codes->block_bytes());
+                                                 bool split, const Context& context) {
+  const std::shared_ptr<ItemCodes> codes(new ItemCodes(vectors, std::move(rotation), split));
+  codes->owned_ = allocate_huge<uint8_t>(2 * codes->blocks_ * codes->half_bytes());
   codes->codes_ = codes->owned_.get();
   std::atomic<bool> codable{true};
   const auto pack_blocks = [&](int64_t task) {
     const int64_t end = std::min((task + 1) * kBlocksPerTask, codes->blocks_);
     for (int64_t block = task * kBlocksPerTask; block < end; ++block) {
       BlockBounds bounds{1, 0};
-      uint8_t* const to = codes->owned_.get() + block * codes->block_bytes();
-      if (!codes->pack_block(context.isa, vectors, block, to, bounds)) codable = false;
+      uint8_t* const memory = codes->owned_.get();
+      const int64_t half = codes->half_bytes();
+      if (codes->split_) {
+        static thread_local std::vector<uint8_t> whole;
+        whole.resize(static_cast<size_t>(2 * half));
+        if (!codes->pack_block(context.isa, vectors, block, whole.data(), bounds)) codable = false;
+        split_codes(whole.data(), codes->steps_, memory + block * half,
+                    memory + (codes->blocks_ + block) * half);
+      } else if (!codes->pack_block(context.isa, vectors, block, memory + 2 * block * half,
+                                    bounds)) {
+        codable = false;
+      }
       codes->set_bounds(block, bounds);
     }
   };
@@ -85,12 +140,14 @@ void ItemCodes::set_bounds(int64_t block, const BlockBounds& bounds) {
   inverse_scales_[place] = 1 / bounds.scale;
   norms_[place] = bounds.largest_norm;
   for (size_t v = 0; v < views_.size(); ++v) views_[v].errors[place] = bounds.errors[v];
+  if (split_) coarse_errors_[place] = bounds.coarse_error;
 }
 
 ItemCodes::BlockBounds ItemCodes::bounds_of(int64_t block) const {
   const auto place = static_cast<size_t>(block);
   BlockBounds bounds{scales_[place], norms_[place]};
   for (size_t v = 0; v < views_.size(); ++v) bounds.errors[v] = views_[v].errors[place];
+  if (split_) bounds.coarse_error = coarse_errors_[place];
   return bounds;
 }
 
@@ -99,6 +156,13 @@ void ItemCodes::find_largest() {
   for (CodeView& view : views_) {
     for (const float error : view.errors) view.largest_error = std::max(view.largest_error, error);
   }
+  if (!split_ || blocks_ == 0) return;
+  double sum = 0;
+  for (const float error : coarse_errors_) {
+    sum += double{error};
+    largest_coarse_error_ = std::max(largest_coarse_error_, error);
+  }
+  mean_coarse_error_ = static_cast<float>(sum / static_cast<double>(blocks_));
 }
 
 // What lies behind the last row and the last dimension is coded as zero.
@@ -119,6 +183,7 @@ bool ItemCodes::pack_block(Isa isa, const ItemVectors& vectors, int64_t block, u
   for (size_t v = 0; v < views_.size(); ++v) {
     bounds.errors[v] = longest(squares.left[v]);
   }
+  if (split_) bounds.coarse_error = longest(squares.coarse);
   bounds.largest_norm = longest(squares.norms);
   return true;
 }
@@ -137,7 +202,7 @@ BlockValues ItemCodes::coded_values(Isa isa, const ItemVectors& vectors, int64_t
   for (int64_t v = 1; v < views; ++v) {
     view_dims[v] = views_[static_cast<size_t>(v)].partial->dims;
   }
-  BlockValues found = {rows.data, width, rests, views, view_dims};
+  BlockValues found = {rows.data, width, rests, dim, views, view_dims};
   if (rotation_ == nullptr && count == kBlockItems && width == dim) return found;
   static thread_local std::vector<float> values;
   values.assign(static_cast<size_t>(kBlockItems * width), 0.0f);

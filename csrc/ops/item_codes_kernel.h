@@ -8,12 +8,15 @@ namespace recengine {
 
 constexpr int32_t kCodeOffset = 128;
 constexpr float kLargestCode = 127;
+constexpr int32_t kHighBits = 0xf0;   // of a code, that a coarse scan reads
+constexpr int32_t kCoarseMiddle = 8;  // what it takes the others to be
 
 // The values of a block of items as they are coded.
 struct BlockValues {
   const float* values;       // [kBlockItems, width]
   int64_t width;             // a multiple of kStepDims
   int64_t first_dim;         // before it are lengths of rests, that of view v in place v - 1
+  int64_t dim;               // of the vectors; behind them are zeros
   int64_t views;             // of which the first reads all dimensions
   const int64_t* view_dims;  // [views], that each reads
 };
@@ -22,6 +25,7 @@ struct BlockValues {
 struct BlockSquares {
   double norms[kBlockItems];
   double left[1 + kMostScans][kBlockItems];  // of what codes leave out, in each view
+  double coarse[kBlockItems];                // of what their high bits leave out, of all dimensions
 };
 
 struct PackKernel {

@@ -29,8 +29,9 @@ float largest_of(const BlockValues& block) {
 }
 
 // Codes of one dimension, added to the items' words in its place; `left` are squares of what they
-// leave out.
-void pack_dim(const float* values, float scale, int place, uint32_t* words, double* left) {
+// leave out, `coarse` of what their high bits do.
+void pack_dim(const float* values, float scale, int place, uint32_t* words, double* left,
+              double* coarse) {
   const float inverse = 1 / scale;
   for (int64_t i = 0; i < kBlockItems; ++i) {
     constexpr auto kLargest = static_cast<int32_t>(kLargestCode);
@@ -38,7 +39,11 @@ void pack_dim(const float* values, float scale, int place, uint32_t* words, doub
     const int32_t code = std::min(std::max(rounded, -kLargest), kLargest);
     const double rest = double{values[i]} - double{scale} * code;
     left[i] = rest * rest;
-    words[i] |= static_cast<uint32_t>(code + kCodeOffset) << 8 * place;
+    const int32_t stored = code + kCodeOffset;
+    const int32_t middle = (stored & kHighBits) + kCoarseMiddle - kCodeOffset;
+    const double coarse_rest = double{values[i]} - double{scale} * middle;
+    coarse[i] = coarse_rest * coarse_rest;
+    words[i] |= static_cast<uint32_t>(stored) << 8 * place;
   }
 }
 
@@ -61,13 +66,15 @@ void pack_codes(const BlockValues& block, float scale, uint8_t* codes, BlockSqua
     uint32_t words[kBlockItems] = {};
     for (int d = 0; d < kStepDims; ++d) {
       double left[kBlockItems];
-      pack_dim(values[d], scale, d, words, left);
+      double coarse[kBlockItems];
+      pack_dim(values[d], scale, d, words, left, coarse);
       const int64_t dim = step + d - block.first_dim;
       if (dim < 0) {
         if (step + d + 1 < block.views) add(left, squares.left[step + d + 1]);
         continue;
       }
       add_squares(values[d], squares.norms);
+      if (dim < block.dim) add(coarse, squares.coarse);
       for (int64_t v = 0; v < block.views; ++v) {
         if (dim < block.view_dims[v]) add(left, squares.left[v]);
       }

@@ -29,17 +29,22 @@ void check_shape(int64_t rows, int64_t dim) {
 // Vectors of fewer values are in the caches anyway.
 constexpr int64_t kLeastCoded = 1 << 19;
 
-std::shared_ptr<const ItemCodes> codes_of(const ItemVectors& unit_vectors, ThreadPool* pool) {
+std::shared_ptr<const ItemCodes> codes_of(const ItemVectors& unit_vectors, ThreadPool* pool,
+                                          std::optional<bool> split) {
   const bool large = unit_vectors.rows() * unit_vectors.dim() >= kLeastCoded;
   if (!large || unit_vectors.dim() > kMostCodedDims) return nullptr;
-  return ItemCodes::pack(unit_vectors, Rotation::find(unit_vectors, pool), {pool, default_isa()});
+  const Context context = {pool, default_isa()};
+  const std::shared_ptr<const Rotation> rotation = Rotation::find(unit_vectors, pool);
+  const bool apart = split ? *split : worth_splitting(unit_vectors, rotation, context);
+  return ItemCodes::pack(unit_vectors, rotation, apart, context);
 }
 
 constexpr int64_t kRowsPerTask = 512;
 
 }  // namespace
 
-ItemIndex ItemIndex::build(Matrix<const float> vectors, ThreadPool* pool) {
+ItemIndex ItemIndex::build(Matrix<const float> vectors, ThreadPool* pool,
+                           std::optional<bool> split) {
   check_shape(vectors.rows, vectors.cols);
   std::shared_ptr<float> owned(allocate_huge<float>(vectors.rows * vectors.cols).release(),
                                FreeMemory());
@@ -61,15 +66,16 @@ ItemIndex ItemIndex::build(Matrix<const float> vectors, ThreadPool* pool) {
   ItemIndex index;
   index.unit_vectors_.floats = Matrix<const float>(owned.get(), vectors.rows, vectors.cols);
   index.owned_ = std::move(owned);
-  index.codes_ = codes_of(index.unit_vectors_, pool);
+  index.codes_ = codes_of(index.unit_vectors_, pool, split);
   return index;
 }
 
-ItemIndex ItemIndex::from_unit_vectors(const ItemVectors& unit_vectors, ThreadPool* pool) {
+ItemIndex ItemIndex::from_unit_vectors(const ItemVectors& unit_vectors, ThreadPool* pool,
+                                       std::optional<bool> split) {
   check_shape(unit_vectors.rows(), unit_vectors.dim());
   ItemIndex index;
   index.unit_vectors_ = unit_vectors;
-  index.codes_ = codes_of(unit_vectors, pool);
+  index.codes_ = codes_of(unit_vectors, pool, split);
   return index;
 }
 
@@ -89,7 +95,7 @@ ItemIndex ItemIndex::of_rows(const ItemIndex& index, Span<const uint32_t> rows,
   some.unit_vectors_.floats = Matrix<const float>(owned.get(), rows.size, dim);
   some.owned_ = std::move(owned);
   if (index.codes() != nullptr) {
-    some.codes_ = ItemCodes::pack(some.unit_vectors_, nullptr, context);
+    some.codes_ = ItemCodes::pack(some.unit_vectors_, nullptr, /*split=*/false, context);
   }
   return some;
 }
@@ -114,6 +120,8 @@ std::vector<int64_t> ItemIndex::partial_scans() const {
   std::sort(dims.begin(), dims.end());
   return dims;
 }
+
+bool ItemIndex::split_codes() const { return codes_ != nullptr && codes_->split(); }
 
 std::optional<StoredCodes> ItemIndex::stored_codes() const {
   if (codes_ == nullptr) return std::nullopt;

@@ -71,6 +71,17 @@ void copy_rows(const ItemVectors& vectors, Span<const uint32_t> rows, int64_t co
   }
 }
 
+Matrix<const float> spread_rows(const ItemVectors& vectors, int64_t count,
+                                std::vector<float>& memory) {
+  const int64_t dim = vectors.dim();
+  memory.resize(static_cast<size_t>(count * dim));
+  for (int64_t i = 0; i < count; ++i) {
+    const float* row = load_rows(vectors, i * vectors.rows() / count, 1, default_isa()).data;
+    std::copy(row, row + dim, memory.data() + i * dim);
+  }
+  return {memory.data(), count, dim};
+}
+
 void score_rows(const ItemVectors& vectors, Span<const uint32_t> rows, const float* query,
                 float* scores, Isa isa) {
   if (!vectors.is_half()) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "recengine/context.h"
 #include "recengine/item_index.h"
@@ -20,6 +21,10 @@ Matrix<const float> load_rows(const ItemVectors& vectors, Span<const uint32_t> r
 // The same, into `out` [count, dim].
 void copy_rows(const ItemVectors& vectors, Span<const uint32_t> rows, int64_t count, Isa isa,
                float* out);
+
+// Evenly spread ones, into `memory`.
+Matrix<const float> spread_rows(const ItemVectors& vectors, int64_t count,
+                                std::vector<float>& memory);
 
 // Scores, as cosine_topk() defines them, of single rows against one query (padded with zeros to
 // kScoreLanes).

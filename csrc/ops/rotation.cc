@@ -34,7 +34,7 @@ double axes_bytes(int64_t dim) { return static_cast<double>(dim * dim) * sizeof(
 // What axes may take of an item, so that with its code, which fills whole steps, the lengths of its
 // rests and its block's bounds it takes at most dim + 8 bytes.
 double axes_room(int64_t dim) {
-  constexpr double kBlockBounds = 0.5;
+  constexpr double kBlockBounds = 0.5625;
   const int64_t padding = (kStepDims - dim % kStepDims) % kStepDims;
   return 8 - kBlockBounds - static_cast<double>(kStepDims + padding);
 }
@@ -67,18 +67,6 @@ const PartialScan* cheapest(const std::vector<PartialScan>& scans, int64_t dim, 
     }
   }
   return best;
-}
-
-// Rows of a sample, evenly spread.
-Matrix<const float> spread_rows(const ItemVectors& vectors, int64_t count,
-                                std::vector<float>& memory) {
-  const int64_t dim = vectors.dim();
-  memory.resize(static_cast<size_t>(count * dim));
-  for (int64_t i = 0; i < count; ++i) {
-    const float* row = load_rows(vectors, i * vectors.rows() / count, 1, default_isa()).data;
-    std::copy(row, row + dim, memory.data() + i * dim);
-  }
-  return {memory.data(), count, dim};
 }
 
 // Sums of x x^T over the rows: [dim, dim].

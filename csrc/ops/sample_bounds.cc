@@ -59,14 +59,15 @@ class Sample {
 
   // About the best scores in a block's groups for a tile of queries; -inf for a group of which no
   // item is allowed. `scores` are [queries, blocks * kGroups].
-  void score_block(const CodeScans& scans, int64_t tile, int64_t i, Matrix<float> scores) const {
+  void score_block(CodeScans& scans, int64_t tile, int64_t i, Matrix<float> scores) const {
     constexpr int32_t kAll = -kMostThreshold;
-    const int64_t ahead = i + 1 < blocks_ ? block(i + 1) : -1;
     const uint64_t allowed = allowed_items(search_, block(i));
     const int64_t begin = tile * queries_.tile_queries();
     const int64_t end = std::min(begin + queries_.tile_queries(), scores.rows);
     CodeHits hits;
-    scans.scan(tile, block(i), &kAll, 0, ahead, hits);
+    const int64_t next = i + 1 < blocks_ ? block(i + 1) : -1;
+    const int64_t ahead = i + 2 < blocks_ ? block(i + 2) : -1;
+    scans.scan(tile, block(i), &kAll, 0, next, ahead, hits);
     for (int64_t q = begin; q < end; ++q) {
       int32_t* const products = hits.products[q - begin];
       for (uint64_t dropped = ~allowed; dropped != 0; dropped &= dropped - 1) {
@@ -93,6 +94,12 @@ class Sample {
     return value_of_rank(scores, rank_in_sample(search_.k(), stride_));
   }
 
+  // The share of the groups with these scores that a coarse scan leaves.
+  double coarse_share(Span<const float> scores, float guess) const {
+    const float least = guess - codes_.mean_coarse_error();
+    return static_cast<double>(count_from(scores, least)) / static_cast<double>(scores.size);
+  }
+
  private:
   int64_t block(int64_t i) const { return stride_ / 2 + i * stride_; }
 
@@ -107,14 +114,14 @@ class Sample {
 
 }  // namespace
 
-std::vector<float> sample_bounds(const Context& context, const Search& search, int64_t first,
-                                 int64_t count, ThreadPool* pool) {
-  std::vector<float> guesses(static_cast<size_t>(count), kLowest);
+SampleBounds sample_bounds(const Context& context, const Search& search, int64_t first,
+                           int64_t count, ThreadPool* pool) {
+  SampleBounds found{std::vector<float>(static_cast<size_t>(count), kLowest)};
   const int64_t blocks = search.index->codes()->blocks();
   const int64_t wanted =
       std::max(std::min(blocks / kSampledBlocks, kMostStride), blocks / kMostBlocks);
   const int64_t stride = (wanted - 1) | 1;  // odd: catalogs may repeat themselves by powers of two
-  if (stride < kLeastStride) return guesses;
+  if (stride < kLeastStride) return found;
   Sample sample(context, search, first, count, stride);
   if (!search.exclusions->empty()) {
     for_each(pool, count, [&](int64_t q) { sample.find_excluded(q); });
@@ -128,15 +135,21 @@ std::vector<float> sample_bounds(const Context& context, const Search& search, i
     const int64_t tile = task / parts;
     const int64_t first_block = task % parts * kBlocksPerPart;
     const int64_t end_block = std::min(first_block + kBlocksPerPart, sample.blocks());
-    const CodeScans scans(sample.queries(), tile, 1);
+    CodeScans scans(sample.queries(), tile, 1);
     for (int64_t i = first_block; i < end_block; ++i) {
       sample.score_block(scans, tile, i, scores);
     }
   });
   for_each(pool, count, [&](int64_t q) {
-    guesses[static_cast<size_t>(q)] = sample.guess({scores.row(q), sampled});
+    found.guesses[static_cast<size_t>(q)] = sample.guess({scores.row(q), sampled});
   });
-  return guesses;
+  if (!search.index->codes()->split() || count > kMostCoarseQueries) return found;
+  found.coarse_share = 0;
+  for (int64_t q = 0; q < count; ++q) {
+    const float guess = found.guesses[static_cast<size_t>(q)];
+    found.coarse_share += sample.coarse_share({scores.row(q), sampled}, guess);
+  }
+  return found;
 }
 
 }  // namespace recengine

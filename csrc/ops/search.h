@@ -85,10 +85,17 @@ inline uint64_t allowed_items(const Search& search, int64_t block) {
   return search.allow_bitmap == nullptr ? there : there & search.allow_bitmap[block];
 }
 
-// A score for each of the queries that K items probably reach and few others do, guessed from a
-// sample of the items' codes; -inf for a catalog of which that is not worth it.
-std::vector<float> sample_bounds(const Context& context, const Search& search, int64_t first,
-                                 int64_t count, ThreadPool* pool);
+// What a sample of the items' codes tells of some queries.
+struct SampleBounds {
+  // A score for each query that K items probably reach and few others do; -inf for a catalog of
+  // which a sample is not worth it.
+  std::vector<float> guesses;
+  // About the share of groups of items that a coarse scan leaves, for all queries together.
+  double coarse_share = std::numeric_limits<double>::infinity();
+};
+
+SampleBounds sample_bounds(const Context& context, const Search& search, int64_t first,
+                           int64_t count, ThreadPool* pool);
 
 CosineScan scan_for(Isa isa);
 

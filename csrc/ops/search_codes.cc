@@ -7,6 +7,9 @@
 // A partial scan reads fewer dimensions of rotated vectors and the length of each item's rest. With
 // the lengths as one more dimension of query and item its product is an upper bound of the score,
 // and the same bounds on its codes hold.
+//
+// A coarse scan, for few queries, which wait for memory, reads the high four bits of all codes
+// first, and the low ones of those groups of items that bounds on the high bits leave.
 #include <algorithm>
 #include <atomic>
 #include <memory>
@@ -26,6 +29,7 @@ namespace {
 
 constexpr int64_t kQueriesPerPass = 128;               // bounds the memory of candidates
 constexpr int64_t kBlocksAhead = 2;                    // fetched before they are scanned
+constexpr int64_t kCoarseAhead = 4;                    // whose high bits are
 constexpr int64_t kBlocksPerStep = BlockTerms::kMost;  // with the thresholds of their beginning
 constexpr int64_t kTriedBlocks = 32;                   // to see what a partial scan leaves
 constexpr int64_t kLeastGrowth = 256;                  // of candidates between looking them through
@@ -38,10 +42,15 @@ constexpr int64_t kLeastQueries = 8;
 constexpr int64_t kLeastBlocks = 512;
 constexpr int64_t kLeastSteps = 2;  // for each thread
 
+// Up to this share of groups that are read in full a coarse scan takes less time than another: a
+// group's lines are read at random.
+constexpr double kMostCoarse = 0.5;
+constexpr int64_t kGroupsAhead = 16;  // whose low bits are fetched before they are read
+
 // About the share of items that pass the guessed bounds in a view, from a few blocks.
 double passing_share(const ItemCodes& codes, const CodedQueries& queries,
                      const std::vector<float>& guesses) {
-  const CodeScans scans(queries, 0, queries.tiles());
+  CodeScans scans(queries, 0, queries.tiles());
   const int64_t tile_queries = queries.tile_queries();
   const int64_t blocks = std::min(kTriedBlocks, codes.blocks());
   const auto count = static_cast<int64_t>(guesses.size());
@@ -58,7 +67,7 @@ double passing_share(const ItemCodes& codes, const CodedQueries& queries,
         const float wanted = guesses[static_cast<size_t>(q)];
         queries.set_thresholds(q, wanted, terms, thresholds + (q - first));
       }
-      uint32_t any = scans.scan(tile, block, thresholds, 1, -1, hits);
+      uint32_t any = scans.scan(tile, block, thresholds, 1, -1, -1, hits);
       for (; any != 0; any &= any - 1) {
         passing += __builtin_popcountll(hits.items[__builtin_ctz(any)]);
       }
@@ -124,9 +133,10 @@ class CodeSearch {
  public:
   // `guesses` are scores that K items of each query probably reach; they are checked.
   CodeSearch(const Context& context, const Search& search, int64_t first, int64_t count,
-             const CodeView& view, std::vector<float> guesses, int64_t scored_before)
+             const CodeView& view, bool coarse, std::vector<float> guesses, int64_t scored_before)
       : context_(context),
         scored_before_(scored_before),
+        coarse_(coarse),
         search_(search),
         index_(*search.index),
         codes_(*search.index->codes()),
@@ -173,7 +183,7 @@ class CodeSearch {
   bool guesses_twice() const {
     const int64_t steps = steps_of(ScanOrder::first(codes_.blocks()).size());
     const auto threads = static_cast<int64_t>(idle_.size());
-    return count_ >= kLeastQueries && codes_.blocks() >= kLeastBlocks &&
+    return (count_ >= kLeastQueries || coarse_) && codes_.blocks() >= kLeastBlocks &&
            steps >= kLeastSteps * threads && view_.partial == nullptr;
   }
 
@@ -203,7 +213,8 @@ class CodeSearch {
       const int64_t end = std::min(begin + size, order.size());
       if (begin >= end) return;
       Candidates* const found = take();
-      scan_chunk(order, begin, end, found);
+      (this->*(coarse_ ? &CodeSearch::scan_coarse : &CodeSearch::scan_chunk))(order, begin, end,
+                                                                              found);
       give_back(found);
     });
   }
@@ -239,7 +250,7 @@ class CodeSearch {
 
   // Blocks [begin, end) of the order.
   void scan_chunk(const ScanOrder& order, int64_t begin, int64_t end, Candidates* found) {
-    const CodeScans scans(queries_, 0, queries_.tiles());
+    CodeScans scans(queries_, 0, queries_.tiles());
     const int64_t tile_queries = queries_.tile_queries();
     static thread_local std::vector<int32_t> memory;
     memory.resize(static_cast<size_t>(count_ * kBlocksPerStep));
@@ -260,28 +271,94 @@ class CodeSearch {
         const int64_t block = order[i];
         const uint64_t allowed = allowed_items(search_, block);
         if (allowed == 0) continue;
-        const int64_t ahead = i + kBlocksAhead < order.size() ? order[i + kBlocksAhead] : -1;
+        const int64_t following = i + 1 < end ? order[i + 1] : -1;
+        const int64_t ahead =
+            i + 1 + kBlocksAhead < order.size() ? order[i + 1 + kBlocksAhead] : -1;
         const int32_t* const of_block = thresholds + (i - first);
         for (int64_t tile = 0, q = 0; q < count_; ++tile, q += tile_queries) {
-          uint32_t any =
-              scans.scan(tile, block, of_block + q * kBlocksPerStep, kBlocksPerStep, ahead, hits);
+          uint32_t any = scans.scan(tile, block, of_block + q * kBlocksPerStep, kBlocksPerStep,
+                                    following, ahead, hits);
           for (; any != 0; any &= any - 1) {
             const int hit = __builtin_ctz(any);
-            offer(found[q + hit], q + hit, block, hits.items[hit] & allowed, hits.products[hit]);
+            offer(found[q + hit], q + hit, block, hits.items[hit] & allowed, 0, hits.products[hit]);
           }
         }
       }
     }
   }
 
-  void offer(Candidates& found, int64_t q, int64_t block, uint64_t items, const int32_t* products) {
+  // A group of items whose high bits reach a query's threshold.
+  struct Group {
+    alignas(kLineBytes) int32_t products[kGroupItems];
+    int64_t block;
+    int64_t q;
+    int32_t group;
+    int32_t threshold;  // for all bits
+  };
+
+  // As scan_chunk(), for few queries.
+  void scan_coarse(const ScanOrder& order, int64_t begin, int64_t end, Candidates* found) {
+    std::vector<CoarseQuery> coarse;
+    for (int64_t q = 0; q < count_; ++q) coarse.emplace_back(queries_, q);
+    Group waiting[kGroupsAhead];
+    int64_t put = 0;
+    int64_t taken = 0;
+    const auto finish = [&] {
+      Group& next = waiting[taken++ % kGroupsAhead];
+      const uint32_t items = coarse[static_cast<size_t>(next.q)].scan_low(
+          next.block, next.group, next.threshold, next.products);
+      const int64_t first = next.group * kGroupItems;
+      const uint64_t wanted = uint64_t{items} << first & allowed_items(search_, next.block);
+      if (wanted != 0) offer(found[next.q], next.q, next.block, wanted, first, next.products);
+    };
+    int32_t thresholds[kMostCoarseQueries][kBlocksPerStep];
+    int32_t low_thresholds[kMostCoarseQueries][kBlocksPerStep];
+    alignas(kLineBytes) int32_t products[kBlockItems];
+    for (int64_t first = begin; first < end; first += kBlocksPerStep) {
+      const int64_t next = std::min(first + kBlocksPerStep, end);
+      BlockTerms terms;
+      for (int64_t i = first; i < next; ++i) queries_.add_block(order[i], terms);
+      for (int64_t q = 0; q < count_; ++q) {
+        const float wanted = bound(q).load(std::memory_order_relaxed);
+        coarse[static_cast<size_t>(q)].set_thresholds(wanted, terms, thresholds[q]);
+        queries_.set_thresholds(q, wanted, terms, low_thresholds[q]);
+      }
+      for (int64_t i = first; i < next; ++i) {
+        const int64_t block = order[i];
+        const uint64_t allowed = allowed_items(search_, block);
+        if (allowed == 0) continue;
+        const int64_t ahead = i + kCoarseAhead < order.size() ? order[i + kCoarseAhead] : -1;
+        for (int64_t q = 0; q < count_; ++q) {
+          const CoarseQuery& query = coarse[static_cast<size_t>(q)];
+          uint64_t left = query.scan(block, thresholds[q][i - first], ahead, products) & allowed;
+          while (left != 0) {
+            const auto group = static_cast<int32_t>(__builtin_ctzll(left) / kGroupItems);
+            left &= ~(uint64_t{0xffff} << group * kGroupItems);
+            if (put - taken == kGroupsAhead) finish();
+            query.fetch_low(block, group);
+            Group& to = waiting[put++ % kGroupsAhead];
+            std::copy_n(products + group * kGroupItems, kGroupItems, to.products);
+            to.block = block;
+            to.q = q;
+            to.group = group;
+            to.threshold = low_thresholds[q][i - first];
+          }
+        }
+      }
+    }
+    while (taken < put) finish();
+  }
+
+  // Some items of a block; `products` begin with that of item `first`.
+  void offer(Candidates& found, int64_t q, int64_t block, uint64_t items, int64_t first,
+             const int32_t* products) {
     const float slack = queries_.bound(q, block);
     const float unit = queries_.unit(q, block);
     const int32_t offset = queries_[q].offset;
     float wanted = bound(q).load(std::memory_order_relaxed);
     for (; items != 0; items &= items - 1) {
       const int item = __builtin_ctzll(items);
-      const float upper = static_cast<float>(products[item] - offset) * unit + slack;
+      const float upper = static_cast<float>(products[item - first] - offset) * unit + slack;
       if (upper < wanted) continue;
       const int64_t row = block * kBlockItems + item;
       if (found.size == found.limit) {
@@ -387,7 +464,8 @@ class CodeSearch {
     }
     if (reached < guess) {
       // The guess was too high, or there are fewer than K: search again without one.
-      CodeSearch(context_, search_, first_ + q, 1, codes_.full_view(), {kLowest}, found.scored)
+      CodeSearch(context_, search_, first_ + q, 1, codes_.full_view(), false, {kLowest},
+                 found.scored)
           .run();
       return;
     }
@@ -398,13 +476,14 @@ class CodeSearch {
     for (int64_t i = 0; i < found.size; ++i) {
       keys.push_back(sort_key(found.items[i].upper, found.items[i].row));
     }
+    const float largest = coarse_ ? codes_.largest_coarse_error() : view_.largest_error;
     write_answer(keys, search_, first_ + q,
-                 {found.size, found.scored,
-                  queries_[q].slack + view_.largest_error * queries_[q].error_share});
+                 {found.size, found.scored, queries_[q].slack + largest * queries_[q].error_share});
   }
 
   const Context context_;
   int64_t scored_before_;  // of the one query, in a search that did not answer it
+  bool coarse_;
   const Search& search_;
   const ItemIndex& index_;
   const ItemCodes& codes_;
@@ -431,10 +510,11 @@ void search_codes(const Context& context, const Search& search) {
   for (int64_t first = 0; first < search.queries.count; first += kQueriesPerPass) {
     const int64_t count = std::min(kQueriesPerPass, search.queries.count - first);
     const bool alone = search.index->threads_worth(count) == 1;
-    std::vector<float> guesses =
+    SampleBounds sample =
         sample_bounds(context, search, first, count, alone ? nullptr : context.pool);
-    const CodeView& view = choose_view(context, search, first, guesses);
-    CodeSearch(context, search, first, count, view, std::move(guesses), 0).run();
+    const CodeView& view = choose_view(context, search, first, sample.guesses);
+    const bool coarse = view.partial == nullptr && sample.coarse_share < kMostCoarse;
+    CodeSearch(context, search, first, count, view, coarse, std::move(sample.guesses), 0).run();
   }
 }
 

@@ -1,7 +1,6 @@
 // Codes of items on their way to a file and back.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <string>
 #include <utility>
 #include <vector>
@@ -67,12 +66,13 @@ std::shared_ptr<const Rotation> read_rotation(const StoredCodes& stored, int64_t
 
 StoredCodes ItemCodes::store() const {
   StoredCodes stored;
-  stored.codes = {codes_, blocks_ * block_bytes()};
+  stored.codes = {codes_, 2 * blocks_ * half_bytes()};
   stored.bounds.insert(stored.bounds.end(), scales_.begin(), scales_.end());
   stored.bounds.insert(stored.bounds.end(), norms_.begin(), norms_.end());
   for (const CodeView& view : views_) {
     stored.bounds.insert(stored.bounds.end(), view.errors.begin(), view.errors.end());
   }
+  stored.bounds.insert(stored.bounds.end(), coarse_errors_.begin(), coarse_errors_.end());
   if (rotation_ == nullptr) return stored;
   stored.axes.assign(rotation_->axes(), rotation_->axes() + rotation_->dim() * rotation_->dim());
   for (const PartialScan& scan : rotation_->scans()) {
@@ -88,16 +88,21 @@ std::shared_ptr<const ItemCodes> ItemCodes::load(const ItemVectors& vectors,
     fail("expected vectors of at most " + std::to_string(kMostCodedDims) + " dimensions, found " +
          std::to_string(vectors.dim()));
   }
-  const std::shared_ptr<ItemCodes> codes(
-      new ItemCodes(vectors, read_rotation(stored, vectors.dim())));
+  std::shared_ptr<const Rotation> rotation = read_rotation(stored, vectors.dim());
+  const auto scans = static_cast<int64_t>(stored.scans.size()) / 2;
+  const int64_t blocks = (vectors.rows() + kBlockItems - 1) / kBlockItems;
+  const bool split = static_cast<int64_t>(stored.bounds.size()) == (4 + scans) * blocks;
+  const std::shared_ptr<ItemCodes> codes(new ItemCodes(vectors, std::move(rotation), split));
   const auto views = static_cast<int64_t>(codes->views_.size());
-  expect_size("codes", stored.codes.size, codes->blocks_ * codes->block_bytes());
-  expect_size("bounds", static_cast<int64_t>(stored.bounds.size()), (2 + views) * codes->blocks_);
+  const int64_t rows = 2 + views + (split ? 1 : 0);
+  expect_size("codes", stored.codes.size, 2 * codes->blocks_ * codes->half_bytes());
+  expect_size("bounds", static_cast<int64_t>(stored.bounds.size()), rows * codes->blocks_);
   codes->codes_ = stored.codes.data;
   for (int64_t block = 0; block < codes->blocks_; ++block) {
     const float* const values = stored.bounds.data() + block;
     BlockBounds bounds{values[0], values[codes->blocks_]};
     for (int64_t v = 0; v < views; ++v) bounds.errors[v] = values[(2 + v) * codes->blocks_];
+    if (split) bounds.coarse_error = values[(2 + views) * codes->blocks_];
     codes->set_bounds(block, bounds);
   }
   codes->require_bounds();
@@ -114,7 +119,7 @@ void ItemCodes::require_bounds() const {
   const auto lengths = [longest](float value) { return value >= 0 && value <= longest; };
   for (int64_t block = 0; block < blocks_; ++block) {
     const BlockBounds bounds = bounds_of(block);
-    if (scales(bounds.scale) && lengths(bounds.largest_norm) &&
+    if (scales(bounds.scale) && lengths(bounds.largest_norm) && lengths(bounds.coarse_error) &&
         std::all_of(std::begin(bounds.errors), std::end(bounds.errors), lengths)) {
       continue;
     }
@@ -127,17 +132,18 @@ void ItemCodes::require_bounds() const {
 // in another way, do not go unnoticed.
 void ItemCodes::require_blocks(const ItemVectors& vectors) const {
   const Isa isa = default_isa();
-  std::vector<uint8_t> packed(static_cast<size_t>(block_bytes()));
+  std::vector<uint8_t> packed(static_cast<size_t>(2 * half_bytes()));
+  std::vector<uint8_t> found(packed.size());
   const int64_t compared = std::min(kComparedBlocks, blocks_);
   for (int64_t i = 0; i < compared; ++i) {
     const int64_t block = i * blocks_ / compared;
     const BlockBounds stored = bounds_of(block);
+    copy_block(block, found.data());
     BlockBounds bounds{};
-    const bool same =
-        pack_block(isa, vectors, block, packed.data(), bounds) &&
-        std::memcmp(packed.data(), codes_ + block * block_bytes(), packed.size()) == 0 &&
-        bounds.scale == stored.scale && bounds.largest_norm == stored.largest_norm &&
-        std::equal(std::begin(bounds.errors), std::end(bounds.errors), stored.errors);
+    const bool same = pack_block(isa, vectors, block, packed.data(), bounds) && packed == found &&
+                      bounds.scale == stored.scale && bounds.largest_norm == stored.largest_norm &&
+                      bounds.coarse_error == stored.coarse_error &&
+                      std::equal(std::begin(bounds.errors), std::end(bounds.errors), stored.errors);
     if (!same) fail("block " + std::to_string(block) + ": expected codes of these vectors");
   }
 }

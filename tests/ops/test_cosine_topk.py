@@ -135,10 +135,10 @@ def coded_searches(draw):
 
 
 @settings(max_examples=settings.default.max_examples // 3)
-@given(search=coded_searches(), threads=st.integers(1, 3))
-def test_a_search_by_codes_equals_the_reference_to_the_bit(places, search, threads):
+@given(search=coded_searches(), threads=st.integers(1, 3), split=st.booleans())
+def test_a_search_by_codes_equals_the_reference_to_the_bit(places, search, threads, split):
     vectors, queries, k, exclude, allow = search
-    index, expected = ops.ItemIndex(vectors), reference(*search)
+    index, expected = ops.ItemIndex(vectors, split_codes=split), reference(*search)
     limits = {"exclude": exclude, "allow": allow}
     for place in places:
         assert_same(place.cosine_topk(index, queries, k, threads=threads, **limits), expected)
@@ -146,42 +146,46 @@ def test_a_search_by_codes_equals_the_reference_to_the_bit(places, search, threa
 
 # What is the same in every place is made once: an index takes longer than searches of it.
 @cache
-def catalog_with_hits_side_by_side(dim):
+def catalog_with_hits_side_by_side(dim, split):
     """An index, queries, and the right answer for the 20 best."""
     rng = np.random.default_rng(13)
     vectors = rng.standard_normal((9_000, dim), dtype=np.float32)
     vectors[200:300] = vectors[7]  # hits side by side, and ties beyond K
     queries = vectors[rng.integers(0, 9_000, 33)]
     queries[::5] = vectors[7]
-    return ops.ItemIndex(vectors), queries, reference(vectors, queries, 20)
+    index = ops.ItemIndex(vectors, split_codes=split)
+    return index, queries, reference(vectors, queries, 20)
 
 
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("dim", [60, 64, 100, 128])  # fill a tile's row in part, in full, and two
-def test_every_number_of_queries_that_are_scanned_together(isa, dim):
-    index, queries, (rows, scores) = catalog_with_hits_side_by_side(dim)
+def test_every_number_of_queries_that_are_scanned_together(isa, dim, split):
+    index, queries, (rows, scores) = catalog_with_hits_side_by_side(dim, split)
     for batch in range(1, 34):
         found = ops.cosine_topk(index, queries[:batch], 20, isa=isa)
         assert_same(found, (rows[:batch], scores[:batch]))
 
 
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("batch", [1, 9, 16])
-def test_products_of_the_longest_codes_fit_their_sums(isa, batch):
+def test_products_of_the_longest_codes_fit_their_sums(isa, batch, split):
     vectors = np.ones((100, 1 << 14), np.float32)
     vectors[::3] = -1
     vectors[1::3, ::2] = -1
     queries = np.repeat([[1.0], [-1.0]], 1 << 14, axis=1).astype(np.float32)[np.arange(batch) % 2]
-    found = ops.cosine_topk(vectors, queries, 2, isa=isa)
+    found = ops.cosine_topk(ops.ItemIndex(vectors, split_codes=split), queries, 2, isa=isa)
     assert_same(found, reference(vectors, queries, 2))
 
 
-def test_items_along_a_query_of_one_sign_are_not_lost_to_an_overflow(isa):
+@pytest.mark.parametrize("split", [False, True])
+def test_items_along_a_query_of_one_sign_are_not_lost_to_an_overflow(isa, split):
     rng = np.random.default_rng(17)
     vectors = rng.choice(np.float32([-1, 1]), (9_000, 64))  # codes as large as they get
     vectors[[4_000, 8_000]], vectors[[4_100, 8_100]] = 1, -1
     queries = np.ones((13, 64), np.float32)
     queries[1::2] = -1
     queries[2::3, 16:] *= 0.01
-    found = ops.cosine_topk(vectors, queries, 3, isa=isa)
+    found = ops.cosine_topk(ops.ItemIndex(vectors, split_codes=split), queries, 3, isa=isa)
     assert_same(found, reference(vectors, queries, 3))
 
 
@@ -302,6 +306,57 @@ def test_what_a_partial_scan_leaves_out_is_proven_in_fp64(isa):
 
 
 @cache
+def coarse_catalog(dim):
+    """Vectors, of which few may be near a query by the high bits of their codes; what two queries
+    exclude, what is allowed, and an index."""
+    rng = np.random.default_rng(dim)
+    vectors = rng.standard_normal((160_000, dim), dtype=np.float32)
+    vectors[7_000:7_003] = vectors[5]
+    queries = vectors[[5, 60]]
+    exclude = [rng.integers(0, 160_000, 300), np.array([60, 61])]
+    allow = rng.random(160_000) < 0.8
+    return vectors, queries, exclude, allow, ops.ItemIndex(vectors, split_codes=True)
+
+
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("dim", [12, 14])  # three steps, and four with a part of one
+def test_what_a_coarse_scan_leaves_out_is_proven_in_fp64(isa, dim, batch, limited):
+    vectors, queries, exclude, allow, index = coarse_catalog(dim)
+    queries = queries[:batch]
+    limits = {"exclude": exclude[:batch], "allow": allow} if limited else {}
+    rows, scores, certificate = ops.certified_topk(index, queries, 3, isa=isa, **limits)
+    assert (certificate.bound > 0.1).all()  # that of four bits
+    assert (certificate.scored < 400).all()
+    assert_same((rows, scores), reference(vectors, queries, 3, **limits))
+    exact = unit(queries).astype(np.float64) @ unit(vectors).astype(np.float64).T
+    if limited:
+        exact[:, ~allow] = -np.inf
+        for q, excluded in enumerate(exclude[:batch]):
+            exact[q, excluded] = -np.inf
+    np.put_along_axis(exact, rows, -np.inf, axis=1)
+    assert (exact.max(axis=1) < certificate.threshold + 1e-6).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rows", "dim", "split"),
+    [
+        ("gaussian", 600_000, 56, True),
+        ("gaussian", 500_000, 56, False),  # less than 32 MiB
+        ("gaussian", 350_000, 96, False),  # a coarse scan leaves too many
+        ("steep", 600_000, 56, False),  # a partial scan reads less
+    ],
+)
+def test_codes_are_split_where_that_pays(kind, rows, dim, split):
+    vectors = catalog(np.random.default_rng(1), kind, rows, dim)
+    index = ops.ItemIndex(vectors)
+    assert index.split_codes == split
+    queries = vectors[:3]
+    found = ops.cosine_topk(index, queries, 10)
+    assert_same(found, ops.cosine_topk(ops.ItemIndex(vectors, split_codes=not split), queries, 10))
+
+
+@cache
 def crowded_catalog():
     """Vectors, an index of them, queries that are like none of them, and the right answers."""
     rng = np.random.default_rng(6)
@@ -322,7 +377,7 @@ def test_queries_unlike_the_items_do_not_make_a_partial_scan_score_everything(is
 
 
 @cache
-def steep_catalog_with_ties():
+def steep_catalog_with_ties(split):
     """An index; queries, what each excludes, what is allowed, and the right answer for 50."""
     rng = np.random.default_rng(5)
     vectors = steep(rng, 20_000, 64)
@@ -332,12 +387,13 @@ def steep_catalog_with_ties():
     exclude = [rng.integers(0, 20_000, 200) for _ in queries]
     allow = rng.random(20_000) < 0.7
     expected = reference(vectors, queries, 50, exclude, allow)
-    return ops.ItemIndex(vectors), queries, exclude, allow, expected
+    return ops.ItemIndex(vectors, split_codes=split), queries, exclude, allow, expected
 
 
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("batch", [1, 2, 7, 64, 100])
-def test_partial_scans_of_every_batch_exclude_and_allow(place, batch):
-    index, queries, exclude, allow, (rows, scores) = steep_catalog_with_ties()
+def test_partial_scans_of_every_batch_exclude_and_allow(place, batch, split):
+    index, queries, exclude, allow, (rows, scores) = steep_catalog_with_ties(split)
     assert index.partial_scans
     found = place.cosine_topk(index, queries[:batch], 50, exclude=exclude[:batch], allow=allow)
     assert_same(found, (rows[:batch], scores[:batch]))

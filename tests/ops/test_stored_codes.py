@@ -41,12 +41,15 @@ def assert_same_searches(index, expected, queries):
         np.testing.assert_array_equal(found[2].bound, wanted[2].bound)
 
 
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize(("kind", "rows", "dim"), [(gaussian, 9_001, 62), (steep, 20_000, 48)])
-def test_an_index_with_stored_codes_is_the_one_that_stored_them(tmp_path, kind, rows, dim, dtype):
+def test_an_index_with_stored_codes_is_the_one_that_stored_them(
+    tmp_path, kind, rows, dim, dtype, split
+):
     rng = np.random.default_rng(1)
     vectors = unit(kind(rng, rows, dim), dtype)
-    packed = ops.ItemIndex.from_unit_vectors(vectors)
+    packed = ops.ItemIndex.from_unit_vectors(vectors, split_codes=split)
     write_tensors(tmp_path / "codes.safetensors", packed.stored_codes())
     mapped = {
         name: map_tensor(tmp_path, Tensor(file="codes.safetensors", tensor=name))
@@ -55,6 +58,7 @@ def test_an_index_with_stored_codes_is_the_one_that_stored_them(tmp_path, kind, 
     index = ops.ItemIndex.from_unit_vectors(vectors, mapped)
     assert (packed.partial_scans != []) == (kind is steep)
     assert index.partial_scans == packed.partial_scans
+    assert index.split_codes == packed.split_codes == split
     assert_same_searches(index, packed, vectors[:9].astype(np.float32))
     for name, array in index.stored_codes().items():
         np.testing.assert_array_equal(array, mapped[name])
@@ -73,9 +77,12 @@ def test_stored_codes_are_a_view_that_is_not_copied_when_they_are_taken(vectors)
     ("rows", "dim", "rotated"),
     [(17_000, 120, True), (17_000, 124, False), (17_000, 119, False), (18_000, 46, True)],
 )
-def test_codes_bounds_and_axes_take_at_most_eight_bytes_besides_the_dimensions(rows, dim, rotated):
+@pytest.mark.parametrize("split", [False, True])
+def test_codes_bounds_and_axes_take_at_most_eight_bytes_besides_the_dimensions(
+    rows, dim, rotated, split
+):
     vectors = steep(np.random.default_rng(1), rows, dim)
-    codes = ops.ItemIndex(vectors).stored_codes()
+    codes = ops.ItemIndex(vectors, split_codes=split).stored_codes()
     assert (codes["axes"].size > 0) == rotated
     assert sum(array.nbytes for array in codes.values()) <= (dim + 8) * (rows + 63)
 
@@ -98,8 +105,32 @@ def test_codes_of_the_same_vectors_are_the_same_bytes_for_ever():
     assert sums == ["217d735e3cad8000", "ca014c23fe3b1c4d"]
 
 
+def test_split_codes_hold_the_same_bits_high_ones_first():
+    vectors = np.random.default_rng(2).integers(-9, 10, (9_000, 61)).astype(np.float32)
+    whole = ops.ItemIndex(vectors, split_codes=False).stored_codes()
+    split = ops.ItemIndex(vectors, split_codes=True).stored_codes()
+    blocks, steps = 141, 16
+    codes = whole["codes"].reshape(blocks, steps, 2, 2, 64)  # of two groups each in two pairs
+    high = codes[..., 0, :] & 0xF0 | codes[..., 1, :] >> 4
+    pairs = codes.reshape(blocks, steps // 2, 2, 4, 64)  # of two steps
+    low = (pairs[:, :, 1] << 4 | pairs[:, :, 0] & 0x0F).swapaxes(1, 2)
+    expected = np.concatenate([high.ravel(), low.ravel()])
+    np.testing.assert_array_equal(split["codes"], expected)
+    np.testing.assert_array_equal(split["bounds"][: 3 * blocks], whole["bounds"])
+    errors = split["bounds"][3 * blocks :]
+    assert (errors > 8 * whole["bounds"][2 * blocks :]).all()
+    assert (errors < 32 * whole["bounds"][2 * blocks :]).all()
+
+
+def test_split_codes_are_said_once(vectors, codes):
+    with pytest.raises(InputError, match=r"split_codes: expected none beside codes"):
+        ops.ItemIndex.from_unit_vectors(vectors, codes, split_codes=True)
+
+
 def test_a_small_catalog_has_no_codes():
-    assert ops.ItemIndex(np.eye(8, dtype=np.float32)).stored_codes() is None
+    index = ops.ItemIndex(np.eye(8, dtype=np.float32), split_codes=True)
+    assert index.stored_codes() is None
+    assert not index.split_codes
 
 
 def test_codes_of_other_vectors_are_refused(vectors, codes):
@@ -156,13 +187,17 @@ def test_arrays_that_are_missing_are_named(vectors, codes):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize(("make", "dim"), [(gaussian, 61), (gaussian, 64), (steep, 64)])
-def test_codes_are_packed_to_the_same_bits_on_every_instruction_set(monkeypatch, make, dim, dtype):
+def test_codes_are_packed_to_the_same_bits_on_every_instruction_set(
+    monkeypatch, make, dim, dtype, split
+):
     vectors = unit(make(np.random.default_rng(2), 9_001, dim), dtype)
     packed = {}
     for isa in ops.supported_isas():
         monkeypatch.setenv("RECENGINE_ISA", isa)
-        packed[isa] = ops.ItemIndex.from_unit_vectors(vectors).stored_codes()
+        index = ops.ItemIndex.from_unit_vectors(vectors, split_codes=split)
+        packed[isa] = index.stored_codes()
     expected = packed.pop("portable")
     for codes in packed.values():
         assert codes.keys() == expected.keys()

@@ -26,8 +26,9 @@ struct ItemVectors {
 // The codes of a large catalog as they are stored beside its vectors, for packing takes long. They
 // are the same on every machine.
 struct StoredCodes {
-  Span<const uint8_t> codes;  // [blocks of items, bytes of a block], borrowed
-  std::vector<float> bounds;  // [2 + views, blocks]: scales, largest norms, errors of each view
+  Span<const uint8_t> codes;  // of all blocks of items; split ones first the high bits; borrowed
+  std::vector<float> bounds;  // [2 + views, blocks]: scales, largest norms, errors of each view;
+                              // of split codes [3 + views, blocks], then errors of the high bits
   std::vector<float> axes;    // [dim, dim] that vectors were rotated to; empty: they were not
   std::vector<float> scans;   // [partial scans, 2]: dims, and the share of items that passes
 };
@@ -38,12 +39,16 @@ struct StoredCodes {
 class ItemIndex {
  public:
   // Normalises and packs `vectors` [rows, dim]; rows of norm 0 stay 0 and score 0. Throws
-  // InputError naming the row when a value is not finite. `vectors` is not kept.
-  static ItemIndex build(Matrix<const float> vectors, ThreadPool* pool = nullptr);
+  // InputError naming the row when a value is not finite. `vectors` is not kept. `split`: whether
+  // the high bits of codes are kept apart from the low ones, which is faster where they are read
+  // from memory; if not said, by their size.
+  static ItemIndex build(Matrix<const float> vectors, ThreadPool* pool = nullptr,
+                         std::optional<bool> split = std::nullopt);
 
   // Packs unit vectors as build() would leave them, without copying rows that may stay
   // memory-mapped: `unit_vectors` must outlive the index.
-  static ItemIndex from_unit_vectors(const ItemVectors& unit_vectors, ThreadPool* pool = nullptr);
+  static ItemIndex from_unit_vectors(const ItemVectors& unit_vectors, ThreadPool* pool = nullptr,
+                                     std::optional<bool> split = std::nullopt);
 
   // The index that from_unit_vectors() made, from the codes that it stored: `unit_vectors` and
   // `stored.codes` must outlive it. Throws InputError when they cannot be codes of these vectors;
@@ -66,6 +71,9 @@ class ItemIndex {
   // How many dimensions of rotated vectors a search may read instead of all, ascending; empty where
   // that does not pay.
   std::vector<int64_t> partial_scans() const;
+
+  // Whether the high bits of its codes are kept apart; false for a small catalog.
+  bool split_codes() const;
 
   // The codes, borrowed from this index; none for a small catalog.
   std::optional<StoredCodes> stored_codes() const;
