@@ -139,7 +139,7 @@ CoarseQuery::CoarseQuery(const CodedQueries& queries, int64_t q)
   const int64_t first = q / queries.tile_queries() * queries.tile_queries();
   const int8_t* const tile = queries.codes_.data() + first * queries.stride();
   const int64_t apart = kernel_.by_query ? 1 : queries.tile_size(first);
-  const int64_t before = kernel_.by_query ? q * view_.steps : q - first;
+  const int64_t before = kernel_.by_query ? (q - first) * view_.steps : q - first;
   for (int64_t step = 0; step < view_.steps; ++step) {
     std::copy_n(tile + (before + step * apart) * kStepDims, kStepDims,
                 codes_.begin() + (view_.first_step + step) * kStepDims);

@@ -34,7 +34,7 @@ double axes_bytes(int64_t dim) { return static_cast<double>(dim * dim) * sizeof(
 // What axes may take of an item, so that with its code, which fills whole steps, the lengths of its
 // rests and its block's bounds it takes at most dim + 8 bytes.
 double axes_room(int64_t dim) {
-  constexpr double kBlockBounds = 0.5625;
+  constexpr double kBlockBounds = 0.5;
   const int64_t padding = (kStepDims - dim % kStepDims) % kStepDims;
   return 8 - kBlockBounds - static_cast<double>(kStepDims + padding);
 }
