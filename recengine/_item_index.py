@@ -254,7 +254,7 @@ class DeviceItemIndex:
     """
 
     def __init__(self, index: ItemIndex | npt.ArrayLike, device: int = 0) -> None:
-        items = index if isinstance(index, ItemIndex) else ItemIndex(index)
+        items = index if isinstance(index, ItemIndex) else ItemIndex(index, split_codes=False)
         self._native = _ops.DeviceItemIndex.copy(items._native, device)
 
     @property

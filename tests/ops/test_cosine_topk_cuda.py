@@ -64,6 +64,16 @@ def test_codes_of_every_dimension(dim, batch):
     assert (found[2].bound > 0).all()
 
 
+@pytest.mark.parametrize("dim", [60, 64])  # an odd number of steps, and an even one
+def test_an_index_with_split_codes_is_copied_as_one_with_whole_codes(dim):
+    vectors, queries = normal(3, 2**19 // dim + 400, dim), normal(4, 5, dim)
+    found = gpu_search(ops.ItemIndex(vectors, split_codes=True), queries, 10)
+    whole = gpu_search(ops.ItemIndex(vectors, split_codes=False), queries, 10)
+    assert_same(found, reference(vectors, queries, 10))
+    np.testing.assert_array_equal(found[2].bound, whole[2].bound)
+    np.testing.assert_array_equal(found[2].scored, whole[2].scored)
+
+
 def test_codes_along_the_axes_of_more_than_256_dimensions():
     decay = np.float32(0.9) ** np.arange(260, dtype=np.float32)
     vectors, queries = normal(3, 78_000, 260) * decay, normal(4, 3, 260)
